@@ -1,0 +1,307 @@
+package config
+
+import (
+	"log/slog"
+	"time"
+)
+
+// Config is everything the relay can be told. The zero value is not usable:
+// start from [Default] or [Load].
+type Config struct {
+	// DatabaseDSN says how to reach Postgres, as a URL or in keyword form. It
+	// has no default.
+	DatabaseDSN Secret
+
+	// AdvisoryLock is the number relays of one outbox compete for. Two outbox
+	// tables in one database may share it. Default 42.
+	AdvisoryLock int64
+
+	// Table is the outbox table. Default outbox, in the schema public.
+	Table Table
+
+	// Migrate lets the relay create or upgrade its tables when it starts.
+	// Default true.
+	Migrate bool
+
+	// Strict makes the relay refuse to start, rather than warn, where a
+	// condition of exactly-once delivery does not hold. Default false.
+	Strict bool
+
+	// HTTPAddr is where metrics and health are served, or
+	// [HTTPOff]. Default 127.0.0.1:8080.
+	HTTPAddr string
+
+	// HTTPAddrSet tells an address somebody asked for, which has to be had,
+	// from the default, which a relay can do without if it is taken.
+	HTTPAddrSet bool
+
+	// Logging says what is logged, and how.
+	Logging Logging
+
+	// NATS says how to reach the broker.
+	NATS NATS
+
+	// Stream says where events go, and how that stream is created if the relay
+	// creates it.
+	Stream Stream
+
+	// Relay tunes the publishing loop.
+	Relay Relay
+
+	// Election is how relays agree on the one that publishes.
+	Election Election
+}
+
+// HTTPOff is the HTTPAddr of a relay that serves no HTTP.
+const HTTPOff = "off"
+
+// Logging is the logging part of a [Config].
+type Logging struct {
+	// Level is the least severe level that is logged. Default info.
+	Level slog.Level
+
+	// Format is how a record is written. Default [FormatText].
+	Format Format
+}
+
+// NATS is the broker part of a [Config].
+type NATS struct {
+	// URL is a comma separated list of servers, or [NATSEmbedded]. Default
+	// nats://localhost:4222.
+	URL Secret
+
+	// Creds is a credentials file (JWT and seed). Default none.
+	Creds string
+
+	// NKey is a file with an NKey seed. Default none.
+	NKey string
+
+	// TLSCA is a file with the authorities to trust. Default the system's.
+	TLSCA string
+
+	// TLSCert is the client certificate's file; it needs TLSKey. Default none.
+	TLSCert string
+
+	// TLSKey is the file of TLSCert's key. Default none.
+	TLSKey string
+
+	// Listen is where the embedded server listens. Default 127.0.0.1:4222.
+	Listen string
+
+	// StoreDir is where the embedded server keeps its streams. Default
+	// data/nats.
+	StoreDir string
+}
+
+// NATSEmbedded is the URL of a relay that runs its own NATS server.
+const NATSEmbedded = "embedded"
+
+// Embedded reports whether the relay is to run its own NATS server.
+func (n NATS) Embedded() bool { return n.URL == NATSEmbedded }
+
+// Stream is the JetStream part of a [Config].
+type Stream struct {
+	// Name is the stream's name. Default OUTBOX.
+	Name string
+
+	// Subject is the template of an event's subject. Default
+	// outbox.{topic}.{aggregate_type}.{aggregate_id}.
+	Subject string
+
+	// DuplicateWindow is how long a stream the relay creates remembers message
+	// ids. Default 10m.
+	DuplicateWindow time.Duration
+
+	// Create lets the relay create a stream that does not exist. Default true.
+	Create bool
+
+	// Replicas of a stream the relay creates. Default 1.
+	Replicas int
+
+	// MaxAge is how long a stream the relay creates keeps a message, 0 for
+	// ever. Default 0.
+	MaxAge time.Duration
+
+	// Storage of a stream the relay creates. Default [StorageFile].
+	Storage Storage
+
+	// CloudEventsSource is the source attribute of the CloudEvents headers.
+	// Default empty: no such headers are sent.
+	CloudEventsSource string
+}
+
+// Relay is the publishing loop's part of a [Config].
+type Relay struct {
+	// PollInterval is the longest a sleeping relay waits before it looks at
+	// the table; a committed event normally wakes it at once. Default 1s.
+	PollInterval time.Duration
+
+	// BatchSize is how many rows one fetch reads. Default 1000.
+	BatchSize int
+
+	// BatchBytes is how many bytes of payload one fetch reads. Default 8 MiB.
+	BatchBytes int
+
+	// MaxAttempts is how often a row that is refused for its own sake is
+	// tried. An outage costs no attempts. Default 3.
+	MaxAttempts int
+
+	// OnDead is what happens to an aggregate of which an event was given up.
+	// Default [OnDeadSkip].
+	OnDead OnDead
+
+	// RetryBackoff is a refused row's first wait; it doubles with every
+	// attempt. Default 1s.
+	RetryBackoff time.Duration
+
+	// RetryBackoffMax is where the doubling ends. Default 1m.
+	RetryBackoffMax time.Duration
+
+	// Retain is how long published events stay in the archive, from which what
+	// the broker loses after it acknowledged it is published again; 0 keeps no
+	// archive. Default 5m.
+	Retain time.Duration
+
+	// AckTimeout is how long the broker may take to acknowledge. Default 5s.
+	AckTimeout time.Duration
+
+	// ShutdownTimeout is how long a relay that was asked to stop finishes what
+	// it has begun. Default 10s.
+	ShutdownTimeout time.Duration
+}
+
+// Format is how log records are written.
+type Format string
+
+// The log formats.
+const (
+	// FormatText is for people.
+	FormatText Format = "text"
+
+	// FormatJSON is for machines, one object a line.
+	FormatJSON Format = "json"
+)
+
+// Storage is what a stream is stored on.
+type Storage string
+
+// The kinds of storage.
+const (
+	// StorageFile survives a restart of the broker.
+	StorageFile Storage = "file"
+
+	// StorageMemory does not.
+	StorageMemory Storage = "memory"
+)
+
+// OnDead is what follows an event that was given up.
+type OnDead string
+
+// What may follow an event that was given up.
+const (
+	// OnDeadSkip lets the aggregate's later events go on.
+	OnDeadSkip OnDead = "skip"
+
+	// OnDeadHold keeps them until a person decides.
+	OnDeadHold OnDead = "hold"
+)
+
+// Election is the election's part of a [Config].
+type Election struct {
+	// Kind is how relays agree on the one that publishes. Default
+	// [ElectionPostgres].
+	Kind ElectionKind
+
+	// Key is what they compete for with [ElectionJetStream]. Default one made
+	// of the stream, the database's name and the table.
+	Key string
+}
+
+// ElectionKind is how relays agree on the one that publishes.
+type ElectionKind string
+
+// The kinds of election.
+const (
+	// ElectionPostgres elects through an advisory lock in Postgres.
+	ElectionPostgres ElectionKind = "postgres"
+
+	// ElectionJetStream elects through an entry of a JetStream key-value
+	// bucket.
+	ElectionJetStream ElectionKind = "jetstream"
+
+	// ElectionNone elects nobody: whoever starts it promises to run one relay.
+	ElectionNone ElectionKind = "none"
+)
+
+// Table names a table of the database. Names are taken as they are: they are
+// quoted in SQL, so case counts.
+type Table struct {
+	// Schema of the table. Default public.
+	Schema string
+
+	// Name of the table in its schema. Default outbox.
+	Name string
+}
+
+// defaultSchema is not written out in a table's name.
+const defaultSchema = "public"
+
+// String is the name as the configuration spells it: "table", or
+// "schema.table" outside of public.
+func (t Table) String() string {
+	if t.Schema == defaultSchema {
+		return t.Name
+	}
+	return t.Schema + "." + t.Name
+}
+
+// Default returns the configuration of a relay that was told nothing. It lacks
+// the one setting without a default, DatabaseDSN.
+func Default() Config {
+	return Config{
+		AdvisoryLock: 42,
+		Table:        Table{Schema: defaultSchema, Name: "outbox"},
+		Migrate:      true,
+		HTTPAddr:     "127.0.0.1:8080",
+		Logging: Logging{
+			Level:  slog.LevelInfo,
+			Format: FormatText,
+		},
+		NATS: NATS{
+			URL:      "nats://localhost:4222",
+			Listen:   "127.0.0.1:4222",
+			StoreDir: "data/nats",
+		},
+		Stream: Stream{
+			Name:            "OUTBOX",
+			Subject:         "outbox.{topic}.{aggregate_type}.{aggregate_id}",
+			DuplicateWindow: 10 * time.Minute,
+			Create:          true,
+			Replicas:        1,
+			Storage:         StorageFile,
+		},
+		Relay: Relay{
+			PollInterval:    time.Second,
+			BatchSize:       1000,
+			BatchBytes:      8 << 20,
+			MaxAttempts:     3,
+			OnDead:          OnDeadSkip,
+			RetryBackoff:    time.Second,
+			RetryBackoffMax: time.Minute,
+			Retain:          5 * time.Minute,
+			AckTimeout:      5 * time.Second,
+			ShutdownTimeout: 10 * time.Second,
+		},
+		Election: Election{Kind: ElectionPostgres},
+	}
+}
+
+// LogValue lists every setting by its file key, without passwords.
+func (c Config) LogValue() slog.Value {
+	fields := Fields()
+	attrs := make([]slog.Attr, len(fields))
+	for i, f := range fields {
+		attrs[i] = slog.String(f.Key, f.Value(c))
+	}
+	return slog.GroupValue(attrs...)
+}
