@@ -1,0 +1,300 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
+)
+
+// archiveParts is how many parts the archive has: one that is being filled, and others that are kept, together for
+// Options.Retain, until their turn comes to be emptied.
+const archiveParts = 3
+
+const (
+	// archivePatience is how long the relay waits for a part that somebody else is reading, such as a backup, before it
+	// goes on filling the one before. Meanwhile it does nothing else.
+	archivePatience = 50 * time.Millisecond
+	// archiveRetry is when it tries again.
+	archiveRetry = 10 * time.Second
+)
+
+// archive is which part is being filled.
+type archive struct {
+	part   int
+	filled time.Time // When it is the next one's turn, or to be tried again.
+	due    time.Time // Since when it is; zero if it is not.
+}
+
+// archiveSpan is how long one part is filled.
+func (o *Outbox) archiveSpan() time.Duration { return o.retain / (archiveParts - 1) }
+
+// toArchive makes a statement that removes events from the outbox o put them into the archive. Its further parameters
+// are the part, the stream, and the sequence that they are stored behind.
+func (t Table) toArchive(remove string) string {
+	return `
+with gone as (` + remove + ` returning ` + of("o", eventColumns) + `)
+insert into ` + t.published() + ` (part, stream, after, ` + eventColumns + `) select $2, $3, $4, ` + eventColumns + ` from gone`
+}
+
+// of puts a table's name before each of its columns.
+func of(table, columns string) string {
+	return table + "." + strings.ReplaceAll(columns, ", ", ", "+table+".")
+}
+
+// tendArchive goes on to the next part when that is due, and empties it. What hinders it is not worth a term: the relay
+// goes on with the part it has. Whoever has the session calls it.
+func (o *Outbox) tendArchive(ctx context.Context, conn *pgx.Conn) {
+	now := time.Now()
+	if o.stream == "" || now.Before(o.archive.filled) {
+		return
+	}
+	o.archive.filled = now.Add(archiveRetry) // Unless it succeeds.
+	if o.archive.due.IsZero() {
+		o.archive.due = now
+	}
+	var err error
+	if o.retain == 0 {
+		err = o.emptyArchive(ctx, conn)
+	} else {
+		err = o.turnArchive(ctx, conn)
+	}
+	if err == nil {
+		return
+	}
+	level := slog.LevelWarn
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == codeLockNotAvailable && now.Sub(o.archive.due) < o.archiveSpan() {
+		level = slog.LevelDebug // Somebody is reading; for longer than that, the archive grows beyond what is said of it.
+	}
+	o.log.LogAttrs(ctx, level, "could not empty the oldest part of the archive; trying again later", slog.Any("error", err))
+}
+
+// turnArchive empties the next part and goes on with it.
+func (o *Outbox) turnArchive(ctx context.Context, conn *pgx.Conn) error {
+	next := (o.archive.part + 1) % archiveParts
+	err := o.truncate(ctx, conn, []string{o.table.part(next)}, func(tx pgx.Tx) error {
+		// In the rows of all streams: it is all streams' archive.
+		tag, err := tx.Exec(ctx, `
+update `+o.table.relay()+` set part = $1, part_since = clock_timestamp()
+ where exists (select from `+o.table.relay()+` where stream = $2 and term = $3)`, next, o.stream, o.term)
+		if err == nil && tag.RowsAffected() == 0 {
+			return errDeposed
+		}
+		return err //nolint:wrapcheck // The caller says what it was for.
+	})
+	if err != nil {
+		return err
+	}
+	o.archive = archive{part: next, filled: time.Now().Add(o.archiveSpan())}
+	return nil
+}
+
+// emptyArchive empties all parts, since nothing is to be retained.
+func (o *Outbox) emptyArchive(ctx context.Context, conn *pgx.Conn) error {
+	var used bool
+	if err := conn.QueryRow(ctx, `select exists (select from `+o.table.published()+`)`).Scan(&used); err != nil {
+		return err //nolint:wrapcheck // The caller says what it was for.
+	}
+	if used {
+		if err := o.truncate(ctx, conn, o.table.parts(), nil); err != nil {
+			return err
+		}
+	}
+	o.archive.filled = time.Now().Add(24 * time.Hour) // Nothing comes to it.
+	return nil
+}
+
+// truncate empties parts of the archive and does one thing more in the same transaction.
+func (o *Outbox) truncate(ctx context.Context, conn *pgx.Conn, parts []string, more func(tx pgx.Tx) error) error {
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { //nolint:wrapcheck // The caller says what it was for.
+		if _, err := tx.Exec(ctx, `set local lock_timeout = `+milliseconds(archivePatience)); err != nil {
+			return err //nolint:wrapcheck // As above.
+		}
+		if _, err := tx.Exec(ctx, `truncate only `+strings.Join(parts, ", ")); err != nil || more == nil {
+			return err //nolint:wrapcheck // As above.
+		}
+		return more(tx)
+	})
+}
+
+// Checkpoint is a lower bound: every row still in the outbox that was ever published has a higher sequence in the
+// stream. The zero value is always true.
+type Checkpoint struct {
+	// Created is when the stream was created that the sequences are of, to the microsecond.
+	Created time.Time
+	// Sequence is the bound, Before the one that was recorded before it.
+	Sequence, Before uint64
+}
+
+// Ref names an event as its message in the stream does.
+type Ref struct {
+	Seq int64
+	ID  uuid.UUID
+}
+
+// Archived is an event in the archive.
+type Archived struct {
+	Ref
+
+	// After is a sequence of the stream which the event was stored behind.
+	After uint64
+	// Size is that of its payload in bytes.
+	Size int
+
+	part int        // Where it is:
+	at   pgtype.TID // nothing moves in the archive.
+}
+
+// errDeposed ends a term: another relay has begun one since.
+var errDeposed = errors.New("another relay has taken over")
+
+// Archive returns the archived events that were published to the term's stream with an After of at least from, in no
+// particular order. It reads the whole archive, on a connection of its own, so that the session can go on showing that
+// the leader lives: a million events take about a third of a second.
+func (o *Outbox) Archive(ctx context.Context, from uint64) (events []Archived, err error) {
+	if o.retain == 0 {
+		return nil, nil
+	}
+	err = o.with(ctx, func(conn *pgx.Conn) error {
+		rows, err := conn.Query(ctx, `select seq, id, after, octet_length(data), part, ctid from `+o.table.published()+` where stream = $1 and after >= $2`, o.stream, int64(from)) //nolint:gosec // A stream ends long before.
+		if err != nil {
+			return err //nolint:wrapcheck // Explained below.
+		}
+		events, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (a Archived, err error) {
+			var after int64
+			err = row.Scan(&a.Seq, &a.ID, &after, &a.Size, &a.part, &a.at)
+			a.After = uint64(after) //nolint:gosec // As it was recorded.
+			return a, err
+		})
+		return err //nolint:wrapcheck // Explained below.
+	})
+	return events, o.table.explain("read the archive", err)
+}
+
+// Settle removes those of the events that are still in the outbox, for the archive if there is one, and returns how many
+// those were: they were found in the stream behind after. Like Exchange it works on the session, for the leader only.
+func (o *Outbox) Settle(ctx context.Context, found []Ref, after uint64) (settled int, err error) {
+	seqs, ids := split(found)
+	remove := `delete from ` + o.table.outbox() + ` o using unnest($1::bigint[], $5::uuid[]) as found (seq, id) where o.seq = found.seq and o.id = found.id`
+	args := []any{seqs, o.archive.part, o.stream, int64(after), ids} //nolint:gosec // A stream ends long before.
+	if o.retain == 0 {
+		remove = strings.Replace(remove, "$5", "$2", 1)
+		args = []any{seqs, ids}
+	} else {
+		remove = o.table.toArchive(remove)
+	}
+	err = o.session.Do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		if err := o.inOffice(); err != nil {
+			return err
+		}
+		tag, err := conn.Exec(ctx, remove, args...)
+		settled = int(tag.RowsAffected())
+		return err //nolint:wrapcheck // Explained below.
+	})
+	return settled, o.table.explain("settle what the stream holds", err)
+}
+
+// PutBack takes lost events out of the archive and puts them back into the outbox, with their ids and seqs, and then
+// records the checkpoint; the zero checkpoint records none. It returns how many there were. Like Exchange it works on the
+// session, for the leader only.
+//
+// A checkpoint of a stream that was created anew makes the sequences in the archive those of another stream: they become
+// 0, which is always true. That may take long, on a connection of its own.
+func (o *Outbox) PutBack(ctx context.Context, lost []Archived, checkpoint Checkpoint) (back int, err error) {
+	if len(lost) > 0 {
+		err := o.inOfficeTx(ctx, func(tx pgx.Tx) error {
+			var err error
+			back, err = o.putBack(ctx, tx, lost)
+			return err
+		})
+		if err != nil {
+			return 0, o.table.explain("put back what the stream has lost", err)
+		}
+		o.rescan.Store(true) // They may be below the floor.
+	}
+	if checkpoint == (Checkpoint{}) {
+		return back, nil
+	}
+	if err := o.disown(ctx, checkpoint.Created); err != nil {
+		return back, o.table.explain("adjust the archive to the new stream", err)
+	}
+	err = o.inOfficeTx(ctx, func(tx pgx.Tx) error { return o.record(ctx, tx, checkpoint) })
+	return back, o.table.explain("record the checkpoint", err)
+}
+
+// inOfficeTx runs a transaction on the session of the term.
+func (o *Outbox) inOfficeTx(ctx context.Context, task func(tx pgx.Tx) error) error {
+	return o.session.Do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		if err := o.inOffice(); err != nil {
+			return err
+		}
+		return pgx.BeginFunc(ctx, conn, task)
+	})
+}
+
+func (o *Outbox) putBack(ctx context.Context, tx pgx.Tx, lost []Archived) (int, error) {
+	var (
+		seqs [archiveParts][]int64
+		ids  [archiveParts][][16]byte
+		at   [archiveParts][]pgtype.TID
+	)
+	for _, a := range lost {
+		seqs[a.part], ids[a.part], at[a.part] = append(seqs[a.part], a.Seq), append(ids[a.part], a.ID), append(at[a.part], a.at)
+	}
+	back := 0
+	for part := range archiveParts {
+		if len(seqs[part]) == 0 {
+			continue
+		}
+		// One that is in the outbox already is to be published again anyway.
+		tag, err := tx.Exec(ctx, `
+with back as (delete from `+o.table.part(part)+` p using unnest($1::tid[], $2::bigint[], $3::uuid[]) as lost (at, seq, id)
+               where p.ctid = lost.at and p.seq = lost.seq and p.id = lost.id returning `+of("p", eventColumns)+`)
+insert into `+o.table.outbox()+` (`+eventColumns+`) overriding system value select `+eventColumns+` from back
+    on conflict (seq) do nothing`, at[part], seqs[part], ids[part])
+		if err != nil {
+			return 0, err //nolint:wrapcheck // The caller explains it.
+		}
+		back += int(tag.RowsAffected())
+	}
+	return back, nil
+}
+
+// disown makes the sequences in the archive true of another stream, unless it is the one that they are of.
+func (o *Outbox) disown(ctx context.Context, created time.Time) error {
+	return o.with(ctx, func(conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, `
+update `+o.table.published()+` set after = 0
+ where stream = $1 and after > 0 and exists (select from `+o.table.relay()+` where stream = $1 and stream_created <> $2)`, o.stream, created)
+		return err //nolint:wrapcheck // The caller explains it.
+	})
+}
+
+// record records a checkpoint, on disk: what has been published is only looked for behind it.
+func (o *Outbox) record(ctx context.Context, tx pgx.Tx, c Checkpoint) error {
+	if _, err := tx.Exec(ctx, `set local synchronous_commit = on`); err != nil {
+		return err //nolint:wrapcheck // The caller explains it.
+	}
+	tag, err := tx.Exec(ctx, `
+update `+o.table.relay()+` set stream_created = $2, checkpoint = $3, checkpoint_before = $4 where stream = $1 and term = $5`,
+		o.stream, c.Created, int64(c.Sequence), int64(c.Before), o.term) //nolint:gosec // A stream ends long before.
+	if err == nil && tag.RowsAffected() == 0 {
+		return errDeposed
+	}
+	return err //nolint:wrapcheck // The caller explains it.
+}
+
+// split returns the columns. Ids are bare arrays, which pgx encodes many times faster than a uuid.UUID.
+func split(refs []Ref) (seqs []int64, ids [][16]byte) {
+	seqs, ids = make([]int64, len(refs)), make([][16]byte, len(refs))
+	for i, r := range refs {
+		seqs[i], ids[i] = r.Seq, r.ID
+	}
+	return seqs, ids
+}

@@ -1,0 +1,59 @@
+// Package store is the Postgres side of the outbox: its tables, and everything that reads and writes them.
+//
+// # Producing
+//
+// [Insert] adds events in a caller's pgx transaction, [InsertSQL] in a database/sql one; passing a pool
+// instead of a transaction does not compile. Plain SQL is just as good, from any language:
+//
+//	insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) values ('users', 'User', '17', 'UserCreated', '{}')
+//
+// An event exists once its transaction has committed, and never if it rolled back. The order of events is that
+// of seq, which is drawn at the insert: for an aggregate whose row is locked before its event is inserted, as an
+// UPDATE does, that is the order of the commits.
+//
+// # Tables
+//
+// [Outbox.Migrate] creates, for an outbox named t, the tables t (events that wait), t_dead (events that were
+// given up), t_published (the archive, in three parts), t_relay (who leads, and the checkpoint) and t_migrations (the
+// schema's version), the trigger function t_wake and its trigger. A row's states:
+//
+//	in t, attempts = 0       waits to be published
+//	in t, retry_at set       was refused by the broker; waits for another attempt, and its aggregate with it
+//	in t_dead                was refused as often as allowed; waits for a person to requeue or discard it
+//	in t_published           is stored in the stream; kept for Options.Retain, in case that the stream loses it
+//	gone                     is stored in the stream
+//
+// The archive's parts are filled in turn, each for half of Retain, and the oldest is truncated before it is filled again:
+// what leaves the archive costs nothing. Whoever reads it for long, such as a backup, makes it wait, not the relay.
+//
+// # Waking
+//
+// A sleeping relay holds an advisory lock exclusively; the insert trigger tries to share it, and notifies only
+// if it cannot. A producer that could share it keeps it to its commit, so a relay that gets it exclusively
+// knows that no insert is under way that it would not be told of. [Request] and [FallAsleep] have the relay's
+// side of it, [Outbox.Listen] hears the notifications. Losing one costs latency, never an event: the relay
+// polls as well.
+//
+// A transaction that notifies cannot be prepared (PREPARE TRANSACTION). A producer that uses two-phase commit says
+// "set local outbox.notify = off" first; a sleeping relay then finds its events at the next poll.
+//
+// # Reading
+//
+// [Outbox.Exchange] is the relay's single round trip: it removes what is settled, records what failed and
+// fetches all visible rows, in one snapshot and in seq order. It never skips rows that commit late, and
+// never removes one that it was not told to. It runs on the [Session] that holds the leader's lock, so whoever
+// has lost the lock has lost the way to write, too.
+//
+// # Recovering
+//
+// [Outbox.Begin] tells a new leader the [Checkpoint]: a lower bound of where in the stream there may be events that are
+// still in the table. [Outbox.Settle] removes those that were found there, [Outbox.Archive] tells what else ought to be
+// there, and [Outbox.PutBack] puts back what is not. The checkpoint moves with what an exchange settles, in the same
+// transaction, so that a crash of the server, which may undo the latest exchanges, undoes both or neither.
+//
+// # Failures
+//
+// Errors say what to do; those that callers branch on are the Err… variables, and [Fatal] tells which of
+// them waiting does not heal. A connection that breaks is replaced at the next use. Poolers in transaction
+// mode are refused ([ErrPooler]): behind one, locks and notifications silently do not work.
+package store

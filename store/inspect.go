@@ -1,0 +1,230 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+const (
+	// countLimit is up to where rows are counted. Beyond it the planner's estimate does.
+	countLimit = 10_000
+	// inspectTimeout bounds each look at the tables: dead rows that vacuum may not remove make any of them slow.
+	inspectTimeout = 10 * time.Second
+)
+
+// Count is how many rows a table has: exactly so many, or about.
+type Count struct {
+	Rows  int64
+	Exact bool
+}
+
+// TermRecord is what the tables tell of the terms of one stream.
+type TermRecord struct {
+	Stream string
+	// Outbox names this outbox in the stream.
+	Outbox uuid.UUID
+	// Number counts the terms; Leader, a name for humans, leads the latest, or led it, from Since on.
+	Number int64
+	Leader string
+	Since  time.Time
+	// For is how long ago that was.
+	For time.Duration
+	// Checkpoint is zero before the first one has been recorded.
+	Checkpoint Checkpoint
+}
+
+// Inspection is what the tables tell of an outbox, whether or not a relay runs. What could not be read is nil.
+type Inspection struct {
+	// Terms are those of all streams that were ever published to, the latest first.
+	Terms []TermRecord
+	// Locked tells that a session holds the leader's lock: a relay leads that was elected through Postgres.
+	Locked *bool
+	// Waiting are the events in the outbox.
+	Waiting *Count
+	// Oldest is how long ago the first of them was inserted; nil if none waits.
+	Oldest *time.Duration
+	// Dead are the dead letters.
+	Dead *Count
+	// Archived are the events in the archive, which take up so many bytes.
+	Archived      *Count
+	ArchivedBytes *int64
+}
+
+// Inspect reads what the tables tell. It counts no large table. Its error has all that could not be read; the rest is
+// there, unless there is no connection or no outbox.
+func (o *Outbox) Inspect(ctx context.Context) (found Inspection, err error) {
+	t := o.table
+	err = o.with(ctx, func(conn *pgx.Conn) error {
+		if _, err := conn.Exec(ctx, `set statement_timeout = `+milliseconds(inspectTimeout)); err != nil {
+			return fmt.Errorf("inspect the outbox: %w", err)
+		}
+		switch exists, err := t.checkShape(ctx, conn); {
+		case err != nil:
+			return err
+		case !exists:
+			return fmt.Errorf("%w: %s; create it with `outbox-relay migrate` or store.Migrate", ErrNoTable, t)
+		}
+		var faults []error
+		look := func(what string, read func() error) {
+			if err := read(); err != nil {
+				faults = append(faults, t.explain("read "+what, err))
+			}
+		}
+		look("who leads", func() error { return t.terms(ctx, conn, &found.Terms) })
+		look("whether somebody leads", func() error { return t.locked(ctx, conn, &found.Locked) })
+		look("how much waits", func() error { return count(ctx, conn, t.outbox(), &found.Waiting) })
+		look("since when events wait", func() error {
+			err := conn.QueryRow(ctx, `select clock_timestamp() - created_at from `+t.outbox()+` order by seq limit 1`).Scan(&found.Oldest)
+			if errors.Is(err, pgx.ErrNoRows) {
+				return nil
+			}
+			return err //nolint:wrapcheck // Explained above.
+		})
+		look("how many dead letters there are", func() error { return count(ctx, conn, t.dead(), &found.Dead) })
+		look("the size of the archive", func() error {
+			if err := count(ctx, conn, t.published(), &found.Archived); err != nil {
+				return err
+			}
+			return conn.QueryRow(ctx, `select sum(pg_total_relation_size(part::regclass))::bigint from unnest($1::text[]) as part`, t.parts()).Scan(&found.ArchivedBytes) //nolint:wrapcheck // Explained above.
+		})
+		return errors.Join(faults...)
+	})
+	return found, err
+}
+
+func (t Table) terms(ctx context.Context, conn *pgx.Conn, found *[]TermRecord) error {
+	rows, err := conn.Query(ctx, `
+select stream, outbox, term, leader, leader_since, clock_timestamp() - leader_since, stream_created, checkpoint, checkpoint_before
+  from `+t.relay()+` order by leader_since desc`)
+	if err != nil {
+		return err //nolint:wrapcheck // The caller explains it.
+	}
+	*found, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (r TermRecord, err error) {
+		var created *time.Time
+		var sequence, before int64
+		err = row.Scan(&r.Stream, &r.Outbox, &r.Number, &r.Leader, &r.Since, &r.For, &created, &sequence, &before)
+		if created != nil {
+			r.Checkpoint = Checkpoint{Created: *created, Sequence: uint64(sequence), Before: uint64(before)} //nolint:gosec // As they were recorded.
+		}
+		return r, err
+	})
+	return err //nolint:wrapcheck // The caller explains it.
+}
+
+// locked finds out whether somebody holds the leader's lock, whatever its first half, which an elector chooses.
+func (t Table) locked(ctx context.Context, conn *pgx.Conn, found **bool) error {
+	return conn.QueryRow(ctx, `
+select exists (select from pg_catalog.pg_locks
+                where locktype = 'advisory' and objsubid = 2 and granted and objid = $1
+                  and database = (select oid from pg_catalog.pg_database where datname = current_database()))`, uint32(t.LockKey())).Scan(found) //nolint:gosec,wrapcheck // As Postgres shows it. The caller explains it.
+}
+
+// count counts the rows of a table, or takes the planner's word for it, which needs no statistics.
+func count(ctx context.Context, conn *pgx.Conn, table string, found **Count) error {
+	var rows int64
+	if err := conn.QueryRow(ctx, `select count(*) from (select from `+table+` limit $1) counted`, countLimit+1).Scan(&rows); err != nil {
+		return err //nolint:wrapcheck // The caller explains it.
+	}
+	if rows <= countLimit {
+		*found = &Count{rows, true}
+		return nil
+	}
+	var plan []byte
+	if err := conn.QueryRow(ctx, `explain (format json) select from `+table).Scan(&plan); err != nil {
+		return err //nolint:wrapcheck // The caller explains it.
+	}
+	var plans []struct {
+		Plan struct {
+			Rows int64 `json:"Plan Rows"`
+		}
+	}
+	if err := json.Unmarshal(plan, &plans); err != nil || len(plans) != 1 {
+		return fmt.Errorf("read the planner's estimate of %s: got %d plans: %w", table, len(plans), err)
+	}
+	*found = &Count{max(rows, plans[0].Plan.Rows), false}
+	return nil
+}
+
+// Trigger is what became of the trigger that wakes the relay.
+type Trigger string
+
+// The states of the trigger.
+const (
+	TriggerEnabled  Trigger = "enabled"
+	TriggerDisabled Trigger = "disabled" // Or it fires for replicated rows only.
+	TriggerMissing  Trigger = "missing"
+	TriggerForeign  Trigger = "foreign" // One of its name calls another function.
+)
+
+// Diagnosis is what there is to say about the database before an outbox in it is relied on.
+type Diagnosis struct {
+	// Version is the server's, Database and Role are the connection's.
+	Version, Database, Role string
+	// Standby tells that the server repeats another one's transactions and takes none of its own.
+	Standby bool
+	// SynchronousCommit, Fsync and FullPageWrites are the settings of that name, the first of them as Role has it in
+	// Database unless it says otherwise.
+	SynchronousCommit, Fsync, FullPageWrites string
+	// Schema is the version that the tables have, 0 for none or none that could be read; SchemaNeeded is the one that they
+	// need.
+	Schema, SchemaNeeded int
+	// Tables is what [Outbox.Check] says.
+	Tables error
+	// MayCreate tells that Role may create tables where the outbox's belong.
+	MayCreate bool
+	// Trigger is empty if there is no outbox to have one.
+	Trigger Trigger
+}
+
+// Diagnose looks at the database. Its error is that there is no looking: no connection, or none that a relay can use.
+func (o *Outbox) Diagnose(ctx context.Context) (found Diagnosis, err error) {
+	t := o.table
+	err = o.with(ctx, func(conn *pgx.Conn) error {
+		if err := checkServer(ctx, conn); err != nil {
+			return err
+		}
+		err := conn.QueryRow(ctx, `
+select current_setting('server_version'), current_database(), current_user, pg_is_in_recovery(), current_setting('synchronous_commit'),
+       current_setting('fsync'), current_setting('full_page_writes'),
+       coalesce((select has_schema_privilege(oid, 'CREATE') and has_schema_privilege(oid, 'USAGE') from pg_catalog.pg_namespace where nspname = $2),
+                has_database_privilege(current_database(), 'CREATE'))
+  from set_config('statement_timeout', $1, false)`, milliseconds(inspectTimeout), t.orDefault().Schema).
+			Scan(&found.Version, &found.Database, &found.Role, &found.Standby, &found.SynchronousCommit, &found.Fsync, &found.FullPageWrites, &found.MayCreate)
+		if err != nil {
+			return fmt.Errorf("diagnose the database: %w", err)
+		}
+		found.SchemaNeeded = latestVersion()
+		if found.Schema, err = t.version(ctx, conn); err != nil {
+			found.Tables = err
+			return nil //nolint:nilerr // It is what was to be found out.
+		}
+		found.Tables = t.check(ctx, conn)
+		found.Trigger, err = t.trigger(ctx, conn)
+		return err
+	})
+	return found, err
+}
+
+// EnableTrigger returns the statement that enables the trigger which wakes the relay.
+func (t Table) EnableTrigger() string {
+	return "ALTER TABLE " + t.outbox() + " ENABLE TRIGGER " + t.unqualified("_wake")
+}
+
+func (t Table) trigger(ctx context.Context, conn *pgx.Conn) (state Trigger, err error) {
+	err = conn.QueryRow(ctx, `
+select case when w.oid is null then $4 when w.tgenabled not in ('O', 'A') then $5
+            when w.tgfoid is distinct from to_regprocedure($3) then $6 else $7 end
+  from pg_catalog.pg_class c left join pg_catalog.pg_trigger w on w.tgrelid = c.oid and w.tgname = $2 and not w.tgisinternal
+ where c.oid = to_regclass($1)`, t.outbox(), t.orDefault().Name+"_wake", t.quoted("_wake")+"()",
+		TriggerMissing, TriggerDisabled, TriggerForeign, TriggerEnabled).Scan(&state)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "", nil
+	}
+	return state, t.explain("look at the trigger", err)
+}

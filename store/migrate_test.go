@@ -1,0 +1,159 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/go-outbox/go-outbox/store"
+	"github.com/go-outbox/go-outbox/store/storetest"
+)
+
+func open(tb testing.TB, dsn string, options store.Options) *store.Outbox {
+	tb.Helper()
+	outbox, err := store.Open(dsn, options)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return outbox
+}
+
+func TestMigrateManyAtOnce(t *testing.T) {
+	dsn := storetest.NewDatabase(t)
+	var wg sync.WaitGroup
+	errs := make(chan error, 40)
+	for range cap(errs) {
+		wg.Go(func() { errs <- open(t, dsn, store.Options{Table: store.Table{Schema: "app"}}).Migrate(t.Context()) })
+	}
+	wg.Wait()
+	close(errs)
+	for err := range errs {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if err := open(t, dsn, store.Options{Table: store.Table{Schema: "app"}}).Check(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestScriptEqualsMigrate(t *testing.T) {
+	dsn := storetest.NewDatabase(t)
+	script, err := store.Table{Name: "events"}.Script()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := connect(t, dsn).Exec(t.Context(), script); err != nil {
+		t.Fatal(err)
+	}
+	outbox := open(t, dsn, store.Options{Table: store.Table{Name: "events"}})
+	if err := outbox.Check(t.Context()); err != nil {
+		t.Errorf("after the script: %v", err)
+	}
+	if err := outbox.Migrate(t.Context()); err != nil {
+		t.Errorf("migrating after the script: %v", err)
+	}
+}
+
+func TestMigrateRefusesForeignTables(t *testing.T) {
+	const predecessor = `create table outbox (
+		id uuid primary key, event_type text not null, aggregate_type text not null, aggregate_id text not null,
+		data bytea not null, created_at timestamptz not null default now(), sent_at timestamptz, status text not null,
+		attempts int not null default 0, topic text not null)`
+	tests := []struct {
+		name, ddl string
+		want      []string
+	}{
+		{"predecessor's", predecessor, []string{`column "seq" is missing`, `column "headers" is missing`, `column "status" is not known and must be filled`}},
+		{"other types", `create table outbox (seq integer primary key, id text)`, []string{`column "seq" is integer instead of bigint`, `column "id" is text instead of uuid`}},
+		{"view", `create view outbox as select 1 as seq`, []string{`column "id" is missing`}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			dsn := storetest.NewDatabase(t)
+			conn := connect(t, dsn)
+			if _, err := conn.Exec(t.Context(), tt.ddl); err != nil {
+				t.Fatal(err)
+			}
+			columns := func() (list string) {
+				err := conn.QueryRow(t.Context(), `select string_agg(attname || atttypid, ',' order by attnum) from pg_attribute where attrelid = 'outbox'::regclass`).Scan(&list)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return list
+			}
+			before := columns()
+			outbox := open(t, dsn, store.Options{})
+			for operation, err := range map[string]error{"migrate": outbox.Migrate(t.Context()), "check": outbox.Check(t.Context())} {
+				if !errors.Is(err, store.ErrForeignTable) || !store.Fatal(err) {
+					t.Errorf("%s: got error %v, want a fatal ErrForeignTable", operation, err)
+					continue
+				}
+				for _, want := range tt.want {
+					if !strings.Contains(err.Error(), want) {
+						t.Errorf("%s: error %q does not tell %q", operation, err, want)
+					}
+				}
+			}
+			if after := columns(); after != before {
+				t.Errorf("the table was altered from %s to %s", before, after)
+			}
+		})
+	}
+}
+
+func TestCheckErrors(t *testing.T) {
+	t.Run("no table", func(t *testing.T) {
+		err := open(t, storetest.NewDatabase(t), store.Options{}).Check(t.Context())
+		if !errors.Is(err, store.ErrNoTable) || store.Fatal(err) {
+			t.Errorf("got %v, want ErrNoTable, which is not fatal", err)
+		}
+	})
+	tests := []struct {
+		name, sql string
+		want      error
+		text      string
+	}{
+		{"unrecorded", `delete from outbox_migrations`, store.ErrForeignTable, "no recorded schema version"},
+		{"newer", `insert into outbox_migrations (version) values (99)`, store.ErrNewSchema, "version 99"},
+		{"table dropped", `drop table outbox cascade`, store.ErrNoTable, "migrate"},
+		{"column changed", `alter table outbox rename topic to subject`, store.ErrForeignTable, `column "topic" is missing`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFixture(t, store.Options{})
+			f.exec(t, tt.sql)
+			if err := f.Check(t.Context()); !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) {
+				t.Errorf("got %v, want %v with %q", err, tt.want, tt.text)
+			}
+		})
+	}
+}
+
+func TestPrivileges(t *testing.T) {
+	f := newFixture(t, store.Options{})
+	role := "relay_" + query[string](t, f, `select md5(random()::text)`)
+	f.exec(t, `create role `+role+` login`)
+	t.Cleanup(func() {
+		_, err := f.conn.Exec(context.WithoutCancel(t.Context()), `drop owned by `+role+`; drop role `+role)
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	limited := open(t, f.dsn+"&user="+role, store.Options{})
+	err := limited.Check(t.Context())
+	if !errors.Is(err, store.ErrPrivilege) || !strings.Contains(err.Error(), "GRANT SELECT, INSERT, UPDATE, DELETE") {
+		t.Fatalf("got %v, want ErrPrivilege with the GRANT", err)
+	}
+	// What the message says is what helps.
+	f.exec(t, f.Table().Grants(role))
+	if err := limited.Check(t.Context()); err != nil {
+		t.Errorf("after the grants: %v", err)
+	}
+	f.exec(t, `alter table outbox enable row level security`)
+	if err := limited.Check(t.Context()); !errors.Is(err, store.ErrRowSecurity) {
+		t.Errorf("got %v, want ErrRowSecurity", err)
+	}
+}

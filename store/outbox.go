@@ -1,0 +1,226 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// Options of an [Outbox]. The zero value is the default outbox, public.outbox.
+type Options struct {
+	// Table names the outbox. The default is public.outbox.
+	Table Table
+	// HoldDead keeps back the later events of an aggregate that has a dead letter, until it is requeued or
+	// discarded. The default, false, lets them go on.
+	HoldDead bool
+	// Retain is for how long, at least, published events stay in the archive, from which what the broker loses after it
+	// acknowledged it is put back. They are gone by one and a half times as long, while a relay leads. 0 turns the
+	// archive off, and empties it.
+	Retain time.Duration
+	// Logger receives what happens on connections in the background. The default discards it.
+	Logger *slog.Logger
+}
+
+// Outbox is the relay's and the operator's side of the outbox tables; producers need only [Insert]. It is
+// safe for concurrent use, but one process has one leader's session: see [Outbox.Session].
+type Outbox struct {
+	table  Table
+	retain time.Duration
+	log    *slog.Logger
+
+	plain    *pgx.ConnConfig // For one short task: migrate, dead letters.
+	listener *pgx.ConnConfig
+	session  *Session
+	queries  queries
+
+	rescan atomic.Bool // Set when rows may have appeared below the floor.
+
+	// These belong to whoever has the session.
+	floor      floor
+	arena      arena
+	large      bool   // The latest page came upon a large payload.
+	generation uint64 // The session's, at the last Begin; 0 before.
+	stream     string // That the term publishes to,
+	term       int64  // and the term's number.
+	archive    archive
+}
+
+// Open prepares access to the outbox behind dsn, a Postgres URL or keyword string. It makes no connection
+// yet, so it fails only for what is wrong with dsn or options. A DSN that leads through a pooler in
+// transaction mode is noticed, and refused, at the first use.
+func Open(dsn string, options Options) (*Outbox, error) {
+	config, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		return nil, fmt.Errorf("database DSN: %w", err) // pgx leaves the password out of it.
+	}
+	if err := options.Table.validate(); err != nil {
+		return nil, err
+	}
+	if options.Retain < 0 {
+		return nil, fmt.Errorf("option Retain: %v is negative", options.Retain)
+	}
+	log := options.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	table := options.Table.orDefault()
+	return &Outbox{
+		table:    table,
+		retain:   options.Retain,
+		log:      log,
+		plain:    guarded(config, "outbox-relay admin"),
+		listener: guarded(config, "outbox-relay listen"),
+		session:  newSession(forSession(config)),
+		queries:  table.queries(options.HoldDead, options.Retain > 0),
+	}, nil
+}
+
+// Table returns the outbox's name, which also inserts into it.
+func (o *Outbox) Table() Table { return o.table }
+
+// Database returns the name of the database that the outbox is in.
+func (o *Outbox) Database() string { return o.plain.Database }
+
+// Session returns the connection that the relay works on. An elector takes its lock on the same one.
+func (o *Outbox) Session() *Session { return o.session }
+
+// Close ends the session, if one is open.
+func (o *Outbox) Close(ctx context.Context) error { return o.session.Close(ctx) }
+
+// Migrate creates the outbox's tables or brings them to this version. It is safe to call at every start and
+// from many processes at once. A table of that name that is not ours is refused with [ErrForeignTable]
+// and never altered.
+func (o *Outbox) Migrate(ctx context.Context) error {
+	return o.with(ctx, func(conn *pgx.Conn) error { return o.table.migrate(ctx, conn) })
+}
+
+// Check verifies that the schema has the right version and shape and that the role may do what the relay
+// needs. The error says what to do.
+func (o *Outbox) Check(ctx context.Context) error {
+	return o.with(ctx, func(conn *pgx.Conn) error { return o.table.check(ctx, conn) })
+}
+
+// with runs one task on a connection of its own.
+func (o *Outbox) with(ctx context.Context, task func(conn *pgx.Conn) error) error {
+	conn, err := connect(ctx, o.plain)
+	if err != nil {
+		return err
+	}
+	err = task(conn)
+	if closeErr := conn.Close(context.WithoutCancel(ctx)); err == nil && closeErr != nil {
+		return fmt.Errorf("close connection: %w", closeErr)
+	}
+	return err
+}
+
+// Blocked is an aggregate whose events wait because one of them was refused.
+type Blocked struct {
+	AggregateType string
+	AggregateID   string
+	// For is how long until the refused event is due again.
+	For time.Duration
+}
+
+// Term is what a term of office begins with.
+type Term struct {
+	// Outbox names this outbox in the stream, for ever: the id was drawn when it was first published there.
+	Outbox uuid.UUID
+	// Number counts the terms of all relays that ever published to the stream.
+	Number int64
+	// Blocked are the aggregates that wait for another attempt.
+	Blocked []Blocked
+	// Checkpoint says how far back the stream has to be read.
+	Checkpoint Checkpoint
+	// First tells that no checkpoint has been recorded yet, so nothing of this outbox has ever been published to this
+	// stream.
+	First bool
+}
+
+// Begin prepares for a term of office: it checks the schema, records leader (a name for humans) as publishing
+// to stream, and returns what the former leader left behind. The term's number is above the last one's, and at least
+// atLeast, which is for an outbox that was restored from a backup: the stream may know of later terms.
+func (o *Outbox) Begin(ctx context.Context, stream, leader string, atLeast int64) (term Term, err error) {
+	err = o.session.Do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		o.floor, o.large, o.generation = floor{}, false, o.session.next.Load()
+		o.rescan.Store(false)
+		if err := o.table.check(ctx, conn); err != nil {
+			return err
+		}
+		if err := o.takeOffice(ctx, conn, stream, leader, atLeast, &term); err != nil {
+			return o.table.explain("record the leader", err)
+		}
+		// A term begins awake. The one before it may have ended asleep, and not every elector owns the session.
+		if err := o.awake(ctx, conn); err != nil {
+			return err
+		}
+		rows, err := conn.Query(ctx, `
+select aggregate_type, aggregate_id, max(retry_at - clock_timestamp())
+  from `+o.table.outbox()+` where retry_at > clock_timestamp() group by 1, 2`)
+		if err != nil {
+			return o.table.explain("read waiting events", err)
+		}
+		if term.Blocked, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Blocked]); err != nil {
+			return o.table.explain("read waiting events", err)
+		}
+		return nil
+	})
+	return term, err
+}
+
+// End ends a term whose session is still there: it gives back the lock that tells producers that the relay is asleep. An
+// elector that has its own lock on the session would do that with it; for others, a former leader that stands by must not
+// go on making producers notify it.
+func (o *Outbox) End(ctx context.Context) error {
+	return o.session.Do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		if err := o.inOffice(); err != nil {
+			return err
+		}
+		return o.awake(ctx, conn)
+	})
+}
+
+// awake gives back the sleep lock, if the session has it.
+func (o *Outbox) awake(ctx context.Context, conn *pgx.Conn) error {
+	if _, err := conn.Exec(ctx, `
+select pg_advisory_unlock($1) from pg_catalog.pg_locks
+ where locktype = 'advisory' and pid = pg_backend_pid() and objsubid = 1 and (classid::bigint << 32 | objid::bigint) = $1`, o.table.wakeKey()); err != nil {
+		return fmt.Errorf("give back the sleep lock: %w", err)
+	}
+	return nil
+}
+
+// takeOffice records the leader, and reads what the one before has recorded. It is on disk when it returns, unlike what
+// the session writes otherwise: no term's number may ever be given twice.
+func (o *Outbox) takeOffice(ctx context.Context, conn *pgx.Conn, stream, leader string, atLeast int64, term *Term) error {
+	var (
+		created          *time.Time
+		sequence, before int64
+		partAge          time.Duration
+	)
+	// The parts of the archive are all streams': which is being filled, the latest leader knows.
+	err := conn.QueryRow(ctx, `
+insert into `+o.table.relay()+` as r (stream, term, leader, leader_since, part, part_since)
+select $1, greatest(1, $3::bigint), $2, clock_timestamp(), coalesce(l.part, 0), coalesce(l.part_since, clock_timestamp())
+  from set_config('synchronous_commit', 'on', true)
+  left join (select part, part_since from `+o.table.relay()+` order by leader_since desc limit 1) l on true
+    on conflict (stream) do update
+   set term = greatest(r.term + 1, $3), leader = excluded.leader, leader_since = excluded.leader_since,
+       part = excluded.part, part_since = excluded.part_since
+ returning term, outbox, stream_created, checkpoint, checkpoint_before, part, clock_timestamp() - part_since`, stream, leader, atLeast).
+		Scan(&term.Number, &term.Outbox, &created, &sequence, &before, &o.archive.part, &partAge)
+	if err != nil {
+		return err //nolint:wrapcheck // The caller explains it.
+	}
+	term.First = created == nil
+	if created != nil {
+		term.Checkpoint = Checkpoint{Created: *created, Sequence: uint64(sequence), Before: uint64(before)} //nolint:gosec // As they were recorded.
+	}
+	o.stream, o.term = stream, term.Number
+	o.archive.filled = time.Now().Add(o.archiveSpan() - partAge)
+	return nil
+}

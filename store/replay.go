@@ -1,0 +1,211 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// replayPatience is how long a replay waits for the leader's session to end.
+const replayPatience = 5 * time.Second
+
+// Moment is a point in time: Time or, if that is zero, Ago before the database's now. The zero value is none.
+type Moment struct {
+	Time time.Time
+	Ago  time.Duration
+}
+
+// ReplayFilter selects events of the archive: those that meet all of its conditions. The zero value selects all.
+type ReplayFilter struct {
+	// Since and Until select by when an event was recorded as published: not before Since, and before Until.
+	Since, Until Moment
+	// Topic and AggregateType select by equality where they are not empty; so does AggregateID.
+	Topic, AggregateType, AggregateID string
+	// IDs select events by name, unless there are none. All copies of an id are taken.
+	IDs []uuid.UUID
+}
+
+// condition returns the filter as SQL on the archive p, and its arguments, which are the statement's first.
+func (f *ReplayFilter) condition() (string, []any) {
+	conditions := []string{"true"}
+	var args []any
+	add := func(before string, value any, after string) {
+		args = append(args, value)
+		conditions = append(conditions, before+"$"+strconv.Itoa(len(args))+after)
+	}
+	for _, bound := range []struct {
+		comparison string
+		moment     Moment
+	}{{"p.published_at >= ", f.Since}, {"p.published_at < ", f.Until}} {
+		switch {
+		case !bound.moment.Time.IsZero():
+			add(bound.comparison, bound.moment.Time, "::timestamptz")
+		case bound.moment.Ago != 0:
+			add(bound.comparison+"now() - ", bound.moment.Ago.Microseconds(), "::bigint * interval '1 microsecond'")
+		}
+	}
+	for _, column := range []struct{ name, value string }{
+		{"topic", f.Topic}, {"aggregate_type", f.AggregateType}, {"aggregate_id", f.AggregateID},
+	} {
+		if column.value != "" {
+			add("p."+column.name+" = ", column.value, "")
+		}
+	}
+	if len(f.IDs) > 0 {
+		add("p.id = any(", f.IDs, "::uuid[])")
+	}
+	return strings.Join(conditions, " and "), args
+}
+
+// PublishedEvent is an event in the archive, without its payload.
+type PublishedEvent struct {
+	Ref
+
+	Topic         string
+	AggregateType string
+	AggregateID   string
+	EventType     string
+	Headers       []byte // JSON; nil for none.
+	CreatedAt     time.Time
+	PublishedAt   time.Time // When it was recorded that it is.
+	Stream        string    // To which it was published.
+}
+
+// Published lists the archived events that filter selects, in seq order: limit at most, unless that is 0. It also
+// returns how many there are in all. It reads the whole archive.
+func (o *Outbox) Published(ctx context.Context, filter ReplayFilter, limit int) (events []PublishedEvent, total int, err error) {
+	condition, args := filter.condition()
+	statement := `
+select seq, id, topic, aggregate_type, aggregate_id, event_type, headers::text, created_at, published_at, stream, count(*) over ()
+  from ` + o.table.published() + ` p where ` + condition + ` order by seq, published_at`
+	if limit > 0 {
+		statement += ` limit ` + strconv.Itoa(limit)
+	}
+	err = o.with(ctx, func(conn *pgx.Conn) error {
+		rows, err := conn.Query(ctx, statement, args...)
+		if err != nil {
+			return err //nolint:wrapcheck // Explained below.
+		}
+		events, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (e PublishedEvent, err error) {
+			err = row.Scan(&e.Seq, &e.ID, &e.Topic, &e.AggregateType, &e.AggregateID, &e.EventType, &e.Headers, &e.CreatedAt, &e.PublishedAt, &e.Stream, &total)
+			return e, err
+		})
+		return err //nolint:wrapcheck // Explained below.
+	})
+	return events, total, o.table.explain("list the archive", err)
+}
+
+// Replay puts the archived events that filter selects back into the outbox, in one transaction, and returns how many
+// those were. If it names ids, all of them are in the archive, or it is [ErrNotArchived] and nothing happens.
+//
+// With newIDs they become new events, behind all that waits, in their old order: whoever consumes the stream gets them
+// again. The archive keeps the old ones.
+//
+// Without newIDs they keep their place and their id, and move from the archive to the outbox as if they had never been
+// settled; those whose place in the outbox or among the dead letters is taken stay where they are. What the stream
+// still holds is not stored there again, however long ago it was published: it has to be read back for that from behind
+// the oldest of them, and only the beginning of a term goes back so far. So Replay ends the sessions of this outbox's
+// relays in the same transaction: a leader begins another term, and a standby connects anew.
+func (o *Outbox) Replay(ctx context.Context, filter ReplayFilter, newIDs bool) (int, error) {
+	replayed := 0
+	err := o.with(ctx, func(conn *pgx.Conn) error {
+		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { //nolint:wrapcheck // Explained below.
+			if err := o.table.archived(ctx, tx, filter.IDs); err != nil {
+				return err
+			}
+			replay := o.table.putBackAsWas
+			if newIDs {
+				replay = o.table.putBackAsNew
+			}
+			n, err := replay(ctx, tx, filter)
+			if err != nil || n == 0 {
+				return err
+			}
+			replayed = n
+			return o.table.askForRescan(ctx, tx)
+		})
+	})
+	if err != nil {
+		return 0, o.table.explain("replay", err)
+	}
+	return replayed, nil
+}
+
+// archived returns ErrNotArchived unless all of these ids are in the archive.
+func (t Table) archived(ctx context.Context, tx pgx.Tx, ids []uuid.UUID) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	var missing []string
+	err := tx.QueryRow(ctx, `
+select coalesce(array_agg(distinct wanted.id::text), '{}') from unnest($1::uuid[]) as wanted (id)
+ where not exists (select from `+t.published()+` p where p.id = wanted.id)`, ids).Scan(&missing)
+	if err != nil || len(missing) == 0 {
+		return err //nolint:wrapcheck // The caller explains it.
+	}
+	return fmt.Errorf("%w: %s", ErrNotArchived, strings.Join(missing, ", "))
+}
+
+// putBackAsNew makes new events of archived ones. Their seqs are drawn in the order of the old ones; created_at stays,
+// since that is when it happened.
+func (t Table) putBackAsNew(ctx context.Context, tx pgx.Tx, filter ReplayFilter) (int, error) {
+	const columns = `topic, aggregate_type, aggregate_id, event_type, data, headers, created_at`
+	condition, args := filter.condition()
+	// One that was put back before, or published to two streams, has several copies.
+	tag, err := tx.Exec(ctx, `
+insert into `+t.outbox()+` (`+columns+`)
+select `+columns+` from (select distinct on (p.seq, p.id) p.* from `+t.published()+` p where `+condition+` order by p.seq, p.id) one order by seq`, args...)
+	return int(tag.RowsAffected()), err //nolint:wrapcheck // The caller explains it.
+}
+
+// putBackAsWas moves archived events to the outbox.
+//
+// It moves rather than copies them: what the broker loses is put back from the archive, too, and an event must not be
+// alive there while it is among the dead letters.
+//
+// An event in the outbox that was ever published has to be stored behind the checkpoint, so that moves back with them;
+// and a leader must not publish them before it has looked there. It cannot, for its session is gone when they become
+// visible; and another term cannot begin in between, for it would have to record itself in the row that was locked
+// before the sessions were looked up.
+func (t Table) putBackAsWas(ctx context.Context, tx pgx.Tx, filter ReplayFilter) (int, error) {
+	condition, args := filter.condition()
+	var n int
+	err := tx.QueryRow(ctx, `
+with gone as (delete from `+t.published()+` p where `+condition+`
+                 and not exists (select from `+t.outbox()+` o where o.seq = p.seq)
+                 and not exists (select from `+t.dead()+` d where d.seq = p.seq)
+              returning p.stream, p.after, `+of("p", eventColumns)+`),
+     back as (insert into `+t.outbox()+` (`+eventColumns+`) overriding system value select `+eventColumns+` from gone order by seq
+                  on conflict (seq) do nothing returning seq),
+     recorded as (update `+t.relay()+` r set checkpoint_before = least(r.checkpoint_before, oldest.after)
+                    from (select stream, min(after) as after from gone group by stream) oldest where r.stream = oldest.stream)
+select count(*) from back`, args...).Scan(&n)
+	if err != nil || n == 0 {
+		return 0, err //nolint:wrapcheck // The caller explains it.
+	}
+	return n, t.endTerms(ctx, tx)
+}
+
+// endTerms ends the sessions of all relays in this database but those that lead another outbox. Leaders of other outboxes
+// that are not elected through Postgres cannot be told from standbys: they begin another term, too.
+func (t Table) endTerms(ctx context.Context, tx pgx.Tx) error {
+	var ended bool
+	err := tx.QueryRow(ctx, `
+select coalesce(bool_and(pg_terminate_backend(a.pid, $1)), true) from pg_catalog.pg_stat_activity a
+ where a.datname = current_database() and a.application_name = $2
+   and not exists (select from pg_catalog.pg_locks l
+                    where l.pid = a.pid and l.locktype = 'advisory' and l.objsubid = 2 and l.granted and l.objid <> $3)`,
+		replayPatience.Milliseconds(), sessionName, uint32(t.LockKey())).Scan(&ended) //nolint:gosec // As Postgres shows it.
+	switch {
+	case isPrivilege(err): // No GRANT on the tables would help.
+		return fmt.Errorf("%w: the relay has to begin another term, and its session belongs to another role: replay as that role, or with new ids", ErrPrivilege)
+	case err == nil && !ended:
+		return fmt.Errorf("a relay's session has not ended within %v: stop the relay, or try again", replayPatience)
+	}
+	return err //nolint:wrapcheck // The caller explains it.
+}

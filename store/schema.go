@@ -1,0 +1,204 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// column is what the relay relies on of a column.
+type column struct {
+	name, typ string
+	notNull   bool
+}
+
+// outboxColumns is the shape of the newest schema's outbox table; every column that the migrations add
+// must appear here too, which TestShapeMatchesMigrations checks.
+var outboxColumns = []column{ //nolint:gochecknoglobals // Immutable.
+	{"seq", "bigint", true},
+	{"id", "uuid", true},
+	{"topic", "text", true},
+	{"aggregate_type", "text", true},
+	{"aggregate_id", "text", true},
+	{"event_type", "text", true},
+	{"data", "bytea", true},
+	{"headers", "jsonb", false},
+	{"created_at", "timestamp with time zone", true},
+	{"attempts", "integer", true},
+	{"retry_at", "timestamp with time zone", false},
+	{"last_error", "text", false},
+}
+
+// querier is what a connection and a transaction have in common.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// check verifies that the relay can work with the tables as they are.
+func (t Table) check(ctx context.Context, q querier) error {
+	version, err := t.version(ctx, q)
+	if err != nil {
+		return err
+	}
+	exists, err := t.checkShape(ctx, q)
+	if err != nil && version == 0 {
+		return err // Not ours: whatever else is to be said comes after that.
+	}
+	latest := latestVersion()
+	switch {
+	case version == 0 && exists:
+		return t.unrecorded()
+	case version == 0 || !exists:
+		return fmt.Errorf("%w: %s; create it with `outbox-relay migrate` or store.Migrate", ErrNoTable, t)
+	case version < latest:
+		return fmt.Errorf("%w: %s is at version %d, needed is %d; run `outbox-relay migrate`", ErrOldSchema, t, version, latest)
+	case version > latest:
+		return fmt.Errorf("%w: %s is at version %d, known is %d; use a newer outbox-relay", ErrNewSchema, t, version, latest)
+	case err != nil:
+		return err
+	}
+	return t.checkAccess(ctx, q)
+}
+
+// version returns the schema's version; 0 if there is none.
+func (t Table) version(ctx context.Context, q querier) (int, error) {
+	// Not to_regclass, which may answer from a cache that does not know yet what others have just created.
+	var exists bool
+	err := q.QueryRow(ctx, `
+select exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+                where n.nspname = $1 and c.relname = $2)`, t.orDefault().Schema, t.orDefault().Name+"_migrations").Scan(&exists)
+	if err != nil || !exists {
+		return 0, t.explain("read the schema version", err)
+	}
+	var version int
+	err = q.QueryRow(ctx, `select coalesce(max(version), 0) from `+t.migrations()).Scan(&version)
+	return version, t.explain("read the schema version", err)
+}
+
+// checkShape reports whether there is a table of the outbox's name, and refuses one that is not ours, naming
+// the differences. Columns that others added are fine as long as an insert does not have to fill them.
+func (t Table) checkShape(ctx context.Context, q querier) (exists bool, err error) {
+	found, err := t.columns(ctx, q)
+	if err != nil || len(found) == 0 {
+		return false, err
+	}
+	var differences []string
+	for _, want := range outboxColumns {
+		i := slices.IndexFunc(found, func(c foundColumn) bool { return c.name == want.name })
+		switch {
+		case i < 0:
+			differences = append(differences, fmt.Sprintf("column %q is missing", want.name))
+		case found[i].typ != want.typ:
+			differences = append(differences, fmt.Sprintf("column %q is %s instead of %s", want.name, found[i].typ, want.typ))
+		case found[i].notNull != want.notNull:
+			differences = append(differences, fmt.Sprintf("column %q is %s instead of %s", want.name, nullability(found[i].notNull), nullability(want.notNull)))
+		}
+	}
+	for _, c := range found {
+		known := slices.ContainsFunc(outboxColumns, func(want column) bool { return want.name == c.name })
+		if !known && c.notNull && !c.hasDefault {
+			differences = append(differences, fmt.Sprintf("column %q is not known and must be filled", c.name))
+		}
+	}
+	if len(differences) == 0 {
+		return true, nil
+	}
+	return true, fmt.Errorf("%w: %s: %s; it is left as it is: rename it, or choose another name for the outbox (OUTBOX_TABLE)",
+		ErrForeignTable, t, strings.Join(differences, ", "))
+}
+
+// unrecorded is of tables that look like ours, of which nobody knows what version they are.
+func (t Table) unrecorded() error {
+	return fmt.Errorf("%w: %s has the right columns but no recorded schema version; if it was created from `outbox-relay migrate --print`, run that script's statements about %s too",
+		ErrForeignTable, t, t.migrations())
+}
+
+func nullability(notNull bool) string {
+	if notNull {
+		return "not null"
+	}
+	return "nullable"
+}
+
+type foundColumn struct {
+	column
+	hasDefault bool
+}
+
+// columns lists what a table of the outbox's name holds; none if there is no such table.
+func (t Table) columns(ctx context.Context, q querier) ([]foundColumn, error) {
+	rows, err := q.Query(ctx, `
+select attname, format_type(atttypid, atttypmod), attnotnull, atthasdef or attidentity <> '' or attgenerated <> ''
+  from pg_catalog.pg_attribute a join pg_catalog.pg_class c on c.oid = a.attrelid join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+ where n.nspname = $1 and c.relname = $2 and attnum > 0 and not attisdropped
+ order by attnum`, t.orDefault().Schema, t.orDefault().Name)
+	if err != nil {
+		return nil, t.explain("read the table's shape", err)
+	}
+	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (foundColumn, error) {
+		var c foundColumn
+		err := row.Scan(&c.name, &c.typ, &c.notNull, &c.hasDefault)
+		return c, err
+	})
+	return found, t.explain("read the table's shape", err)
+}
+
+// checkAccess looks for what would make the relay fail, or silently see less than there is.
+func (t Table) checkAccess(ctx context.Context, q querier) error {
+	var role string
+	var missing []string
+	var hidden bool
+	err := q.QueryRow(ctx, `
+select current_user,
+       array(select p.privilege || ' on ' || p.relation
+               from (select * from (values ($1, 'SELECT'), ($1, 'INSERT'), ($1, 'UPDATE'), ($1, 'DELETE'),
+                                           ($2, 'SELECT'), ($2, 'INSERT'), ($2, 'DELETE'),
+                                           ($3, 'SELECT'), ($3, 'INSERT'), ($3, 'UPDATE'),
+                                           ($4, 'SELECT'), ($4, 'INSERT'), ($4, 'UPDATE'), ($4, 'DELETE')) as v
+                     union all select part, privilege from unnest($5::text[]) as part, (values ('SELECT'), ('DELETE'), ('TRUNCATE')) as v (privilege)) as p (relation, privilege)
+              where to_regclass(p.relation) is null or not has_table_privilege(to_regclass(p.relation), p.privilege)),
+       coalesce(row_security_active(to_regclass($1)), false)`, t.outbox(), t.dead(), t.relay(), t.published(), t.parts()).Scan(&role, &missing, &hidden)
+	switch {
+	case err != nil:
+		return t.explain("check privileges", err)
+	case len(missing) > 0:
+		return fmt.Errorf("%w: role %q lacks %s; an owner must run `%s`", ErrPrivilege, role, strings.Join(missing, ", "), t.Grants(quote(role)))
+	case hidden:
+		return fmt.Errorf("%w: %s: it hides rows from role %q, and a hidden row is a lost event; give the role BYPASSRLS or disable it on this table", ErrRowSecurity, t, role)
+	}
+	return nil
+}
+
+// Grants returns the statements that let role run the relay; a producer needs USAGE on the schema and
+// INSERT on the outbox only. Role is put in as it is, so quote it where needed.
+func (t Table) Grants(role string) string {
+	return fmt.Sprintf("GRANT USAGE ON SCHEMA %s TO %s; GRANT SELECT, INSERT, UPDATE, DELETE ON %s, %s, %s, %s TO %s; GRANT SELECT, DELETE, TRUNCATE ON %s TO %s; GRANT SELECT ON %s TO %s",
+		quote(t.orDefault().Schema), role, t.outbox(), t.dead(), t.relay(), t.published(), role, strings.Join(t.parts(), ", "), role, t.migrations(), role)
+}
+
+func quote(identifier string) string { return pgx.Identifier{identifier}.Sanitize() }
+
+// checkServer refuses servers and connections on which locks or sessions do not mean what the relay takes
+// them for.
+func checkServer(ctx context.Context, conn *pgx.Conn) error {
+	var pid uint32
+	if err := conn.QueryRow(ctx, `select pg_backend_pid()`).Scan(&pid); err != nil {
+		return fmt.Errorf("check the connection: %w", err)
+	}
+	if pid != conn.PgConn().PID() {
+		// A pooler hands out each transaction to another server session: a lock would belong to whoever
+		// comes next, and LISTEN would hear nothing.
+		return fmt.Errorf("%w: the server session behind this connection is not the one it was opened to; connect to the server itself", ErrPooler)
+	}
+	return nil
+}
+
+// isSchemaError reports whether the schema is what is wrong, so that migrating may help.
+func isSchemaError(err error) bool {
+	return errors.Is(err, ErrNoTable) || errors.Is(err, ErrOldSchema)
+}

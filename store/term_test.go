@@ -1,0 +1,93 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/go-outbox/go-outbox/store"
+	"github.com/go-outbox/go-outbox/store/storetest"
+)
+
+// A producer may use two-phase commit whether the relay sleeps or not.
+func TestPrepareWhileAsleep(t *testing.T) {
+	t.Parallel()
+	server := storetest.Start(t, "max_prepared_transactions=10")
+	s := listen(t, newFixtureAt(t, server.DSN(), store.Options{}))
+	if !s.sleep(t) {
+		t.Fatal("could not fall asleep")
+	}
+	s.exec(t, `begin`)
+	s.exec(t, `set local outbox.notify = off`) // Postgres prepares no transaction that has notified.
+	s.exec(t, insertSQL)
+	s.exec(t, `prepare transaction 'one'`)
+	s.exec(t, `commit prepared 'one'`)
+}
+
+// A term begins awake, whatever became of the session in the term before: not every elector owns it.
+func TestTermBeginsAwake(t *testing.T) {
+	t.Parallel()
+	s := listen(t, newFixture(t, store.Options{}))
+	if !s.sleep(t) {
+		t.Fatal("could not fall asleep")
+	}
+	if _, err := s.Begin(t.Context(), "s", "me", 0); err != nil {
+		t.Fatal(err)
+	}
+	s.quiet(t, "at the beginning of a term", func() { s.insert(t, event("1")) })
+}
+
+// The lock went with the session. A leader that does not know yet must not go on writing on another one.
+func TestExchangeEndsWithItsSession(t *testing.T) {
+	f := newFixture(t, store.Options{})
+	f.insert(t, event("1"))
+	if _, err := f.Begin(t.Context(), "s", "me", 0); err != nil {
+		t.Fatal(err)
+	}
+	f.terminate(t, backend(t, f.Session()))
+	// Somebody else, such as the elector, is the one to notice.
+	if err := f.Session().Do(t.Context(), func(ctx context.Context, conn *pgx.Conn) error { return conn.Ping(ctx) }); err == nil {
+		t.Fatal("the session is still there")
+	}
+	reply, err := f.Exchange(t.Context(), store.Request{Settled: settledSeqs([]int64{1}), Sleep: store.FallAsleep, Fetch: page(0)})
+	if err == nil {
+		t.Errorf("an exchange without the leader's lock succeeded: %+v, left are %v", reply, f.inserted(t))
+	}
+}
+
+// Whatever the broker said is recorded; an exchange that fails for it would fail for ever.
+func TestAnyReasonIsRecorded(t *testing.T) {
+	f := newFixture(t, store.Options{})
+	f.insert(t, event("1"), event("2"))
+	reason := "refused \x00 \xff"
+	_, err := f.Exchange(t.Context(), store.Request{
+		Failed: []store.Failure{{Seq: 1, Attempts: 1, Wait: time.Hour, Reason: reason}},
+		Dead:   []store.Failure{{Seq: 2, Attempts: 3, Reason: reason}},
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func TestEmptyExchangeIsNoProofOfLife(t *testing.T) {
+	f := newFixture(t, store.Options{})
+	f.fetch(t)
+	before, _ := f.Session().LastRoundTrip()
+	f.terminate(t, query[uint32](t, f, `select pid from pg_stat_activity where datname = current_database() and application_name = 'outbox-relay'`))
+	f.exchange(t, store.Request{})
+	if after, _ := f.Session().LastRoundTrip(); !after.Equal(before) {
+		t.Errorf("the server was asked nothing and is gone, and yet the last round trip began %v after the last real one", after.Sub(before))
+	}
+}
+
+// A typing error in the DSN is not an old server.
+func TestUnknownParameterIsNotAnOldServer(t *testing.T) {
+	dsn := storetest.NewDatabase(t)
+	err := open(t, dsn+"&sslmod=disable", store.Options{}).Check(t.Context())
+	if err == nil || errors.Is(err, store.ErrServerVersion) {
+		t.Errorf("got %v, want an error that is not ErrServerVersion", err)
+	}
+}
