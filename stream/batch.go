@@ -1,0 +1,369 @@
+package stream
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
+)
+
+// The fast-ingest protocol of ADR-50, as nats-server 2.14 and later speak it. A
+// message of a batch names its place in the reply subject:
+//
+//	<inbox>.<batch>.<flow>.<gap mode>.<place>.<operation>.$FI
+//
+// The server answers with a flow ack each so many messages, {"type":"ack"},
+// with what stopped the batch, {"type":"err"} or {"type":"gap"}, and at the end
+// with a publish ack that counts what is stored. In gap mode "fail" nothing
+// that follows a failed message is stored.
+const (
+	batchSuffix = ".$FI"
+
+	batchStart  = ".0" + batchSuffix
+	batchAppend = ".1" + batchSuffix
+	batchEnd    = ".3" + batchSuffix // The batch ends before this message, which is not stored.
+
+	// batchFlow is how many messages a flow ack covers, the most that the
+	// server does, and batchAcks how many such stretches may be on their way.
+	batchFlow = 500
+	batchAcks = 2
+
+	// batchIdle is how long a batch may rest and be gone on with; the server ends
+	// one after 10 s.
+	batchIdle = 5 * time.Second
+
+	// batchVerdict is how long the final count may take once it is known that
+	// a batch has failed.
+	batchVerdict = time.Second
+
+	// batchRetry is when batches are tried again after the server would not
+	// take one at all.
+	batchRetry = time.Minute
+
+	// batchRest is how long a cluster is sent plain publishes after a batch
+	// ended badly, and at first. A batch takes an ID that is being stored just
+	// now for one that is stored, and acknowledges what may yet be lost; a
+	// plain publish is told to try again (10158).
+	batchRest = 5 * time.Second
+)
+
+// batch is an ordered batch: one pipe of messages, of which the stream stores
+// all up to some place and none behind it.
+type batch struct {
+	replies string // What its reply subjects start with.
+	subject string // Some subject that the stream takes.
+	seqs    []int64
+	known   uint64 // So many from the first on are stored; seqs[0] is the one behind.
+	sent    uint64
+	ending  bool // The end was sent.
+	counted bool // The server has said how many are stored: the others are not.
+
+	used    time.Time // When it last had nothing outstanding.
+	fault   *Error    // What stopped it, if that is known,
+	faultAt uint64    // and at which message.
+	until   time.Time
+}
+
+// Pipeline returns how many events may be in flight in an ordered batch, 0 if
+// there can be none now. PublishInOrder and Finish use it; while one is open,
+// Publish must not be called.
+func (p *Publisher) Pipeline() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.batches || p.conn == nil || time.Now().Before(p.rest) {
+		return 0
+	}
+	return p.flow * batchAcks
+}
+
+// PublishInOrder sends an event in an ordered batch, beginning one if none is
+// open, and returns without waiting. Events so sent are stored in this order,
+// and none that follows one that is not: so there is no need to wait for the
+// outcome of an aggregate's former event. The outcomes become known in
+// stretches; Finish hastens those of the last ones. Its error, an *Error, says
+// that this event was not sent, which those before and after it do not feel.
+func (p *Publisher) PublishInOrder(ev *Event) error {
+	b, conn, severed := p.openBatch(ev.Seq)
+	switch {
+	case severed:
+		return nil
+	case conn == nil:
+		return Classify(nats.ErrInvalidConnection)
+	}
+	operation := batchAppend
+	if b.sent == 0 {
+		operation = batchStart
+	}
+	msg, err := p.composer.message(ev, b.replies+strconv.FormatUint(b.sent+1, 10)+operation)
+	if err != nil {
+		return Classify(err)
+	}
+	if operation == batchStart {
+		msg = p.fenced(msg)
+	}
+	switch entered, severed := p.enter(b, ev.Seq, msg.Subject); {
+	case severed:
+		return nil
+	case !entered:
+		return Classify(fmt.Errorf("ordered batch: %w", nats.ErrReconnectBufExceeded)) // Ended meanwhile; nothing was sent.
+	}
+	if err := conn.PublishMsg(msg); err != nil {
+		return p.unsent(b, Classify(publishError(err)))
+	}
+	return nil
+}
+
+// unsent deals with the failure to send a batch's last event. What nats.go
+// refused by itself is taken out again; after any other failure it is open what
+// of the batch has left, so that ends it.
+func (p *Publisher) unsent(b *batch, fault *Error) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.batch != b {
+		return nil // Its outcome has been told.
+	}
+	if fault.Ambiguous() {
+		p.endBatch(b, fault)
+		return nil
+	}
+	b.seqs = b.seqs[:len(b.seqs)-1]
+	b.sent--
+	if b.sent == 0 {
+		p.batch = nil
+	}
+	return fault
+}
+
+// behind reports whether a batch has failed of which the caller has not been
+// told yet. Then the event is not sent, and that is its outcome: it may have a
+// predecessor in that batch, and must not be stored before it. The caller holds
+// mu.
+func (p *Publisher) behind(seq int64) bool {
+	if p.severed == nil {
+		return false
+	}
+	outcome := *p.severed
+	outcome.Seq = seq
+	p.tell(outcome)
+	return true
+}
+
+// openBatch returns the open batch, or a new one.
+func (p *Publisher) openBatch(seq int64) (b *batch, conn *nats.Conn, severed bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.behind(seq) {
+		return nil, nil, true
+	}
+	// Flow acks may tell all outcomes of a batch before its end is confirmed.
+	if b := p.batch; b != nil && len(b.seqs) == 0 && (b.ending || time.Since(b.used) > batchIdle) {
+		p.batch = nil
+	}
+	if p.conn != nil && p.batch == nil {
+		p.batch = &batch{used: time.Now(), replies: p.replies + nuid.Next() + "." + strconv.Itoa(p.stretch) + ".fail."}
+	}
+	return p.batch, p.conn, false
+}
+
+// enter notes an event that is about to be sent, unless the batch has ended.
+func (p *Publisher) enter(b *batch, seq int64, subject string) (entered, severed bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.batch != b {
+		return false, p.behind(seq)
+	}
+	if len(b.seqs) == 0 {
+		b.until = time.Now().Add(p.options.AckTimeout)
+		p.watchBatch(p.options.AckTimeout)
+	}
+	b.seqs = append(b.seqs, seq)
+	b.subject = subject
+	b.sent++
+	return true, false
+}
+
+// Finish ends the open ordered batch, if any, so that the outcomes of all its
+// events become known. The next PublishInOrder begins another; it must not be
+// called before they are.
+func (p *Publisher) Finish() {
+	p.mu.Lock()
+	b, conn := p.batch, p.conn
+	if b == nil || b.ending {
+		p.mu.Unlock()
+		return
+	}
+	b.ending = true
+	end := &nats.Msg{Subject: b.subject, Reply: b.replies + strconv.FormatUint(b.sent+1, 10) + batchEnd}
+	p.mu.Unlock()
+	if err := conn.PublishMsg(end); err != nil {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.endBatch(b, Classify(fmt.Errorf("end ordered batch: %w", err)))
+	}
+}
+
+// batchAnswer is any of the answers to a batch's messages.
+type batchAnswer struct {
+	Type  string              `json:"type"`
+	Seq   uint64              `json:"seq"` // Of the batch in flow acks and errors, of the stream in publish acks.
+	Msgs  int                 `json:"msgs"`
+	Batch string              `json:"batch"`
+	Count uint64              `json:"count"`
+	Error *jetstream.APIError `json:"error"`
+}
+
+// batchAnswered handles an answer to a batch. The caller holds mu.
+func (p *Publisher) batchAnswered(msg *nats.Msg) {
+	b := p.batch
+	if b == nil {
+		return // Of a batch whose outcome has been told.
+	}
+	place, ours := strings.CutPrefix(msg.Subject, b.replies)
+	if !ours {
+		return
+	}
+	place, _, _ = strings.Cut(place, ".")
+	at, _ := strconv.ParseUint(place, 10, 64) // Our own subject; 0 is no place.
+
+	if len(msg.Data) == 0 && msg.Header.Get("Status") == "503" {
+		p.batchFailed(b, at, Classify(jetstream.ErrNoStreamResponse))
+		return
+	}
+	var answer batchAnswer
+	if err := json.Unmarshal(msg.Data, &answer); err != nil {
+		p.endBatch(b, Classify(fmt.Errorf("%w: %w", jetstream.ErrInvalidJSAck, err)))
+		return
+	}
+	switch {
+	case answer.Type == "ack":
+		if answer.Msgs > 0 {
+			p.flow = answer.Msgs
+		}
+		p.batchStored(b, answer.Seq, 0)
+	case answer.Type == "gap":
+		p.batchFailed(b, 0, nil)
+	case answer.Type == "err":
+		p.batchFailed(b, answer.Seq, Classify(answer.Error))
+	case answer.Error != nil:
+		p.batchFailed(b, at, Classify(answer.Error))
+	case answer.Batch != "":
+		p.batchStored(b, answer.Count, answer.Seq)
+		b.counted = true
+		p.endBatch(b, b.fault)
+	default:
+		p.endBatch(b, Classify(jetstream.ErrInvalidJSAck))
+	}
+}
+
+// batchStored tells that all messages up to this place are stored, the last of
+// them at this sequence of the stream, if that is known.
+func (p *Publisher) batchStored(b *batch, count, sequence uint64) {
+	count = min(count, b.sent)
+	if count <= b.known {
+		return
+	}
+	stored := int(count - b.known) //nolint:gosec // At most len(b.seqs).
+	for _, seq := range b.seqs[:stored] {
+		p.tell(Outcome{Seq: seq})
+	}
+	p.done[len(p.done)-1].Stored = sequence
+	b.seqs = b.seqs[stored:]
+	b.known = count
+	b.used = time.Now()
+	b.until = b.used.Add(p.options.AckTimeout)
+}
+
+// batchFailed notes what stopped a batch; the final count follows, unless the
+// batch never came to be.
+func (p *Publisher) batchFailed(b *batch, at uint64, fault *Error) {
+	if fault != nil && (b.fault == nil || at < b.faultAt) {
+		b.fault, b.faultAt = fault, at
+	}
+	if at == 1 || fault != nil && fault.Code == CodeBatchUnknown {
+		p.endBatch(b, b.fault)
+		return
+	}
+	b.until = time.Now().Add(batchVerdict)
+	p.watchBatch(batchVerdict)
+}
+
+var errBatchEnded = errors.New("ordered batch ended")
+
+// endBatch tells the outcome of whatever is left of a batch. The caller holds mu.
+func (p *Publisher) endBatch(b *batch, fault *Error) {
+	if p.batch != b {
+		return
+	}
+	p.batch = nil
+	if len(b.seqs) == 0 {
+		p.stretch = min(2*p.stretch, batchFlow)
+		return
+	}
+	unwanted := fault != nil && (fault.Code == CodeBatchDisabled || fault.Code == CodeBatchesInFlight || fault.Code == codeBatchPattern || fault.Code == codeBatchID)
+	others := Outcome{Err: &Error{Fault: FaultWeather, Err: errBatchEnded}}
+	if fault != nil {
+		others.Err.Err = fmt.Errorf("%w: %w", errBatchEnded, fault.Err)
+		others.Again = fault.Fault == FaultRow || unwanted
+		if !others.Again {
+			others.Err.Fault = fault.Fault
+		}
+	}
+	// In a cluster, what another batch has in process may have been counted.
+	others.Err.refused = b.counted && !p.clustered
+	p.severed = &others
+	for i, seq := range b.seqs {
+		outcome := others
+		if fault != nil && !unwanted && fault == b.fault && b.known+uint64(i)+1 == b.faultAt {
+			outcome = Outcome{Err: fault}
+		}
+		outcome.Seq = seq
+		p.tell(outcome)
+	}
+	switch {
+	case unwanted:
+		p.rest = time.Now().Add(batchRetry)
+	case p.clustered:
+		p.rest = time.Now().Add(batchRest)
+	}
+}
+
+// Further codes that refuse a batch as such.
+const (
+	codeBatchPattern = 10206 // The reply subject is not what this server speaks.
+	codeBatchID      = 10207
+)
+
+// watchBatch makes sure that a batch without answers ends. The caller holds mu.
+func (p *Publisher) watchBatch(after time.Duration) {
+	if p.batchTimer == nil {
+		p.batchTimer = time.AfterFunc(after, p.expireBatch)
+		return
+	}
+	p.batchTimer.Reset(after)
+}
+
+func (p *Publisher) expireBatch() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	b := p.batch
+	if b == nil || len(b.seqs) == 0 {
+		return
+	}
+	if wait := time.Until(b.until); wait > 0 {
+		p.watchBatch(wait)
+		return
+	}
+	fault := b.fault
+	if fault == nil {
+		// On a slow line a stretch may take longer than that; a shorter one does not.
+		p.stretch = max(p.stretch/4, 1)
+		fault = Classify(fmt.Errorf("no acknowledgement within %v: %w", p.options.AckTimeout, nats.ErrTimeout))
+	}
+	p.endBatch(b, fault)
+}

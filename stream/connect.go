@@ -1,0 +1,268 @@
+package stream
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
+)
+
+// How a connection keeps itself alive.
+const (
+	connectTimeout  = 2 * time.Second        // to one server, handshakes included
+	reconnectWait   = 100 * time.Millisecond // between rounds through the servers
+	reconnectJitter = 50 * time.Millisecond  // at most, on top of that
+	pingInterval    = 5 * time.Second
+	maxPingsOut     = 2
+	writeTimeout    = pingInterval * maxPingsOut
+)
+
+// ConnectOptions says where NATS is and who we are. Only URL is needed.
+type ConnectOptions struct {
+	// URL of a server or, separated by commas, of several. The schemes are
+	// nats, tls, ws and wss; nats and port 4222 may be left out. It may carry
+	// user:password@ or token@, percent-encoded.
+	URL string
+
+	// Name of the connection, shown in the server's logs and monitoring.
+	Name string
+
+	// CredsFile holds a user's JWT and key ("nsc generate creds"). It is read
+	// anew at each reconnect, so it may be replaced while the relay runs.
+	CredsFile string
+
+	// NKeyFile holds the seed of a user's NKey. Not with CredsFile.
+	NKeyFile string
+
+	// TLSCA holds the certificates (PEM) to trust instead of the system's.
+	TLSCA string
+
+	// TLSCert and TLSKey (PEM) are this client's certificate, for servers that
+	// verify it. Both or neither. All three files are read anew at each
+	// reconnect: certificates expire.
+	TLSCert, TLSKey string
+
+	// OnDisconnect is told of the loss of the connection, OnReconnect of its
+	// return, OnClosed that it is over for good, unless the caller closed it.
+	// OnError is told what goes wrong beside: a refused permission, a slow
+	// subscription. Each may be nil. They run one at a time and must not
+	// block.
+	OnDisconnect func(error)
+	OnReconnect  func()
+	OnClosed     func()
+	OnError      func(error)
+
+	dialer nats.CustomDialer // Nil for nats.go's own.
+}
+
+// Connect connects to the first server that answers, and makes the one attempt
+// only: callers retry, since they know whether waiting makes sense. Its error
+// is an *Error: FaultSetup for options that cannot work, files that cannot be
+// read, refused credentials and untrusted certificates; FaultWeather for the
+// rest. It never shows a password or token.
+//
+// Once made, the connection reconnects for ever by itself. Publishes fail in
+// the meantime rather than being stored up: an event that is sent after its
+// time could follow its successor.
+func Connect(opts ConnectOptions) (*nats.Conn, error) {
+	options, err := opts.options()
+	if err != nil {
+		return nil, setupFault(fmt.Errorf("connect to NATS: %w", err))
+	}
+	nc, err := nats.Connect(opts.URL, options...)
+	if err != nil {
+		return nil, Classify(fmt.Errorf("connect to NATS at %s: %w", RedactURL(opts.URL), err))
+	}
+	return nc, nil
+}
+
+// options checks everything that can be checked without a server, and reports
+// all faults at once.
+func (o ConnectOptions) options() ([]nats.Option, error) {
+	options := []nats.Option{
+		nats.Name(o.Name),
+		nats.Timeout(connectTimeout),
+
+		// Outages have no length limit, so neither does reconnecting. The
+		// default wait of 2 s would dominate a leader change; the jitter
+		// keeps many relays from coming back in step.
+		nats.MaxReconnects(-1),
+		nats.ReconnectWait(reconnectWait),
+		nats.ReconnectJitter(reconnectJitter, reconnectJitter),
+
+		// The default keeps 8 MB of publishes and sends them after a
+		// reconnect: long after the relay gave them up, and perhaps after
+		// another leader published their successors. 0 means the default.
+		nats.ReconnectBufSize(-1),
+
+		// A frozen server or a cut line is noticed in 10 to 15 s, not in the
+		// default 4 to 6 minutes.
+		nats.PingInterval(pingInterval),
+		nats.MaxPingsOutstanding(maxPingsOut),
+
+		// A write to a frozen server blocks once the socket's buffer is full,
+		// and it blocks the pings with it. The default is one minute.
+		nats.FlusherTimeout(writeTimeout),
+
+		// A write that failed in the background has thrown its messages away.
+		// Without this, the next ones would go out on the same connection.
+		nats.ReconnectOnFlusherError(),
+
+		// By default two refusals in a row close the connection for good,
+		// say, while credentials are being replaced.
+		nats.IgnoreAuthErrorAbort(),
+
+		// Closing is the caller's own doing; it needs not be told.
+		nats.NoCallbacksAfterClientClose(),
+
+		// Without a handler, nats.go prints to standard error.
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			if o.OnError != nil {
+				o.OnError(err)
+			}
+		}),
+	}
+	if mutant("reconnect-buffer") {
+		options = append(options, nats.ReconnectBufSize(nats.DefaultReconnectBufSize))
+	}
+	if o.dialer != nil {
+		options = append(options, nats.SetCustomDialer(o.dialer))
+	}
+	if o.OnDisconnect != nil {
+		options = append(options, nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { o.OnDisconnect(err) }))
+	}
+	if o.OnReconnect != nil {
+		options = append(options, nats.ReconnectHandler(func(*nats.Conn) { o.OnReconnect() }))
+	}
+	if o.OnClosed != nil {
+		options = append(options, nats.ClosedHandler(func(*nats.Conn) { o.OnClosed() }))
+	}
+
+	credentials, credentialsErr := o.credentials()
+	certificates, certificatesErr := o.certificates()
+	if err := errors.Join(checkURLs(o.URL), credentialsErr, certificatesErr); err != nil {
+		return nil, err
+	}
+	return slices.Concat(options, credentials, certificates), nil
+}
+
+func (o ConnectOptions) credentials() ([]nats.Option, error) {
+	switch {
+	case o.CredsFile != "" && o.NKeyFile != "":
+		return nil, errors.New("a credentials file and an NKey file were given: want one of them")
+
+	case o.CredsFile != "":
+		// nats.go reads it only while connecting, and its error is then told
+		// apart from the weather with difficulty.
+		contents, err := os.ReadFile(o.CredsFile)
+		if err != nil {
+			return nil, fmt.Errorf("credentials file: %w", err)
+		}
+		if token, err := nkeys.ParseDecoratedJWT(contents); err != nil || strings.Count(token, ".") != 2 {
+			return nil, fmt.Errorf("credentials file %s: has no user JWT", o.CredsFile)
+		}
+		if _, err := nkeys.ParseDecoratedUserNKey(contents); err != nil {
+			return nil, fmt.Errorf("credentials file %s: has no user key", o.CredsFile)
+		}
+		return []nats.Option{nats.UserCredentials(o.CredsFile)}, nil
+
+	case o.NKeyFile != "":
+		if _, err := os.Stat(o.NKeyFile); err != nil {
+			return nil, fmt.Errorf("NKey file: %w", err)
+		}
+		option, err := nats.NkeyOptionFromSeed(o.NKeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("NKey file %s: has no seed of a user key", o.NKeyFile)
+		}
+		return []nats.Option{option}, nil
+	}
+	return nil, nil
+}
+
+func (o ConnectOptions) certificates() ([]nats.Option, error) {
+	var options []nats.Option
+	if o.TLSCA != "" {
+		pem, err := os.ReadFile(o.TLSCA)
+		if err != nil {
+			return nil, fmt.Errorf("TLS CA file: %w", err)
+		}
+		if !x509.NewCertPool().AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("TLS CA file %s: has no certificate in PEM form", o.TLSCA)
+		}
+		options = append(options, nats.RootCAs(o.TLSCA))
+	}
+	switch {
+	case o.TLSCert == "" && o.TLSKey == "":
+		return options, nil
+	case o.TLSCert == "" || o.TLSKey == "":
+		return nil, errors.New("TLS certificate and key: one was given without the other")
+	}
+	pair, err := tls.LoadX509KeyPair(o.TLSCert, o.TLSKey)
+	if err != nil {
+		return nil, fmt.Errorf("TLS certificate %s with key %s: %w", o.TLSCert, o.TLSKey, err)
+	}
+	if end := pair.Leaf.NotAfter; time.Now().After(end) {
+		// With TLS 1.3 a server that refuses it may seem to hang up without
+		// a reason.
+		return nil, fmt.Errorf("TLS certificate %s: expired at %v", o.TLSCert, end)
+	}
+	return append(options, nats.ClientCert(o.TLSCert, o.TLSKey)), nil
+}
+
+// checkURLs finds the faults for which nats.go's own errors would show the
+// URL, password and all.
+func checkURLs(list string) error {
+	if strings.TrimSpace(list) == "" {
+		return errors.New("URL: is empty, want one such as nats://127.0.0.1:4222")
+	}
+	for raw := range strings.SplitSeq(list, ",") {
+		raw = strings.TrimSpace(raw)
+		full := raw
+		if !strings.Contains(raw, "://") {
+			full = "nats://" + raw
+		}
+		u, err := url.Parse(full)
+		switch {
+		case err != nil && strings.Contains(list, "@"):
+			// The parser's reason may quote a part of the password.
+			return fmt.Errorf("URL %s: malformed: in a user name, password or token, special characters must be percent-encoded", RedactURL(list))
+		case err != nil:
+			if reason, ok := errors.AsType[*url.Error](err); ok {
+				err = reason.Err // without the URL once more
+			}
+			return fmt.Errorf("URL %q: %w", raw, err)
+		}
+		switch u.Scheme {
+		case "nats", "tls", "ws", "wss":
+		default:
+			return fmt.Errorf("URL %s: unknown scheme %q: want nats, tls, ws or wss", RedactURL(raw), u.Scheme)
+		}
+		if u.Hostname() == "" {
+			return fmt.Errorf("URL %s: has no host", RedactURL(raw))
+		}
+	}
+	return nil
+}
+
+// RedactURL makes a URL, or several separated by commas, fit to be shown: what
+// stands before an at sign, a user, password or token, gives way to "xxxxx".
+// In text that is no valid URL it rather hides too much than too little.
+func RedactURL(text string) string {
+	parts := strings.Split(text, "@")
+	for i, part := range parts[:len(parts)-1] {
+		keep := 0
+		if scheme := strings.LastIndex(part, "://"); scheme >= 0 {
+			keep = scheme + len("://")
+		}
+		parts[i] = part[:keep] + "xxxxx"
+	}
+	return strings.Join(parts, "@")
+}

@@ -1,0 +1,12 @@
+// Package embedded runs a nats-server with JetStream inside the process: for
+// the relay's demo and for programs that would rather not run a second one.
+//
+// Start returns once the server takes connections and its streams are
+// recovered, or with the server's own reason why not. Close returns once
+// everything is written and stopped. Between the two the server behaves like
+// any other: it may be reached from outside, under the address that it was
+// given. It catches no signals, prints nothing and never ends the process.
+//
+// It is a single server. What it acknowledges survives the process, but not
+// the machine: it asks for fsync every two minutes, the server's default.
+package embedded

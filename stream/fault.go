@@ -1,0 +1,306 @@
+package stream
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io/fs"
+	"net"
+	"strings"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// A Fault says whose fault a failure is, and so who pays for it.
+type Fault int
+
+const (
+	// FaultWeather is nobody's: it passes. The whole relay backs off and no
+	// event's attempts are spent. Whatever is not understood is weather, so
+	// that nothing is ever given up for a reason that we cannot name.
+	FaultWeather Fault = iota
+
+	// FaultSetup is the stream's, the server's or the configuration's: it
+	// lasts until a person changes something. The whole relay backs off, says
+	// why, and spends nobody's attempts.
+	FaultSetup
+
+	// FaultRow is this one event's: it will never be stored as it is. Its
+	// attempts are spent; only its own aggregate waits.
+	FaultRow
+)
+
+// String returns "weather", "setup" or "row".
+func (f Fault) String() string {
+	switch f {
+	case FaultSetup:
+		return "setup"
+	case FaultRow:
+		return "row"
+	default:
+		return "weather"
+	}
+}
+
+// Codes of JetStream's answers that a publisher branches on. The full list is
+// errors.json of nats-server.
+const (
+	// CodeWrongLastSequence refuses a message for its expected sequence: with
+	// a fence, a leader of a later term is at work.
+	CodeWrongLastSequence = 10071
+
+	// CodeDuplicateInProcess: a message with the same ID is being stored just
+	// now, and may still fail.
+	CodeDuplicateInProcess = 10158
+
+	// CodeSequenceInProcess: another message with an expected sequence on the
+	// same subject is being stored just now.
+	CodeSequenceInProcess = 10164
+
+	// CodeBatchDisabled: the stream does not take ordered batches.
+	CodeBatchDisabled = 10205
+
+	// CodeBatchUnknown: the ordered batch ended, by its 10 s of idleness or
+	// with the stream's leader.
+	CodeBatchUnknown = 10208
+
+	// CodeBatchesInFlight: too many ordered batches are open at once.
+	CodeBatchesInFlight = 10211
+)
+
+// An Error is a failure with its fault.
+type Error struct {
+	Fault Fault
+
+	// Code is JetStream's error code (err_code), 0 if it gave none.
+	Code int
+
+	// Status is JetStream's status, such as 400 or 503; 0 if it gave none.
+	Status int
+
+	// Err is the cause and never nil.
+	Err error
+
+	refused bool // the message is certainly not stored
+}
+
+// Error returns the cause's text.
+func (e *Error) Error() string { return e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Ambiguous says that the message may have been stored, or may yet be, though
+// no ack tells. Whoever publishes it again must first look at the stream, or
+// rely upon its duplicate window. It speaks of this attempt only: an earlier
+// one whose outcome is open stays open when a later one is refused.
+func (e *Error) Ambiguous() bool { return !e.refused }
+
+// Classify finds out whose fault the failure of a publish, of a JetStream
+// request or of a connection is. It returns nil for nil. An *Error in the
+// chain decides, if there is one.
+func Classify(err error) *Error {
+	if err == nil {
+		return nil
+	}
+	if known, ok := errors.AsType[*Error](err); ok {
+		again := *known
+		again.Err = err
+		return &again
+	}
+	if api, ok := errors.AsType[*jetstream.APIError](err); ok && api != nil {
+		e := &Error{Code: int(api.ErrorCode), Status: api.Code, Err: err}
+		e.Fault, e.refused = classifyCode(api)
+		return e
+	}
+	e := &Error{Err: err}
+	e.Fault, e.refused = classifyClient(err)
+	return e
+}
+
+// rowFault and setupFault wrap what this package itself finds wrong, before
+// anything is sent.
+func rowFault(err error) error   { return &Error{Fault: FaultRow, Err: err, refused: true} }
+func setupFault(err error) error { return &Error{Fault: FaultSetup, Err: err, refused: true} }
+
+// classifyCode judges an answer of the server. The codes' names are in
+// errors.json of nats-server 2.15.2; the answers to a publish are made in
+// stream.go (queueInbound, processJetStreamMsgWithBatch,
+// processJetStreamFastBatchMsg), jetstream_batching.go
+// (checkMsgHeadersPreClusteredProposal) and jetstream_cluster.go
+// (processClusteredInboundMsg), those to a request in jetstream_api.go.
+//
+// refused is set for the codes that are known to be given before anything is
+// stored, on one server and in a cluster.
+func classifyCode(api *jetstream.APIError) (fault Fault, refused bool) {
+	switch int(api.ErrorCode) {
+	case 10077: // the store refused; its reason is in the text only
+		if strings.Contains(api.Description, "message too large") {
+			// More than a record of the file store can hold.
+			return FaultRow, true
+		}
+		// A limit on messages or bytes, and the stream discards new ones.
+		// Consumers, age or a person make room.
+		return FaultWeather, true
+
+	case
+		10054, // the message with its headers exceeds the stream's max_msg_size
+		10097: // the headers exceed 64 KiB
+		return FaultRow, true
+
+	case
+		// Headers that command the server to do what this stream does not.
+		// Rows with such headers are refused earlier, so this takes somebody
+		// between us and the stream; still it is this message's, for ever.
+		10111, // Nats-Rollup
+		10165, // Nats-TTL: not a duration
+		10166, // Nats-TTL: off
+		10168, // Nats-Incr: off
+		10170, // Nats-Incr: with a payload
+		10171, // Nats-Incr: not a number
+		10188, // Nats-Schedule: off
+		10189, // Nats-Schedule: pattern
+		10190, // Nats-Schedule: target
+		10191, // Nats-Schedule: TTL
+		10192, // Nats-Schedule: rollup
+		10203, // Nats-Schedule: source
+		10212, // Nats-Scheduler
+		10223, // Nats-Schedule: time zone
+		10227: // Nats-Stream-Source
+		return FaultRow, true
+
+	case
+		10060, // another stream than the expected one listens on the subject
+		10109, // the stream is sealed
+		10169, // the stream counts: it takes nothing but increments
+		10172, // the stream counts, and cannot read its own counter
+		10193, // a fence without a sequence: our own fault
+		10205, // the stream takes no ordered batches
+		10206, // the server does not know this kind of batch
+		10207, // the server does not take this batch ID
+		10120, // the account has no JetStream limits
+		10039, // JetStream is off for the account
+		10076: // JetStream is off on the server
+		return FaultSetup, true
+
+	case // answers to looking a stream up or creating it
+		10003, // bad request
+		10005, // no suitable peers: say, more replicas than servers
+		10025, // invalid JSON: say, a field that an old server does not know
+		10027, // too many streams
+		10052, // invalid configuration
+		10058, // the name is in use, with another configuration
+		10059, // stream not found
+		10065, // another stream listens on the subjects
+		10074, // replicas without a cluster
+		10113, // the account demands max_bytes
+		10122, // max_bytes exceeds the account's limit
+		10185: // the request needs a newer server
+		return FaultSetup, true
+
+	case
+		10023, // the server's memory or disk is full
+		10002, // the account's quota is used up
+		10028, // likewise, of memory
+		10047, // likewise, of disk
+		10167, // 429: the stream's ingest queue is full
+		10210, // 429: too many atomic batches in flight
+		10211, // 429: too many ordered batches in flight
+		10208, // the ordered batch has ended; this message was not taken
+		10071, // wrong last sequence: a later leader's fence, see there
+		10164, // likewise in a cluster, while another is in process
+		10163: // the expected sequence cannot be told while the leader catches up
+		return FaultWeather, true
+
+	case
+		// Not this message, but another with the same ID is being stored, and
+		// may fail: neither stored nor lost.
+		10158,
+		// In a cluster, found out after the followers got the message.
+		10063:
+		return FaultWeather, false
+	}
+	// Not the leader, offline, in a snapshot, …, or unheard of.
+	return FaultWeather, false
+}
+
+// classifyClient judges an error without a code: nats.go's own, or the
+// network's.
+func classifyClient(err error) (fault Fault, refused bool) {
+	switch {
+	case isAny(err,
+		nats.ErrMaxPayload,          // exceeds the server's max_payload, checked before sending
+		nats.ErrBadSubject,          // likewise; cannot come of a Template
+		jetstream.ErrInvalidSubject, // likewise
+		nats.ErrBadHeaderMsg,        // a header name that cannot be sent; cannot come of an Encoder
+	):
+		return FaultRow, true
+
+	case isAny(err,
+		nats.ErrHeadersNotSupported,     // a server that cannot tell duplicates
+		jetstream.ErrInvalidStreamName,  // refused before it was asked for
+		jetstream.ErrStreamNameRequired, // likewise
+	):
+		return FaultSetup, true
+
+	case isAny(err,
+		nats.ErrAuthorization,       // user, password, token or key refused
+		nats.ErrAuthExpired,         // the user's JWT
+		nats.ErrAuthRevoked,         // likewise
+		nats.ErrAccountAuthExpired,  // the account's JWT
+		nats.ErrPermissionViolation, // may not publish to this subject
+		nats.ErrNkeysNotSupported,   // the server wants no key
+		nats.ErrSecureConnRequired,  // the server demands TLS
+		nats.ErrSecureConnWanted,    // the server has no TLS
+		fs.ErrNotExist,              // credentials, key or certificate gone since
+		fs.ErrPermission,            // likewise unreadable
+	), isTLS(err):
+		return FaultSetup, false
+
+	case isAny(err,
+		// 503: nothing listens on the subject. The stream has no leader just
+		// now, JetStream is starting, or there is no such stream: the answer
+		// is the same, and waiting is right for most of them.
+		nats.ErrNoResponders, jetstream.ErrNoStreamResponse,
+		// Refused by the client, without a connection to send on.
+		nats.ErrReconnectBufExceeded, nats.ErrConnectionDraining, nats.ErrInvalidConnection,
+		// Refused by the client: too many acks are outstanding.
+		jetstream.ErrTooManyStalledMsgs,
+	):
+		return FaultWeather, true
+	}
+
+	// What remains may have happened after the message left: a timeout
+	// (nats.ErrTimeout, jetstream.ErrAsyncPublishTimeout, a context's), a
+	// connection that broke (nats.ErrDisconnected, nats.ErrConnectionClosed,
+	// nats.ErrStaleConnection, a net.Error), an answer that nobody
+	// understands (jetstream.ErrInvalidJSAck), a wait that was cancelled.
+	return FaultWeather, false
+}
+
+// isTLS says whether a handshake failed over who is trusted rather than over
+// the network.
+func isTLS(err error) bool {
+	if remote, ok := errors.AsType[*net.OpError](err); ok && remote.Op == "remote error" {
+		// What crypto/tls makes of the other side's alert, such as
+		// "certificate required".
+		return true
+	}
+	return is[*tls.CertificateVerificationError](err) || is[tls.RecordHeaderError](err) ||
+		is[x509.UnknownAuthorityError](err) || is[x509.CertificateInvalidError](err) || is[x509.HostnameError](err)
+}
+
+func is[E error](err error) bool {
+	_, ok := errors.AsType[E](err)
+	return ok
+}
+
+func isAny(err error, targets ...error) bool {
+	for _, target := range targets {
+		if errors.Is(err, target) {
+			return true
+		}
+	}
+	return false
+}

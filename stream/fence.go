@@ -1,0 +1,269 @@
+package stream
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// HeaderTerm is in the messages of a control subject, with the number of the
+// term that began there. In a stream that listens there, as one that the relay
+// created does, that subject is _outbox.<stream>.<outbox>; in any other it is
+// one of the template's (ControlSubject).
+const HeaderTerm = "Outbox-Term"
+
+// A Fence is a message of a control subject: what terms before its own send
+// from then on is refused. Of an outbox that has never published to the stream
+// it is the place where one would stand.
+type Fence struct {
+	// Sequence is the message's in the stream: the last one, when it was stored.
+	// Without a message it is that of the last one there was, 0 for none.
+	Sequence uint64
+
+	// Created is when the stream was created that Sequence is of.
+	Created time.Time
+
+	// Former is the sequence of the outbox's fence before this one; 0 for none.
+	Former uint64
+
+	// First is the first sequence that the stream still had then: what was
+	// before has been removed by the stream's limits, or purged.
+	First uint64
+
+	// Gaps says that messages may also vanish from between others, for a newer
+	// one of their subject: that one is missing does not mean that the stream has
+	// lost it.
+	Gaps bool
+
+	// Consumed says that messages vanish when they are consumed (work-queue and
+	// interest retention). Then there can be no fence, nor is there anything to
+	// be read back: what is known is the duplicate window's.
+	Consumed bool
+}
+
+// DeposedError says that the stream has seen a later term: whoever publishes
+// for it has the right to, and we do not.
+type DeposedError struct {
+	// Term is the highest number that the stream has seen, Ours our own.
+	Term, Ours int64
+}
+
+// Error tells the terms.
+func (e *DeposedError) Error() string {
+	return fmt.Sprintf("the stream has seen term %d, after our term %d", e.Term, e.Ours)
+}
+
+// Unfenced is Fence for an outbox that has never published to the stream, so
+// that there is nothing to fence off: it stores no message. Ordered batches
+// begin as long as nobody else has put up a fence.
+func (p *Publisher) Unfenced(ctx context.Context, outbox string, term int64) (Fence, error) {
+	conn, subject := p.control(outbox)
+	if conn == nil {
+		return Fence{}, Classify(nats.ErrInvalidConnection)
+	}
+	if subject == "" {
+		return p.fencedAt(ctx, conn, 0, "")
+	}
+	last, _, err := p.lastFence(ctx, conn, subject)
+	switch {
+	case err != nil:
+		return Fence{}, Classify(fmt.Errorf("read the last fence: %w", err))
+	case last > 0:
+		return p.Fence(ctx, outbox, term)
+	}
+	return p.fencedAt(ctx, conn, 0, subject)
+}
+
+// control returns the connection, and the outbox's control subject: empty if
+// the stream would not keep a fence.
+func (p *Publisher) control(outbox string) (*nats.Conn, string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.config.Retention != jetstream.LimitsPolicy {
+		return p.conn, ""
+	}
+	return p.conn, p.options.Setup.controlSubject(outbox, p.config)
+}
+
+// Fence stores a message that says that a term has begun, or goes on after an
+// outcome that is open. All that was sent before and is not stored by then
+// stays out of the stream, if it was the beginning of an ordered batch; and
+// every ordered batch from now on begins only if no other fence has come since.
+//
+// Terms are numbered upwards, and each may put up any number of fences. The
+// outbox's name must be its own wherever the stream is used, and a token of a
+// subject, such as a UUID: two outboxes of one name would take turns to fence each other off.
+//
+// Its error is a *DeposedError if a later term has begun, and an *Error
+// otherwise. After that last kind it is open whether the fence is there; it
+// does no harm if it is.
+func (p *Publisher) Fence(ctx context.Context, outbox string, term int64) (Fence, error) {
+	conn, subject := p.control(outbox)
+	if conn == nil {
+		return Fence{}, Classify(nats.ErrInvalidConnection)
+	}
+	if subject == "" {
+		return p.fencedAt(ctx, conn, 0, "")
+	}
+	for {
+		last, seen, err := p.lastFence(ctx, conn, subject)
+		switch {
+		case err != nil:
+			return Fence{}, Classify(fmt.Errorf("read the last fence: %w", err))
+		case seen > term:
+			return Fence{}, &DeposedError{Term: seen, Ours: term}
+		}
+		msg := nats.NewMsg(subject)
+		msg.Header.Set(HeaderTerm, strconv.FormatInt(term, 10))
+		// Between our look and our message nobody may have put up another.
+		msg.Header.Set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(last, 10))
+		sequence, err := publishAwaiting(ctx, conn, msg)
+		if err == nil {
+			f, err := p.fencedAt(ctx, conn, sequence, subject)
+			f.Former = last
+			return f, err
+		}
+		fault := Classify(err)
+		if fault.Code != CodeWrongLastSequence && fault.Code != CodeSequenceInProcess {
+			fault.Err = fmt.Errorf("put up a fence: %w", err)
+			return Fence{}, fault
+		}
+		// Another relay, or an earlier attempt of ours.
+		select {
+		case <-ctx.Done():
+			return Fence{}, Classify(fmt.Errorf("put up a fence: %w: %w", context.Cause(ctx), err))
+		case <-time.After(fenceRetry):
+		}
+	}
+}
+
+// fencedAt takes note of our fence, or that there is none if its sequence is 0,
+// and looks at the stream in which it stands.
+func (p *Publisher) fencedAt(ctx context.Context, conn *nats.Conn, sequence uint64, subject string) (Fence, error) {
+	js, err := jetstream.New(conn)
+	if err != nil {
+		return Fence{}, Classify(err)
+	}
+	str, err := js.Stream(ctx, p.Stream())
+	if err != nil {
+		return Fence{}, Classify(fmt.Errorf("look at stream %q: %w", p.Stream(), err))
+	}
+	info := str.CachedInfo()
+	if info.State.LastSeq < sequence {
+		return Fence{}, Classify(&LostError{fmt.Sprintf("stream %q ends at sequence %d, although it has just acknowledged %d", p.Stream(), info.State.LastSeq, sequence)})
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fence, p.fenceSubject = sequence, subject
+	if sequence == 0 {
+		sequence = info.State.LastSeq
+	}
+	return Fence{
+		Sequence: sequence, Created: info.Created, First: info.State.FirstSeq,
+		Gaps: info.Config.MaxMsgsPerSubject > 0, Consumed: info.Config.Retention != jetstream.LimitsPolicy,
+	}, nil
+}
+
+// fenceRetry is the pause after another fence came between.
+const fenceRetry = 20 * time.Millisecond
+
+// codeNoMessage answers a look for a message that is not there.
+const codeNoMessage = 10037
+
+// lastFence returns the sequence and term of the last message on the control
+// subject; zeros if there is none.
+func (p *Publisher) lastFence(ctx context.Context, conn *nats.Conn, subject string) (sequence uint64, term int64, err error) {
+	msg, err := p.message(ctx, conn, messageQuery{LastFor: subject})
+	if err != nil || msg == nil {
+		return 0, 0, err
+	}
+	header, _ := nats.DecodeHeadersMsg(msg.Header) // What has none, or others, has no term.
+	term, err = strconv.ParseInt(header.Get(HeaderTerm), 10, 64)
+	if err != nil {
+		return 0, 0, setupFault(fmt.Errorf("message %d of the stream, on the relay's own subject %s, is somebody else's: header %s is %q", msg.Sequence, subject, HeaderTerm, header.Get(HeaderTerm)))
+	}
+	return msg.Sequence, term, nil
+}
+
+// messageQuery names a message of the stream.
+type messageQuery struct {
+	Sequence uint64 `json:"seq,omitempty"`
+	LastFor  string `json:"last_by_subj,omitempty"`
+}
+
+// storedMessage is the part of a stored message that is of use here.
+type storedMessage struct {
+	Subject  string    `json:"subject"`
+	Sequence uint64    `json:"seq"`
+	Header   []byte    `json:"hdrs"`
+	Time     time.Time `json:"time"`
+}
+
+// message asks the stream's leader for a message; nil if there is none. Direct
+// gets would be cheaper, and may be answered by a server that is behind.
+func (p *Publisher) message(ctx context.Context, conn *nats.Conn, query messageQuery) (*storedMessage, error) {
+	request, err := json.Marshal(query)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // It cannot fail.
+	}
+	msg, err := conn.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+p.Stream(), request)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // The callers say what it was for.
+	}
+	var answer struct {
+		Message *storedMessage      `json:"message"`
+		Error   *jetstream.APIError `json:"error"`
+	}
+	switch err := json.Unmarshal(msg.Data, &answer); {
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", jetstream.ErrInvalidJSAck, err)
+	case answer.Error != nil && answer.Error.ErrorCode == codeNoMessage:
+		return nil, nil //nolint:nilnil // Documented.
+	case answer.Error != nil:
+		return nil, answer.Error
+	case answer.Message == nil:
+		return nil, jetstream.ErrInvalidJSAck
+	}
+	return answer.Message, nil
+}
+
+// publishAwaiting publishes one message and returns its sequence.
+func publishAwaiting(ctx context.Context, conn *nats.Conn, msg *nats.Msg) (uint64, error) {
+	answer, err := conn.RequestMsgWithContext(ctx, msg)
+	if err != nil {
+		if errors.Is(err, nats.ErrNoResponders) {
+			err = jetstream.ErrNoStreamResponse
+		}
+		return 0, err //nolint:wrapcheck // The caller says what it was for.
+	}
+	outcome := readAnswer(0, answer)
+	if outcome.Err != nil {
+		return 0, outcome.Err
+	}
+	return outcome.Stored, nil
+}
+
+// fenced makes a message the first of an ordered batch: it, and so all of the
+// batch, is refused if another fence has come since ours. The server looks for
+// a duplicate before it looks for that.
+func (p *Publisher) fenced(msg *nats.Msg) *nats.Msg {
+	p.mu.Lock()
+	fence, subject := p.fence, p.fenceSubject
+	p.mu.Unlock()
+	if subject == "" || mutant("fence") {
+		return msg
+	}
+	first := *msg
+	first.Header = make(nats.Header, len(msg.Header)+2) // The composer uses its map again.
+	maps.Copy(first.Header, msg.Header)
+	first.Header[jetstream.ExpectedLastSubjSeqHeader] = []string{strconv.FormatUint(fence, 10)}
+	first.Header[jetstream.ExpectedLastSubjSeqSubjHeader] = []string{subject}
+	return &first
+}

@@ -1,0 +1,211 @@
+package stream_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/go-outbox/go-outbox/stream"
+	"github.com/go-outbox/go-outbox/stream/streamtest"
+)
+
+const outboxName = "5f6f4e5c-1b5e-4a37-9a1b-0d5f3c1f7a10"
+
+func fence(t *testing.T, p *stream.Publisher, term int64) stream.Fence {
+	t.Helper()
+	f, err := p.Fence(t.Context(), outboxName, term)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// last returns the stream's last sequence.
+func last(t *testing.T, js jetstream.JetStream) uint64 {
+	t.Helper()
+	str, err := js.Stream(t.Context(), "OUTBOX")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return str.CachedInfo().State.LastSeq
+}
+
+// What a leader of an earlier term has yet to begin is refused as a whole, whether or not it had a fence of its own.
+func TestFenceRefusesEarlierTerms(t *testing.T) {
+	for name, begin := range map[string]func(t *testing.T, p *stream.Publisher) error{
+		"fenced": func(t *testing.T, p *stream.Publisher) error {
+			t.Helper()
+			_, err := p.Fence(t.Context(), outboxName, 1)
+			return err
+		},
+		"unfenced": func(t *testing.T, p *stream.Publisher) error {
+			t.Helper()
+			f, err := p.Unfenced(t.Context(), outboxName, 1)
+			if err == nil && f.Sequence != 0 {
+				err = fmt.Errorf("it stands at %d, want the end of an empty stream", f.Sequence)
+			}
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := streamtest.Start(t)
+			former, latter := newPublisher(t, server), newPublisher(t, server)
+			if err := begin(t, former); err != nil {
+				t.Fatal(err)
+			}
+			sendInOrder(t, former, numbered(1), numbered(2))
+			former.Finish()
+			collect(t, former, 2)
+
+			begun := fence(t, latter, 2)
+			if got := last(t, server.JetStream(t)); begun.Sequence != got {
+				t.Errorf("the fence stands at %d, the stream ends at %d", begun.Sequence, got)
+			}
+			sendInOrder(t, former, numbered(3), numbered(4))
+			former.Finish()
+			for seq, o := range collect(t, former, 2) {
+				if o.Err == nil {
+					t.Errorf("event %d of the former term is stored", seq)
+				}
+			}
+			sendInOrder(t, latter, numbered(3))
+			latter.Finish()
+			if o := collect(t, latter, 1)[3]; o.Err != nil {
+				t.Errorf("event 3 of the latter term: %v", o.Err)
+			}
+			if got, want := payloads(t, server), numbers(3); !slices.Equal(got, want) {
+				t.Errorf("the stream holds %q, want %q", got, want)
+			}
+
+			var deposed *stream.DeposedError
+			if _, err := former.Fence(t.Context(), outboxName, 1); !errors.As(err, &deposed) || deposed.Term != 2 || deposed.Ours != 1 {
+				t.Errorf("the former term's next fence: %v, want a DeposedError of terms 2 and 1", err)
+			}
+		})
+	}
+}
+
+// The first term of an outbox writes nothing but events; and it sees if it is not the first.
+func TestUnfenced(t *testing.T) {
+	server := streamtest.Start(t)
+	p := newPublisher(t, server)
+	if _, err := p.Unfenced(t.Context(), outboxName, 1); err != nil {
+		t.Fatal(err)
+	}
+	if got := last(t, server.JetStream(t)); got != 0 {
+		t.Errorf("the stream ends at %d, want nothing in it", got)
+	}
+	fence(t, p, 5)
+	if f, err := p.Unfenced(t.Context(), outboxName, 6); err != nil || f.Sequence != 2 {
+		t.Errorf("behind a fence: %+v, %v, want another one, at 2", f, err)
+	}
+	var deposed *stream.DeposedError
+	if _, err := p.Unfenced(t.Context(), outboxName, 1); !errors.As(err, &deposed) {
+		t.Errorf("behind a later term's: %v, want a DeposedError", err)
+	}
+}
+
+// Where the control messages go depends on what the stream takes: apart from the events if possible.
+func TestControlSubject(t *testing.T) {
+	for _, test := range []struct {
+		name     string
+		subjects []string
+		want     string
+	}{
+		{"the relay's own stream", nil, "_outbox.OUTBOX." + outboxName},
+		{"one that takes events only", []string{"outbox.>"}, "outbox.%fence.%fence.%fence-" + outboxName},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			server := streamtest.Start(t)
+			js := server.JetStream(t)
+			if test.subjects != nil {
+				config := jetstream.StreamConfig{Name: "OUTBOX", Subjects: test.subjects, AllowBatchPublish: true}
+				if _, err := js.CreateStream(t.Context(), config); err != nil {
+					t.Fatal(err)
+				}
+			}
+			p := newPublisher(t, server)
+			f := fence(t, p, 1)
+			str, err := js.Stream(t.Context(), "OUTBOX")
+			if err != nil {
+				t.Fatal(err)
+			}
+			msg, err := str.GetMsg(t.Context(), f.Sequence)
+			if err != nil || msg.Subject != test.want || msg.Header.Get(stream.HeaderTerm) != "1" {
+				t.Fatalf("message %d is %+v, %v, want term 1 on %s", f.Sequence, msg, err, test.want)
+			}
+			if _, err := stream.Decode(msg.Header, msg.Data); !errors.Is(err, stream.ErrNoEvent) {
+				t.Errorf("Decode: %v, want ErrNoEvent", err)
+			}
+			sendInOrder(t, p, numbered(1))
+			p.Finish()
+			collect(t, p, 1)
+			if got := scan(t, p, 0, fence(t, p, 2)); fmt.Sprint(got) != "[1]" {
+				t.Errorf("scanned %v, want event 1", got)
+			}
+		})
+	}
+}
+
+// Two who put up fences at a time both get one, behind the other's, or are told that they are late.
+func TestFencesAtATime(t *testing.T) {
+	server := streamtest.Start(t)
+	results := make(chan error, 10)
+	for term := range cap(results) {
+		p := newPublisher(t, server)
+		go func() {
+			_, err := p.Fence(t.Context(), outboxName, int64(term+1))
+			results <- err
+		}()
+	}
+	stored := uint64(0)
+	for range cap(results) {
+		var deposed *stream.DeposedError
+		switch err := <-results; {
+		case err == nil:
+			stored++
+		case !errors.As(err, &deposed):
+			t.Error(err)
+		}
+	}
+	if got := last(t, server.JetStream(t)); stored == 0 || got != stored {
+		t.Errorf("%d fences are said to be stored, the stream ends at %d", stored, got)
+	}
+}
+
+// Somebody else's message on the control subject is not taken for a fence.
+func TestForeignMessageOnTheControlSubject(t *testing.T) {
+	server := streamtest.Start(t)
+	p := newPublisher(t, server)
+	if _, err := server.JetStream(t).PublishMsg(t.Context(), nats.NewMsg("_outbox.OUTBOX."+outboxName)); err != nil {
+		t.Fatal(err)
+	}
+	var fault *stream.Error
+	if _, err := p.Fence(t.Context(), outboxName, 1); !errors.As(err, &fault) || fault.Fault != stream.FaultSetup {
+		t.Errorf("got %v, want a fault of the set-up", err)
+	}
+}
+
+func scan(t *testing.T, p *stream.Publisher, above uint64, f stream.Fence) (seqs []int64) {
+	t.Helper()
+	err := p.Scan(t.Context(), above, f, func(found stream.Found) error {
+		if found.Seq == 0 {
+			return nil // An earlier fence.
+		}
+		if found.ID == uuid.Nil || found.Stored == 0 || found.Size != len(strconv.FormatInt(found.Seq, 10)) {
+			t.Errorf("found %+v", found)
+		}
+		seqs = append(seqs, found.Seq)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return seqs
+}

@@ -1,0 +1,461 @@
+package stream
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// DefaultAckTimeout is how long a publisher waits for the stream's answer.
+const DefaultAckTimeout = 5 * time.Second
+
+// PublisherOptions configure a Publisher.
+type PublisherOptions struct {
+	// Connect says how to reach the servers. The publisher has a connection of
+	// its own, and takes over OnDisconnect, OnClosed and OnError.
+	Connect ConnectOptions
+
+	// Setup is the stream to publish to.
+	Setup Setup
+
+	// Encoder turns events into messages. Its Template defaults to that of
+	// Setup.
+	Encoder Encoder
+
+	// NoBatches keeps to plain publishes even where the stream takes ordered
+	// batches.
+	NoBatches bool
+
+	// AckTimeout is how long to wait for the stream's answer before the
+	// outcome counts as open. The default is DefaultAckTimeout.
+	AckTimeout time.Duration
+}
+
+// An Outcome is what became of one event that was handed to Publish.
+type Outcome struct {
+	// Seq is the event's. 0 tells of trouble that is no one event's, such as a
+	// lost connection: Err says what it is.
+	Seq int64
+
+	// Stored is the message's sequence in the stream; 0 if Err is set, and
+	// where that is not told: of an ordered batch, only the last one's is.
+	Stored uint64
+
+	// Duplicate says that the stream had the event's ID already, from an
+	// earlier attempt whose answer was lost.
+	Duplicate bool
+
+	// Err says whose fault it is that there is no acknowledgement; nil if
+	// there is one.
+	Err *Error
+
+	// Again says that Err is about another event of an ordered batch: this one
+	// is not stored, and nothing speaks against sending it again at once.
+	Again bool
+}
+
+// A Publisher sends events without waiting for each answer, and collects the
+// answers. It is the engine called asynchronous window, for every server that
+// has JetStream.
+//
+// It retries nothing: a client that repeats a message by itself changes the
+// order. Whoever keeps an order sends an event only when its predecessor's
+// outcome is known, since after a failed message later ones are stored.
+//
+// Open, Publish and Collect belong to one goroutine. Close may be called from
+// any, also to end a Publish that the network holds up.
+type Publisher struct {
+	options  PublisherOptions
+	composer *composer // Belongs to the goroutine that publishes.
+	outcomes chan struct{}
+
+	mu sync.Mutex // Protects what follows, which the connection's goroutines share.
+
+	guard   func() bool // Nil for none.
+	conn    *nats.Conn
+	line    *line
+	replies string // What the reply subjects of this connection start with.
+	window  window
+	timer   *time.Timer // Runs while a publish waits for its answer.
+	done    []Outcome   // Not collected yet.
+
+	seen         bool                   // The stream was there,
+	config       jetstream.StreamConfig // and was like this.
+	fence        uint64                 // The sequence of our fence; 0 if nobody has put up one.
+	fenceSubject string                 // Its subject; empty before Fence or Unfenced.
+
+	batches    bool // The stream takes ordered batches.
+	clustered  bool
+	rest       time.Time // Until when there are to be no ordered batches.
+	stretch    int       // How many messages we ask the server to acknowledge at once,
+	flow       int       // and how many it does.
+	batch      *batch    // The open one.
+	batchTimer *time.Timer
+	severed    *Outcome // That of events behind a batch's failure, until Collect has told of it; nil for none.
+}
+
+// NewPublisher returns a publisher that has yet to be opened. It connects to
+// nothing, so it fails for invalid options only, and tells of all at once.
+func NewPublisher(options PublisherOptions) (*Publisher, error) {
+	var ackErr error
+	switch {
+	case options.AckTimeout == 0:
+		options.AckTimeout = DefaultAckTimeout
+	case options.AckTimeout < 0:
+		ackErr = fmt.Errorf("AckTimeout: %v is negative", options.AckTimeout)
+	}
+	options.Setup = options.Setup.orDefault()
+	if len(options.Encoder.Template.tokens) == 0 {
+		options.Encoder.Template = options.Setup.Template
+	}
+	err := errors.Join(checkURLs(options.Connect.URL), options.Setup.Validate(), options.Encoder.Validate(), ackErr)
+	if err != nil {
+		return nil, err
+	}
+	return &Publisher{
+		options:  options,
+		composer: newComposer(options.Encoder),
+		outcomes: make(chan struct{}, 1),
+		stretch:  batchFlow,
+	}, nil
+}
+
+// Stream returns the name of the stream that the publisher sends to.
+func (p *Publisher) Stream() string { return p.options.Setup.Stream }
+
+// Open makes the publisher ready: it connects if there is no connection, and
+// creates or verifies the stream. It is called before the first Publish and
+// again whenever an outcome was nobody's or the set-up's fault, to find out
+// whether there is any point in going on. The warnings name conditions of the
+// exactly-once claim that do not hold. The error is an *Error.
+func (p *Publisher) Open(ctx context.Context) (warnings []string, err error) {
+	conn := p.connection()
+	if conn == nil {
+		if conn, err = p.connect(); err != nil {
+			return nil, err
+		}
+	}
+	if !conn.IsConnected() {
+		reason := conn.LastError()
+		if reason == nil {
+			reason = nats.ErrDisconnected
+		}
+		return nil, Classify(fmt.Errorf("not connected to NATS at %s: %w", RedactURL(p.options.Connect.URL), reason))
+	}
+	js, err := jetstream.New(conn)
+	if err != nil {
+		return nil, setupFault(fmt.Errorf("use JetStream: %w", err))
+	}
+	report, err := p.options.Setup.Ensure(ctx, js)
+	if err != nil {
+		return nil, Classify(err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if report.Created && p.seen {
+		report.Warnings = append(report.Warnings, fmt.Sprintf("stream %q was gone and has been created again: what it held is lost", p.Stream()))
+	}
+	config := report.Info.Config
+	p.seen, p.config = true, config
+	p.batches, p.clustered, p.flow = config.AllowBatchPublish && !p.options.NoBatches, config.Replicas > 1, p.stretch
+	if p.clustered {
+		p.rest = time.Now().Add(batchRest)
+	}
+	return report.Warnings, nil
+}
+
+// Guard sets what is asked before anything is written, by connections that are
+// opened from then on: once it answers false nothing more is sent on them, not
+// even what is in a buffer. It must be fast.
+func (p *Publisher) Guard(valid func() bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.guard = valid
+}
+
+func (p *Publisher) connection() *nats.Conn {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.conn
+}
+
+func (p *Publisher) connect() (*nats.Conn, error) {
+	options := p.options.Connect
+	options.OnDisconnect = func(err error) {
+		if err == nil {
+			err = nats.ErrDisconnected
+		}
+		// The answers to what is pending went to the old connection.
+		p.failAll(fmt.Errorf("connection to NATS lost: %w", err))
+	}
+	options.OnClosed = nil
+	options.OnError = func(err error) {
+		// A message without permission is answered with an error that names no
+		// message, and with no acknowledgement.
+		if Classify(err).Fault == FaultSetup {
+			p.failAll(err)
+		}
+	}
+	p.mu.Lock()
+	line := &line{dialer: net.Dialer{Timeout: connectTimeout}, valid: p.guard}
+	p.mu.Unlock()
+	options.dialer = line
+	conn, err := Connect(options)
+	if err != nil {
+		return nil, err
+	}
+	replies := conn.NewInbox() + "."
+	if _, err := conn.Subscribe(replies+">", p.answered); err != nil {
+		conn.Close()
+		return nil, Classify(fmt.Errorf("subscribe to acknowledgements: %w", err))
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.conn, p.line, p.replies = conn, line, replies
+	return conn, nil
+}
+
+// Publish sends an event and returns without waiting: what becomes of it is
+// told by Collect. Its error, an *Error, says that nothing was sent.
+func (p *Publisher) Publish(ev *Event) error {
+	conn, token, reply := p.expect(ev.Seq)
+	msg, err := p.composer.message(ev, reply)
+	if err == nil {
+		if err = conn.PublishMsg(msg); err == nil {
+			return nil
+		}
+		err = publishError(err)
+	}
+	if !p.withdraw(token) {
+		return nil // The connection broke meanwhile: that is its outcome, and Collect tells it.
+	}
+	return Classify(err)
+}
+
+// publishError says what failed. Without a connection nats.go complains of its
+// buffer for such times, which ours does not have.
+func publishError(err error) error {
+	if errors.Is(err, nats.ErrReconnectBufExceeded) {
+		return fmt.Errorf("publish: not connected to NATS (%w)", err)
+	}
+	return fmt.Errorf("publish: %w", err)
+}
+
+// expect notes that an answer will come, before it can.
+func (p *Publisher) expect(seq int64) (conn *nats.Conn, token uint64, reply string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	token = p.window.push(publish{seq: seq, until: time.Now().Add(p.options.AckTimeout)})
+	if p.timer == nil {
+		p.timer = time.AfterFunc(p.options.AckTimeout, p.expire)
+	}
+	return p.conn, token, p.replies + strconv.FormatUint(token, 36)
+}
+
+// withdraw removes a publish that was not sent; false if its outcome has been told.
+func (p *Publisher) withdraw(token uint64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, open := p.window.take(token)
+	return open
+}
+
+// answered handles an acknowledgement or refusal.
+func (p *Publisher) answered(msg *nats.Msg) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if strings.HasSuffix(msg.Subject, batchSuffix) {
+		p.batchAnswered(msg)
+		return
+	}
+	text, ours := strings.CutPrefix(msg.Subject, p.replies)
+	token, err := strconv.ParseUint(text, 36, 64)
+	if !ours || err != nil {
+		return // From a former connection: its outcome has been told.
+	}
+	if seq, open := p.window.take(token); open {
+		p.tell(readAnswer(seq, msg))
+	}
+}
+
+func readAnswer(seq int64, msg *nats.Msg) Outcome {
+	if len(msg.Data) == 0 && msg.Header.Get("Status") == "503" {
+		return Outcome{Seq: seq, Err: Classify(jetstream.ErrNoStreamResponse)}
+	}
+	var answer struct {
+		Stream    string              `json:"stream"`
+		Sequence  uint64              `json:"seq"`
+		Duplicate bool                `json:"duplicate"`
+		Error     *jetstream.APIError `json:"error"`
+	}
+	switch err := json.Unmarshal(msg.Data, &answer); {
+	case err != nil:
+		return Outcome{Seq: seq, Err: Classify(fmt.Errorf("%w: %w", jetstream.ErrInvalidJSAck, err))}
+	case answer.Error != nil && answer.Error.ErrorCode == CodeDuplicateInProcess && mutant("in-process"):
+		return Outcome{Seq: seq, Duplicate: true}
+	case answer.Duplicate && mutant("duplicate-ack"):
+		return Outcome{Seq: seq, Err: Classify(jetstream.ErrInvalidJSAck)}
+	case answer.Error != nil:
+		return Outcome{Seq: seq, Err: Classify(answer.Error)}
+	case answer.Stream == "" || answer.Sequence == 0:
+		return Outcome{Seq: seq, Err: Classify(jetstream.ErrInvalidJSAck)}
+	}
+	return Outcome{Seq: seq, Stored: answer.Sequence, Duplicate: answer.Duplicate}
+}
+
+// expire gives up publishes that were not answered in time.
+func (p *Publisher) expire() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	for {
+		token, oldest, ok := p.window.oldest()
+		if !ok {
+			p.timer = nil
+			return
+		}
+		if wait := oldest.until.Sub(now); wait > 0 {
+			p.timer.Reset(wait)
+			return
+		}
+		p.window.take(token)
+		p.tell(Outcome{Seq: oldest.seq, Err: Classify(fmt.Errorf("no acknowledgement within %v: %w", p.options.AckTimeout, nats.ErrTimeout))})
+	}
+}
+
+// failAll ends the wait for everything that is pending, and tells why.
+func (p *Publisher) failAll(reason error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	fault := Classify(reason)
+	p.tell(Outcome{Err: fault}) // Even if nothing is pending, nothing can be sent either.
+	if p.batch != nil {
+		p.endBatch(p.batch, fault)
+	}
+	for {
+		token, oldest, ok := p.window.oldest()
+		if !ok {
+			return
+		}
+		p.window.take(token)
+		p.tell(Outcome{Seq: oldest.seq, Err: fault})
+	}
+}
+
+// tell adds an outcome. The caller holds mu.
+func (p *Publisher) tell(o Outcome) {
+	p.done = append(p.done, o)
+	select {
+	case p.outcomes <- struct{}{}:
+	default: // Signalled already.
+	}
+}
+
+// Outcomes is signalled when Collect has something to return.
+func (p *Publisher) Outcomes() <-chan struct{} { return p.outcomes }
+
+// Collect appends the outcomes that have become known since the last call.
+// Each event that Publish accepted has exactly one.
+func (p *Publisher) Collect(to []Outcome) []Outcome {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	to = append(to, p.done...)
+	clear(p.done)
+	p.done = p.done[:0]
+	p.severed = nil
+	return to
+}
+
+// Close closes the connection at once. What was not sent is not sent any more,
+// and what is pending has no outcome. Open makes the publisher usable again.
+func (p *Publisher) Close() {
+	p.mu.Lock()
+	conn, line := p.conn, p.line
+	p.conn, p.line, p.replies = nil, nil, ""
+	p.window.clear()
+	p.fence, p.fenceSubject = 0, ""
+	p.batch, p.done, p.severed = nil, nil, nil
+	if p.batchTimer != nil {
+		p.batchTimer.Stop()
+		p.batchTimer = nil
+	}
+	if p.timer != nil {
+		p.timer.Stop()
+		p.timer = nil
+	}
+	p.mu.Unlock()
+	if conn != nil {
+		line.cut()
+		conn.Close()
+	}
+	select {
+	case <-p.outcomes:
+	default:
+	}
+}
+
+// line is what a connection runs over. Closing a nats.Conn sends what is still
+// in its buffer; a leader whose lease has ended must not, so it cuts the line
+// first.
+type line struct {
+	dialer net.Dialer
+	valid  func() bool // Asked before each write; nil for nobody.
+
+	mu   sync.Mutex // Protects what follows.
+	conn net.Conn   // The latest.
+	gone bool       // It is cut, for good.
+}
+
+// Dial implements nats.CustomDialer.
+func (l *line) Dial(network, address string) (net.Conn, error) {
+	conn, err := l.dialer.Dial(network, address)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // nats.go says what it was for.
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.gone {
+		_ = conn.Close() // Nothing was sent on it.
+		return nil, net.ErrClosed
+	}
+	l.conn = conn
+	if l.valid != nil {
+		conn = &guardedConn{conn, l.valid}
+	}
+	return conn, nil
+}
+
+// guardedConn writes only while it may. What nats.go had buffered when its
+// process was stopped is not sent when that goes on, if it may not be any more.
+type guardedConn struct {
+	net.Conn
+
+	valid func() bool
+}
+
+func (c *guardedConn) Write(b []byte) (int, error) {
+	if !c.valid() {
+		return 0, errForbidden
+	}
+	return c.Conn.Write(b) //nolint:wrapcheck // nats.go says what it was for.
+}
+
+var errForbidden = errors.New("the right to send has ended")
+
+func (l *line) cut() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.gone = true
+	if l.conn != nil {
+		_ = l.conn.Close() // It may be closed already.
+	}
+}

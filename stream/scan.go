@@ -1,0 +1,208 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Found is a message that the stream holds.
+type Found struct {
+	// Seq and ID name its event; zeros if it is none.
+	Seq int64
+	ID  uuid.UUID
+
+	// Stored is the message's sequence in the stream, Size that of its payload
+	// in bytes.
+	Stored uint64
+	Size   int
+}
+
+// Scan reads back what the stream holds behind one sequence and up to another,
+// at which a fence stands, and passes it on in that order: events, of any
+// outbox, and possibly other messages. It reads headers only, about a quarter
+// of a million a second.
+//
+// Its error is an *Error, unless it is that of visit.
+func (p *Publisher) Scan(ctx context.Context, above uint64, fence Fence, visit func(Found) error) error {
+	if above+1 >= fence.Sequence {
+		return nil
+	}
+	conn := p.connection()
+	if conn == nil {
+		return Classify(nats.ErrInvalidConnection)
+	}
+	js, err := jetstream.New(conn)
+	if err != nil {
+		return Classify(err)
+	}
+	p.mu.Lock()
+	filter := []string{p.options.Setup.Template.Filter()}
+	if !covers(filter[0], p.fenceSubject) {
+		// The fence ends it, and has to be seen. Reading everything costs less
+		// than a second filter, with which a server is a hundred times slower.
+		filter = nil
+	}
+	p.mu.Unlock()
+	consumer, err := js.OrderedConsumer(ctx, p.Stream(), jetstream.OrderedConsumerConfig{
+		FilterSubjects:    filter,
+		DeliverPolicy:     jetstream.DeliverByStartSequencePolicy,
+		OptStartSeq:       above + 1,
+		HeadersOnly:       true,
+		InactiveThreshold: scanIdle,
+	})
+	if err != nil {
+		return Classify(fmt.Errorf("read back stream %q: %w", p.Stream(), err))
+	}
+	messages, err := consumer.Messages(jetstream.PullMaxMessages(scanAhead))
+	if err != nil {
+		return Classify(fmt.Errorf("read back stream %q: %w", p.Stream(), err))
+	}
+	defer func() {
+		messages.Stop()
+		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), scanEnd)
+		defer cancel()
+		_ = js.DeleteConsumer(ending, p.Stream(), consumer.CachedInfo().Name) // Otherwise the server does, after scanIdle.
+	}()
+	for {
+		msg, err := messages.Next(jetstream.NextContext(ctx))
+		if err != nil {
+			if cause := context.Cause(ctx); cause != nil && errors.Is(err, ctx.Err()) {
+				err = cause
+			}
+			return Classify(fmt.Errorf("read back stream %q: %w", p.Stream(), err))
+		}
+		metadata, err := msg.Metadata()
+		if err != nil {
+			return Classify(fmt.Errorf("read back stream %q: %w", p.Stream(), err))
+		}
+		stored := metadata.Sequence.Stream
+		if stored >= fence.Sequence {
+			return nil
+		}
+		found := find(msg.Headers())
+		found.Stored = stored
+		if err := visit(found); err != nil {
+			return err
+		}
+	}
+}
+
+const (
+	scanAhead = 2000 // Messages asked for at once.
+
+	// The server forgets a consumer that nobody asked for anything for so long,
+	// if it was not told to; which is not waited for longer than scanEnd.
+	scanIdle = 10 * time.Second
+	scanEnd  = time.Second
+)
+
+// find tells which event a message carries, if any of a relay's.
+func find(header nats.Header) Found {
+	seq, err := strconv.ParseInt(header.Get(HeaderSeq), 10, 64)
+	if err != nil {
+		return Found{}
+	}
+	id, err := uuid.Parse(header.Get(HeaderMsgID))
+	if err != nil {
+		return Found{}
+	}
+	size, _ := strconv.Atoi(header.Get(nats.MsgSize)) // The server adds it to headers without a payload.
+	return Found{Seq: seq, ID: id, Size: size}
+}
+
+// A Sight is what the stream looked like at one moment.
+type Sight struct {
+	// Created is when the stream was created.
+	Created time.Time
+
+	// Last is the highest sequence that the stream has given to a message.
+	Last uint64
+
+	leader string
+	mark   string // Identifies the message at Last; empty if there was none.
+}
+
+// LostError says that the stream is not what it was: what it acknowledged may
+// be gone. Fence and Scan tell what is left.
+type LostError struct{ reason string }
+
+// Error says what is different.
+func (e *LostError) Error() string { return e.reason }
+
+// Look compares the stream with what it looked like before: a broker may lose
+// what it has acknowledged, by a crash before it came to the disk or by files
+// that somebody put back. Acked is a sequence that the stream has acknowledged;
+// the zero Sight compares with nothing.
+//
+// Its error is a *LostError if the stream must be read back, and an *Error if
+// it could not be looked at.
+func (p *Publisher) Look(ctx context.Context, before Sight, acked uint64) (Sight, error) {
+	conn := p.connection()
+	if conn == nil {
+		return Sight{}, Classify(nats.ErrInvalidConnection)
+	}
+	js, err := jetstream.New(conn)
+	if err != nil {
+		return Sight{}, Classify(err)
+	}
+	str, err := js.Stream(ctx, p.Stream())
+	if err != nil {
+		return Sight{}, Classify(fmt.Errorf("look at stream %q: %w", p.Stream(), err))
+	}
+	info := str.CachedInfo()
+	now := Sight{Created: info.Created, Last: info.State.LastSeq}
+	if info.Cluster != nil {
+		now.leader = info.Cluster.Leader
+	}
+	lost := func(format string, args ...any) (Sight, error) {
+		return now, &LostError{fmt.Sprintf("stream %q ", p.Stream()) + fmt.Sprintf(format, args...)}
+	}
+	switch {
+	case before.Created.IsZero():
+	case !before.Created.Equal(now.Created):
+		return lost("was created anew at %v", now.Created.Format(time.RFC3339Nano))
+	case now.Last < before.Last:
+		return lost("ends at sequence %d and not at %d any more", now.Last, before.Last)
+	case before.leader != now.leader:
+		return lost("has another leader, %q instead of %q", now.leader, before.leader)
+	case before.mark != "" && before.Last >= info.State.FirstSeq:
+		mark, err := p.mark(ctx, conn, before.Last)
+		switch {
+		case err != nil:
+			return Sight{}, err
+		case mark == "":
+			// A person or a limit removed it; the limits that count are in FirstSeq, but it moves on while we ask.
+		case mark != before.mark:
+			return lost("has another message at sequence %d than before", before.Last)
+		}
+	}
+	if now.Last < acked {
+		return lost("ends at sequence %d, although it acknowledged %d", now.Last, acked)
+	}
+	if now.mark, err = p.mark(ctx, conn, now.Last); err != nil {
+		return Sight{}, err
+	}
+	return now, nil
+}
+
+// mark identifies the message at a sequence; empty if there is none.
+func (p *Publisher) mark(ctx context.Context, conn *nats.Conn, sequence uint64) (string, error) {
+	if sequence == 0 {
+		return "", nil
+	}
+	msg, err := p.message(ctx, conn, messageQuery{Sequence: sequence})
+	if err != nil {
+		return "", Classify(fmt.Errorf("look at message %d of stream %q: %w", sequence, p.Stream(), err))
+	}
+	if msg == nil {
+		return "", nil
+	}
+	return msg.Subject + " " + msg.Time.Format(time.RFC3339Nano), nil
+}

@@ -1,0 +1,64 @@
+package stream
+
+import "time"
+
+// publish is one whose answer is not known yet.
+type publish struct {
+	seq   int64
+	until time.Time // When it is given up.
+	known bool      // Its outcome is known; it only keeps its place.
+}
+
+// A window holds the publishes between the oldest that is open and the newest,
+// in the order of sending, numbered by consecutive tokens. Answers mostly come
+// in that order, so that it stays as short as what is open.
+type window struct {
+	entries []publish // From head on.
+	head    int
+	first   uint64 // The token of entries[head].
+}
+
+// push adds a publish and returns its token.
+func (w *window) push(p publish) uint64 {
+	if w.head > 0 && len(w.entries) == cap(w.entries) {
+		// Rather than growing, use the room that answered ones have left.
+		w.entries = w.entries[:copy(w.entries, w.entries[w.head:])]
+		w.head = 0
+	}
+	w.entries = append(w.entries, p)
+	return w.first + uint64(len(w.entries)-w.head) - 1
+}
+
+// take removes an open publish and returns its seq; false if it is not open.
+func (w *window) take(token uint64) (seq int64, open bool) {
+	if token < w.first || token-w.first >= uint64(len(w.entries)-w.head) {
+		return 0, false
+	}
+	p := &w.entries[w.head+int(token-w.first)] //nolint:gosec // Within the slice, as just checked.
+	if p.known {
+		return 0, false
+	}
+	p.known = true
+	for w.head < len(w.entries) && w.entries[w.head].known {
+		w.head++
+		w.first++
+	}
+	if w.head == len(w.entries) {
+		w.entries, w.head = w.entries[:0], 0
+	}
+	return p.seq, true
+}
+
+// oldest returns the open publish that was sent first.
+func (w *window) oldest() (token uint64, p publish, ok bool) {
+	if w.head == len(w.entries) {
+		return 0, publish{}, false
+	}
+	return w.first, w.entries[w.head], true
+}
+
+// clear forgets all publishes; their tokens are not used again.
+func (w *window) clear() {
+	w.first += uint64(len(w.entries) - w.head)
+	w.entries, w.head = w.entries[:0], 0
+}
