@@ -1,0 +1,214 @@
+package election
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Time budgets of the advisory-lock elector.
+const (
+	// idleTimeout is when Postgres ends a session that went silent, as that of a frozen process does. It is
+	// longer than LeaseDuration, so the holder has stopped before its lock becomes free.
+	idleTimeout = LeaseDuration + time.Second
+	// renewAfter is the silence after which the session is asked for a sign of life. The leader's own work on
+	// the session counts as one.
+	renewAfter = 1100 * time.Millisecond
+	// renewTimeout bounds one such question, so that a second one still fits into the lease.
+	renewTimeout = 2 * time.Second
+)
+
+// Session is one dedicated Postgres connection, which store.Session implements. It must not lead through a
+// pooler in transaction mode: there a lock belongs to whoever comes next.
+type Session interface {
+	// Do lends the connection for exclusive use, opening one if there is none.
+	Do(ctx context.Context, use func(ctx context.Context, conn *pgx.Conn) error) error
+	// LastRoundTrip returns when the last successful Do began, and a number that changes with each new connection.
+	LastRoundTrip() (start time.Time, generation uint64)
+	// Close ends the connection, and the locks that it holds.
+	Close(ctx context.Context) error
+}
+
+// AdvisoryLockOptions configure an [AdvisoryLock]. The zero value works, for one outbox a database.
+type AdvisoryLockOptions struct {
+	// Key is the number that relays of one outbox compete for, and Table that of the outbox (store.Table.LockKey),
+	// so that two outboxes in one database do not: the lock is pg_advisory_lock(Key, Table). Both halves have 32
+	// bits; a Key that needs more is folded into them.
+	Key   int64
+	Table int32
+	// ResignChannel is the NOTIFY channel on which a leader says that it goes. Empty: standbys only poll.
+	ResignChannel string
+	// Retry is how often a standby tries to get the lock. The default is DefaultRetry.
+	Retry time.Duration
+	// Fatal tells errors that end Run from those it waits out. The default waits out all of them.
+	Fatal func(error) bool
+	// Logger receives what the elector waits for. The default discards it.
+	Logger *slog.Logger
+}
+
+// AdvisoryLock elects whoever holds a session-level advisory lock in Postgres.
+type AdvisoryLock struct {
+	*campaign
+
+	session Session
+	options AdvisoryLockOptions
+}
+
+// NewAdvisoryLock returns an elector that takes its lock on session.
+func NewAdvisoryLock(session Session, options AdvisoryLockOptions) *AdvisoryLock {
+	return &AdvisoryLock{newCampaign(LeaseDuration, options.Retry, options.Fatal, options.Logger), session, options}
+}
+
+// Run campaigns until it is elected, calls lead, and campaigns again when lead has returned, until ctx ends. The
+// context that lead gets ends with the lease; lead must return soon after. Run returns nil when ctx has ended,
+// and otherwise the error of lead, or one that Fatal knows. The lock is given back before Run returns, and the
+// standbys are told.
+func (a *AdvisoryLock) Run(ctx context.Context, lead func(ctx context.Context, lease *Lease) error) error {
+	return a.run(ctx, func(ctx context.Context) (tenure, error) {
+		generation, err := a.acquire(ctx)
+		return &lock{a, generation}, err
+	}, lead)
+}
+
+// Standby reports whether another leads, as far as is known: Postgres said so not long ago.
+func (a *AdvisoryLock) Standby() bool { return a.standby() }
+
+// acquire returns once the lock is held, with the generation of the connection that holds it.
+func (a *AdvisoryLock) acquire(ctx context.Context) (generation uint64, err error) {
+	listening, waiting := uint64(0), false
+	for {
+		var locked bool
+		err := a.session.Do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+			// Polled, not awaited with pg_advisory_lock: a statement that waits holds back vacuum in the whole database.
+			ctx, cancel := context.WithTimeout(ctx, renewTimeout)
+			defer cancel()
+			return conn.QueryRow(ctx, `select pg_try_advisory_lock($1, $2) from set_config('idle_session_timeout', $3, false)`,
+				fold(a.options.Key), a.options.Table, strconv.FormatInt(idleTimeout.Milliseconds(), 10)).Scan(&locked)
+		})
+		if err != nil {
+			return 0, err
+		}
+		_, generation = a.session.LastRoundTrip()
+		if locked {
+			return generation, nil
+		}
+		a.standBy(ctx, !waiting)
+		waiting = true
+		if err := a.await(ctx, listening != generation); err != nil {
+			return 0, err
+		}
+		listening = generation
+	}
+}
+
+// await returns when a leader resigned or Retry has passed.
+func (a *AdvisoryLock) await(ctx context.Context, listen bool) error {
+	if a.options.ResignChannel == "" {
+		pause(ctx, a.retry)
+		return context.Cause(ctx)
+	}
+	return a.session.Do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		if listen {
+			if _, err := conn.Exec(ctx, "listen "+pgx.Identifier{a.options.ResignChannel}.Sanitize()); err != nil {
+				return fmt.Errorf("listen for resignations: %w", err)
+			}
+			return nil // The leader may have gone before it could be heard.
+		}
+		// A wait that times out leaves the connection usable: nothing is in transit on it.
+		wait, cancel := context.WithTimeout(ctx, a.retry)
+		defer cancel()
+		if _, err := conn.WaitForNotification(wait); err != nil && wait.Err() == nil {
+			return fmt.Errorf("wait for a resignation: %w", err)
+		}
+		return context.Cause(ctx)
+	})
+}
+
+// lock is the lock while it is held: by one connection.
+type lock struct {
+	*AdvisoryLock
+
+	generation uint64
+}
+
+// until implements tenure.
+func (l *lock) until() (time.Time, bool) {
+	start, current := l.session.LastRoundTrip()
+	return start.Add(LeaseDuration), current == l.generation
+}
+
+// renew implements tenure.
+func (l *lock) renew(ctx context.Context) error {
+	lease := NewLease(l.until)
+	for {
+		start, _ := l.session.LastRoundTrip()
+		if !pause(ctx, time.Until(start.Add(renewAfter))) {
+			return nil
+		}
+		if !lease.Valid() {
+			return fmt.Errorf("%w: no sign of life from Postgres for %v, or another session", ErrLeaseLost, LeaseDuration)
+		}
+		if start, _ = l.session.LastRoundTrip(); time.Since(start) < renewAfter {
+			continue // The leader's own work was the sign of life.
+		}
+		// The session may be busy until after the deadline.
+		turn, cancel := context.WithDeadline(ctx, start.Add(LeaseDuration))
+		err := l.session.Do(turn, func(ctx context.Context, conn *pgx.Conn) error {
+			if start, _ := l.session.LastRoundTrip(); time.Since(start) < renewAfter {
+				return errRenewed
+			}
+			// A leader who stops meanwhile still needs the connection, to resign on it.
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), renewTimeout)
+			defer cancel()
+			return conn.Ping(ctx)
+		})
+		cancel()
+		switch {
+		case err == nil, errors.Is(err, errRenewed), ctx.Err() != nil:
+		default:
+			return fmt.Errorf("%w: %w", ErrLeaseLost, err)
+		}
+	}
+}
+
+// errRenewed says that the leader's own work came first while a renewal waited for its turn. It is an error so
+// that the session does not take it for a round trip.
+var errRenewed = errors.New("renewed by other work")
+
+// resign implements tenure. Whatever stays unclear, closing the session settles it.
+func (l *lock) resign(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, resignTimeout)
+	defer cancel()
+	if NewLease(l.until).Valid() {
+		err := l.session.Do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+			batch := &pgx.Batch{}
+			// All of them: the sleep lock of package store rests on the same session.
+			batch.Queue(`select pg_advisory_unlock_all()`)
+			if l.options.ResignChannel != "" {
+				batch.Queue(`select pg_notify($1, '')`, l.options.ResignChannel)
+			}
+			return conn.SendBatch(ctx, batch).Close()
+		})
+		if err == nil {
+			return
+		}
+		l.log.LogAttrs(ctx, slog.LevelWarn, "could not resign; closing the session instead", slog.Any("error", err))
+	}
+	if err := l.session.Close(ctx); err != nil {
+		l.log.LogAttrs(ctx, slog.LevelDebug, "closing the session", slog.Any("error", err))
+	}
+}
+
+// fold maps what fits into 32 bits to itself.
+func fold(key int64) int32 {
+	if key < math.MinInt32 || key > math.MaxInt32 {
+		key ^= key >> 32
+	}
+	return int32(key) //nolint:gosec // Folding is meant.
+}

@@ -1,0 +1,153 @@
+package election
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Time budgets that electors share.
+const (
+	// LeaseDuration is how long a leader may act after the start of its last good round trip to whoever elected it.
+	LeaseDuration = 5 * time.Second
+	// DefaultRetry is how often a standby tries to be elected. A graceful resignation is heard at once.
+	DefaultRetry = 750 * time.Millisecond
+	// reconnectWait is the pause after an attempt for which the server could not be reached, doubling to reconnectWaitMax.
+	reconnectWait    = 100 * time.Millisecond
+	reconnectWaitMax = time.Second
+	// resignTimeout bounds giving the leadership back.
+	resignTimeout = 2 * time.Second
+)
+
+// ErrLeaseLost is the cause of the end of a leader's context when its lease could not be renewed.
+var ErrLeaseLost = errors.New("lease lost")
+
+// tenure is leadership that was won.
+type tenure interface {
+	// until returns when the lease ends unless it is renewed, and false once it is lost for good. It may be called from
+	// any goroutine.
+	until() (end time.Time, held bool)
+	// renew keeps the lease alive until ctx ends, and otherwise returns an ErrLeaseLost with the reason.
+	renew(ctx context.Context) error
+	// resign gives back what is still held. It is called when renew has returned.
+	resign(ctx context.Context)
+}
+
+// campaign is what the electors do alike of which only one may lead.
+type campaign struct {
+	lease time.Duration
+	retry time.Duration
+	fatal func(error) bool
+	log   *slog.Logger
+
+	standingBy atomic.Pointer[time.Time] // When another was last seen to lead; nil if none was since.
+}
+
+// newCampaign fills in what the options left out.
+func newCampaign(lease, retry time.Duration, fatal func(error) bool, log *slog.Logger) *campaign {
+	if retry <= 0 {
+		retry = DefaultRetry
+	}
+	if fatal == nil {
+		fatal = func(error) bool { return false }
+	}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &campaign{lease: lease, retry: retry, fatal: fatal, log: log}
+}
+
+// run is Run of these electors. What acquire returns is served and given back.
+func (c *campaign) run(ctx context.Context, acquire func(ctx context.Context) (tenure, error), lead func(ctx context.Context, lease *Lease) error) error {
+	wait, said := reconnectWait, ""
+	for ctx.Err() == nil {
+		won, err := acquire(ctx)
+		switch {
+		case err == nil:
+			wait, said = reconnectWait, ""
+			c.standingBy.Store(nil)
+			if err := c.serve(ctx, won, lead); err != nil {
+				if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+					return nil // Lead says only that it was stopped.
+				}
+				return err
+			}
+		case ctx.Err() != nil:
+		case c.fatal(err):
+			return fmt.Errorf("campaign: %w", err)
+		default:
+			level := slog.LevelWarn
+			if err.Error() == said {
+				level = slog.LevelDebug // An outage is told once, not every second.
+			}
+			said = err.Error()
+			c.log.LogAttrs(ctx, level, "cannot campaign for leadership; trying again", slog.Any("error", err), slog.Duration("in", wait))
+			pause(ctx, wait)
+			wait = min(2*wait, reconnectWaitMax)
+		}
+	}
+	return nil
+}
+
+// serve leads until lead returns or the lease is lost.
+func (c *campaign) serve(ctx context.Context, won tenure, lead func(ctx context.Context, lease *Lease) error) error {
+	var over atomic.Bool // What was won may be held for longer than the term.
+	lease := NewLease(func() (time.Time, bool) {
+		end, held := won.until()
+		return end, held && !over.Load()
+	})
+	leading, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+
+	var renewing sync.WaitGroup
+	renewing.Go(func() {
+		if err := won.renew(leading); err != nil {
+			over.Store(true)
+			cancel(err)
+		}
+	})
+	err := lead(leading, lease)
+	over.Store(true)
+	cancel(nil)
+	renewing.Wait()
+
+	lost := context.Cause(leading)
+	won.resign(context.WithoutCancel(ctx))
+	if !errors.Is(lost, ErrLeaseLost) {
+		return err
+	}
+	// What lead could not do then is for the next term.
+	c.log.LogAttrs(ctx, slog.LevelWarn, "leadership lost", slog.Any("error", lost))
+	return nil
+}
+
+// standBy notes that another was seen to lead, which is news at first.
+func (c *campaign) standBy(ctx context.Context, news bool, leader ...slog.Attr) {
+	now := time.Now()
+	c.standingBy.Store(&now)
+	if news {
+		c.log.LogAttrs(ctx, slog.LevelInfo, "standing by: another relay leads", leader...)
+	}
+}
+
+// standby reports whether another was seen to lead not long ago.
+func (c *campaign) standby() bool {
+	seen := c.standingBy.Load()
+	return seen != nil && time.Since(*seen) < c.retry+c.lease
+}
+
+// pause waits for d, or until ctx ends: then it returns false.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return ctx.Err() == nil
+	}
+}
