@@ -1,0 +1,73 @@
+package admin
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/go-outbox/go-outbox/relay"
+)
+
+// Report is the JSON that /healthz and /readyz answer with.
+type Report struct {
+	// Ready tells that the relay publishes or knows another to lead.
+	Ready bool `json:"ready"`
+	// State is what the relay is doing, since Since.
+	State relay.State `json:"state"`
+	Since time.Time   `json:"since"`
+	// Standby tells that another relay is known to lead.
+	Standby bool `json:"standby"`
+	// Term is the number of the term of office, 0 while not leading.
+	Term int64 `json:"term"`
+	// Publishing tells that a leader has the broker's ear. If not, Trouble says why.
+	Publishing bool   `json:"publishing"`
+	Trouble    string `json:"trouble,omitempty"`
+	// Published counts the events that this relay saw acknowledged.
+	Published int64 `json:"published"`
+}
+
+const index = `Go Outbox relay
+
+/healthz  200 unless the relay has stopped
+/readyz   200 if it publishes or stands by, otherwise 503
+/metrics  for Prometheus
+`
+
+// NewHandler returns a handler that reports what status returns, which may be called at any time, and serves
+// metrics under /metrics.
+func NewHandler(status func() relay.Status, metrics http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		_, _ = io.WriteString(w, index) // A client that has gone needs no answer.
+	})
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		s := status()
+		report(w, s, s.State != relay.Stopped)
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		s := status()
+		report(w, s, s.Ready())
+	})
+	mux.Handle("GET /metrics", metrics)
+	return mux
+}
+
+func report(w http.ResponseWriter, s relay.Status, good bool) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	if !good {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	_ = json.NewEncoder(w).Encode(Report{ // A client that has gone needs no answer.
+		Ready:      s.Ready(),
+		State:      s.State,
+		Since:      s.Since,
+		Standby:    s.Standby,
+		Term:       s.Term,
+		Publishing: s.Publishing,
+		Trouble:    s.Trouble,
+		Published:  s.Published,
+	})
+}

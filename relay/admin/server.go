@@ -1,0 +1,77 @@
+package admin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+)
+
+// Time budgets of a [Server]. What it serves is small and near.
+const (
+	requestTimeout = 5 * time.Second
+	answerTimeout  = 30 * time.Second
+	idleTimeout    = 2 * time.Minute
+	// closeTimeout is how long a stop waits for answers under way.
+	closeTimeout = time.Second
+)
+
+// Server serves a handler at one address.
+type Server struct {
+	listener net.Listener
+	http     *http.Server
+}
+
+// Listen takes hold of the address, host:port, so that its error tells whether it is free. Connections wait until
+// [Server.Run]. Log receives what goes wrong with single connections; nil discards it.
+func Listen(ctx context.Context, addr string, handler http.Handler, log *slog.Logger) (*Server, error) {
+	var config net.ListenConfig
+	listener, err := config.Listen(ctx, "tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("serve HTTP: %w", err)
+	}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Server{
+		listener: listener,
+		http: &http.Server{
+			Handler:      handler,
+			ReadTimeout:  requestTimeout,
+			WriteTimeout: answerTimeout,
+			IdleTimeout:  idleTimeout,
+			ErrorLog:     slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		},
+	}, nil
+}
+
+// Addr returns where the server listens: if port 0 was asked for, with the port that it got.
+func (s *Server) Addr() string { return s.listener.Addr().String() }
+
+// Run serves until ctx ends and then lets answers under way finish, for a moment. It returns nil if it was
+// stopped. It is to be called once, since it gives the address up.
+func (s *Server) Run(ctx context.Context) error {
+	served := make(chan error, 1)
+	go func() { served <- s.http.Serve(s.listener) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve HTTP: %w", err)
+	case <-ctx.Done():
+	}
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	err := s.http.Shutdown(closing)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = s.http.Close() // Whoever is still reading would read for ever.
+	}
+	if failure := <-served; err == nil && !errors.Is(failure, http.ErrServerClosed) {
+		err = failure
+	}
+	if err != nil {
+		return fmt.Errorf("stop serving HTTP: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,280 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+
+	"github.com/go-outbox/go-outbox/store"
+)
+
+func newDeadCommand(p *process) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "dead",
+		Short: "List, show, requeue and discard events that were given up",
+		Long: `Look after the dead letters: events that the broker refused as often as max_attempts allows, for
+reasons of their own, such as their size. An outage makes no dead letters.
+
+A KEY is a dead letter's seq or its event id (a UUID), both of which dead list shows.`,
+		Args: subcommand,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return wrongCommand(cmd, errors.New("dead: say what to do with them"))
+		},
+	}
+	cmd.SuggestionsMinimumDistance = 2
+	cmd.AddCommand(newDeadListCommand(p), newDeadShowCommand(p), newDeadRequeueCommand(p), newDeadDiscardCommand(p))
+	return cmd
+}
+
+func newDeadListCommand(p *process) *cobra.Command {
+	var filter store.DeadFilter
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List dead letters in the order of their seq",
+		Args:  usage(noArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if filter.Limit < 0 {
+				return wrongCommand(cmd, fmt.Errorf("--limit is %d, want 0 for all, or more", filter.Limit))
+			}
+			outbox, err := p.outbox()
+			if err != nil {
+				return err
+			}
+			var out listing = newTable(p.stdout)
+			if asJSON {
+				out = newArray(p.stdout)
+			}
+			if err := eachPage(cmd.Context(), outbox, filter, out.add); err != nil {
+				return err
+			}
+			return out.end()
+		},
+	}
+	filterFlags(cmd, &filter)
+	cmd.Flags().IntVar(&filter.Limit, "limit", 0, "list at most `N`; 0 for all")
+	cmd.Flags().Int64Var(&filter.After, "after", 0, "list those with a higher `seq`: the last one of the page before")
+	jsonFlag(cmd, &asJSON)
+	return cmd
+}
+
+func newDeadShowCommand(p *process) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "show KEY",
+		Short: "Show a dead letter, its payload included",
+		Args:  usage(oneArg),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			outbox, keys, err := p.letters(cmd, args)
+			if err != nil {
+				return err
+			}
+			letter, err := outbox.DeadLetter(cmd.Context(), keys[0])
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return writeJSON(p.stdout, detailOf(&letter))
+			}
+			return show(p.stdout, &letter)
+		},
+	}
+	jsonFlag(cmd, &asJSON)
+	return cmd
+}
+
+// letters returns the configured outbox, and the keys that the arguments are.
+func (p *process) letters(cmd *cobra.Command, args []string) (*store.Outbox, []store.DeadKey, error) {
+	keys, err := parseKeys(cmd, args)
+	if err != nil {
+		return nil, nil, err
+	}
+	outbox, err := p.outbox()
+	return outbox, keys, err
+}
+
+func newDeadRequeueCommand(p *process) *cobra.Command {
+	cmd, selected := newTakeCommand(p, "requeued", func(o *store.Outbox) taker { return o.Requeue })
+	cmd.Use = "requeue KEY... | --all"
+	cmd.Short = "Put dead letters back into the outbox"
+	cmd.Long = `Put dead letters back into the outbox, with their seq and no attempts: they are published before what
+their aggregate has waiting. The relay notices at once.
+
+Of the KEYs all are requeued or, if one of them is not there, none.`
+	cmd.DisableFlagsInUseLine = true
+	selected.bind(cmd)
+	return cmd
+}
+
+func newDeadDiscardCommand(p *process) *cobra.Command {
+	cmd, selected := newTakeCommand(p, "discarded", func(o *store.Outbox) taker { return o.Discard })
+	cmd.Use = "discard KEY... | --all --yes"
+	cmd.Short = "Remove dead letters for good"
+	cmd.DisableFlagsInUseLine = true
+	cmd.Long = `Remove dead letters for good. With on_dead = "hold" that lets the events go on which waited behind them.
+
+Of the KEYs all are discarded or, if one of them is not there, none.`
+	selected.bind(cmd)
+	cmd.Flags().BoolVar(&selected.yes, "yes", false, "confirm --all")
+	selected.confirm = true
+	return cmd
+}
+
+// selection is which dead letters a command takes.
+type selection struct {
+	all     bool
+	filter  store.DeadFilter // Narrows all.
+	yes     bool
+	confirm bool // All needs yes.
+}
+
+func (s *selection) bind(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&s.all, "all", false, "take all, or all that the other flags select")
+	filterFlags(cmd, &s.filter)
+}
+
+// check finds what does not go together.
+func (s *selection) check(cmd *cobra.Command, args []string) error {
+	var err error
+	switch {
+	case s.all && len(args) > 0:
+		err = errors.New("KEYs and --all exclude each other")
+	case s.all && s.confirm && !s.yes:
+		err = errors.New("--all removes every dead letter that is selected, for good: add --yes")
+	case s.all:
+	case s.filter != store.DeadFilter{}:
+		err = errors.New("--topic, --aggregate-type and --aggregate-id narrow --all, which is not there")
+	case len(args) == 0:
+		err = errors.New("want KEYs, or --all")
+	}
+	if err != nil {
+		return wrongCommand(cmd, err)
+	}
+	return nil
+}
+
+// taker takes dead letters away: all of keys, or none with an error.
+type taker func(ctx context.Context, keys ...store.DeadKey) (int, error)
+
+// newTakeCommand returns a command that takes dead letters away, one way or the other.
+func newTakeCommand(p *process, done string, of func(*store.Outbox) taker) (*cobra.Command, *selection) {
+	var s selection
+	var asJSON bool
+	cmd := &cobra.Command{
+		Args: s.check,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			outbox, keys, err := p.letters(cmd, args)
+			if err != nil {
+				return err
+			}
+			taken := 0
+			if s.all {
+				taken, err = takeAll(cmd.Context(), outbox, s.filter, of(outbox))
+			} else {
+				taken, err = of(outbox)(cmd.Context(), keys...)
+			}
+			switch {
+			case err != nil && taken > 0:
+				return fmt.Errorf("%s %s, then failed: %w", done, count(taken), err)
+			case err != nil:
+				return err
+			}
+			if asJSON {
+				return writeJSON(p.stdout, map[string]int{done: taken})
+			}
+			return printf(p.stdout, "%s %s\n", done, count(taken))
+		},
+	}
+	jsonFlag(cmd, &asJSON)
+	return cmd, &s
+}
+
+// takeAll takes a page at a time, each in a transaction of its own. It goes by ascending seq, so it ends even if a
+// relay keeps giving up what it puts back.
+func takeAll(ctx context.Context, outbox *store.Outbox, filter store.DeadFilter, take taker) (taken int, err error) {
+	err = eachPage(ctx, outbox, filter, func(letters []store.DeadLetter) error {
+		keys := make([]store.DeadKey, len(letters))
+		for i := range letters {
+			keys[i].Seq = letters[i].Seq
+		}
+		n, err := take(ctx, keys...)
+		taken += n
+		return err
+	})
+	return taken, err
+}
+
+// pageSize bounds what of a long list is in memory.
+const pageSize = 1000
+
+// eachPage calls use with the dead letters that filter selects, without payloads, page by page.
+func eachPage(ctx context.Context, outbox *store.Outbox, filter store.DeadFilter, use func([]store.DeadLetter) error) error {
+	left := filter.Limit
+	if left == 0 {
+		left = math.MaxInt
+	}
+	for {
+		filter.Limit = min(left, pageSize)
+		letters, err := outbox.DeadLetters(ctx, filter, false)
+		if err != nil {
+			return err
+		}
+		if len(letters) > 0 {
+			if err := use(letters); err != nil {
+				return err
+			}
+			filter.After = letters[len(letters)-1].Seq
+		}
+		left -= len(letters)
+		if left == 0 || len(letters) < filter.Limit {
+			return nil
+		}
+	}
+}
+
+// parseKeys reads KEYs: numbers are seqs, UUIDs event ids. One that is given twice counts once.
+func parseKeys(cmd *cobra.Command, args []string) ([]store.DeadKey, error) {
+	var keys []store.DeadKey
+	for _, arg := range args {
+		key, ok := parseKey(arg)
+		if !ok {
+			return nil, wrongCommand(cmd, fmt.Errorf("KEY %q is neither a seq (a number) nor an event id (a UUID)", arg))
+		}
+		if !slices.Contains(keys, key) {
+			keys = append(keys, key)
+		}
+	}
+	return keys, nil
+}
+
+func parseKey(arg string) (store.DeadKey, bool) {
+	if seq, err := strconv.ParseInt(arg, 10, 64); err == nil && seq > 0 {
+		return store.DeadKey{Seq: seq}, true
+	}
+	const canonical = len("00000000-0000-0000-0000-000000000000")
+	id, err := uuid.Parse(arg)
+	return store.DeadKey{ID: id}, err == nil && len(arg) == canonical && id != uuid.Nil
+}
+
+func filterFlags(cmd *cobra.Command, filter *store.DeadFilter) {
+	cmd.Flags().StringVar(&filter.Topic, "topic", "", "only those of this `topic`")
+	cmd.Flags().StringVar(&filter.AggregateType, "aggregate-type", "", "only those of this aggregate `type`")
+	cmd.Flags().StringVar(&filter.AggregateID, "aggregate-id", "", "only those of this aggregate `id`")
+}
+
+func jsonFlag(cmd *cobra.Command, asJSON *bool) {
+	cmd.Flags().BoolVar(asJSON, "json", false, "write JSON")
+}
+
+func count(letters int) string {
+	if letters == 1 {
+		return "1 dead letter"
+	}
+	return fmt.Sprintf("%d dead letters", letters)
+}

@@ -1,0 +1,45 @@
+// Command outbox-relay moves events from a transactional outbox in Postgres to a NATS JetStream stream. It is what
+// the container runs.
+//
+//	outbox-relay                                   relay events until SIGTERM or SIGINT; so does outbox-relay run
+//	outbox-relay migrate [--print]                 create or upgrade the tables, or print the SQL that would
+//	outbox-relay dead list|show|requeue|discard    look after the events that were given up
+//	outbox-relay replay ID... | --all | FLAGS      publish again what was published, from the archive
+//	outbox-relay status                            tell from the tables who leads, what waits and what was given up
+//	outbox-relay doctor                            check all that exactly-once delivery depends on
+//	outbox-relay healthcheck [--ready]             ask the relay of this configuration how it is
+//	outbox-relay version
+//
+// It is configured by a file and the environment, see package config; outbox-relay --help lists every setting.
+//
+// # Starting
+//
+// All faults of the configuration are reported at once, before anything is connected to. After that the relay starts
+// whether or not Postgres and NATS are there, says what it waits for, and goes on when they are. Only what waiting
+// cannot mend ends it, such as a foreign table of the outbox's name or, with strict = true, a stream that is not fit for
+// exactly-once delivery: see package assembly.
+//
+// # Stopping
+//
+// On the first SIGTERM or SIGINT the relay finishes what is on its way, records it, hands the leadership over and
+// exits with 0, within relay.shutdown_timeout. A second signal, a second or more later, ends it at once, with 1; nothing
+// is lost by that, since the next leader finds in the stream what was not recorded.
+//
+// # Replaying
+//
+// With --new-ids, replay makes new events of archived ones. Without it they keep their ids, and only those are published
+// that the stream does not have any more, whatever its duplicate window: the relay begins another term, in which it
+// reads the stream back from behind the oldest of them. A relay that leads is therefore interrupted for a moment.
+//
+// # Exit codes
+//
+//	0  stopped as asked, or done
+//	1  failed: the message on standard error says at what
+//	2  the configuration or the command line is wrong: the message lists everything that is
+//
+// A healthcheck exits with 0 or 1 only, as Docker asks. So does a doctor, for which a wrong configuration is a finding
+// like any other: 0 if nothing failed and, with strict = true, there is no warning either.
+//
+// Results go to standard output; logs, and errors as "outbox-relay: …", to standard error. Payloads are shown by
+// outbox-relay dead show, and nowhere else.
+package main

@@ -1,0 +1,400 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/spf13/cobra"
+
+	"github.com/go-outbox/go-outbox/config"
+	"github.com/go-outbox/go-outbox/relay/assembly"
+	"github.com/go-outbox/go-outbox/store"
+	"github.com/go-outbox/go-outbox/stream"
+)
+
+const (
+	// doctorPatience bounds each question to the broker.
+	doctorPatience = 5 * time.Second
+	// longWait is how long an event may wait before that is worth a warning: an outage of a minute is one.
+	longWait = time.Minute
+)
+
+func newDoctorCommand(p *process) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Check all that exactly-once delivery depends on",
+		Long: `Check the configuration, Postgres, NATS and the stream for all that exactly-once delivery depends on,
+and say of each whether it is well and, if not, what to do. It changes nothing, works whether or not a
+relay runs, and shows no secrets. What cannot be checked, as something before it failed, is left out.
+
+The exit code is 1 if something failed or, with strict = true, if there is a warning.`,
+		Args: usage(noArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			d := &doctor{p: p}
+			d.examine(cmd.Context())
+			return d.report(asJSON)
+		},
+	}
+	jsonFlag(cmd, &asJSON)
+	return cmd
+}
+
+// verdict is what came of a check.
+type verdict string
+
+const (
+	verdictOK      verdict = "ok"
+	verdictWarning verdict = "warning" // It works, without all that is promised.
+	verdictFailure verdict = "failure" // It does not work.
+)
+
+// finding is a line of doctor --json. Programs read this: fields may be added, not changed.
+type finding struct {
+	Check  string  `json:"check"`
+	Status verdict `json:"status"`
+	Detail string  `json:"detail"`
+}
+
+// doctor makes the checks, in the order in which one would mend things.
+type doctor struct {
+	p        *process
+	config   config.Config
+	findings []finding
+}
+
+func (d *doctor) ok(check, format string, args ...any) { d.note(verdictOK, check, format, args...) }
+
+func (d *doctor) warn(check, format string, args ...any) {
+	d.note(verdictWarning, check, format, args...)
+}
+
+func (d *doctor) fail(check, format string, args ...any) {
+	d.note(verdictFailure, check, format, args...)
+}
+
+func (d *doctor) note(status verdict, check, format string, args ...any) {
+	d.findings = append(d.findings, finding{check, status, fmt.Sprintf(format, args...)})
+}
+
+func (d *doctor) examine(ctx context.Context) {
+	c, err := d.p.config(needAll)
+	if err != nil {
+		if usage, ok := errors.AsType[*usageError](err); ok {
+			err = usage.err // The hint is for who asked for something else.
+		}
+		d.fail("configuration", "%v", err)
+		return
+	}
+	d.config = c
+	if err := assembly.Validate(c); err != nil {
+		d.fail("configuration", "%v", err)
+	} else {
+		d.ok("configuration", "valid")
+	}
+	d.examineElection()
+	d.examineRetain()
+	d.examineDatabase(ctx)
+	d.examineBroker(ctx)
+}
+
+func (d *doctor) examineElection() {
+	if d.config.Election.Kind == config.ElectionNone {
+		d.warn("election", "election.kind is none: two relays that run at once publish out of order, and twice: set it to %q unless something else sees to that", config.ElectionPostgres)
+		return
+	}
+	d.ok("election", "%s", d.config.Election.Kind)
+}
+
+func (d *doctor) examineRetain() {
+	if d.config.Relay.Retain == 0 {
+		d.warn("retain", "relay.retain is 0: what the broker loses after it has acknowledged it cannot be published again: set OUTBOX_RETAIN to longer than a server of it may be away, such as 5m")
+		return
+	}
+	d.ok("retain", "published events are kept for %v", d.config.Relay.Retain)
+}
+
+func (d *doctor) examineDatabase(ctx context.Context) {
+	outbox, err := openOutbox(d.config)
+	if err != nil {
+		return // Validate has said so.
+	}
+	found, err := outbox.Diagnose(ctx)
+	switch {
+	case errors.Is(err, store.ErrPooler):
+		d.fail("pooler", "%v", err)
+		return
+	case err != nil:
+		d.fail("postgres", "%v", err)
+		return
+	case found.Standby:
+		d.fail("postgres", "PostgreSQL %s, database %q: is a standby, which takes no events and no locks: point database_dsn at the primary", found.Version, found.Database)
+	default:
+		d.ok("postgres", "PostgreSQL %s, database %q, role %q", found.Version, found.Database, found.Role)
+	}
+	d.ok("pooler", "none in transaction mode is in between")
+	d.examineDurability(&found)
+	if d.examineTables(&found) {
+		d.examineTrigger(&found)
+		d.examineContents(ctx, outbox)
+	}
+}
+
+func (d *doctor) examineDurability(found *store.Diagnosis) {
+	var lax []string
+	if found.SynchronousCommit == "off" {
+		lax = append(lax, "synchronous_commit is off: a crash of Postgres may undo the latest commits, and the events in them that consumers have seen")
+	}
+	if found.Fsync != "on" {
+		lax = append(lax, "fsync is off: a crash of the machine may destroy the database")
+	}
+	if found.FullPageWrites != "on" {
+		lax = append(lax, "full_page_writes is off: a crash of the machine may damage the tables")
+	}
+	if len(lax) > 0 {
+		d.warn("durability", "a committed event can be lost: %s", strings.Join(lax, "; "))
+		return
+	}
+	d.ok("durability", "synchronous_commit is %s", found.SynchronousCommit)
+}
+
+// examineTables reports whether there is an outbox to examine further.
+func (d *doctor) examineTables(found *store.Diagnosis) bool {
+	err := found.Tables
+	schema := func() { d.ok("schema", "version %d", found.Schema) }
+	privileges := func() { d.ok("privileges", "role %q has all that the relay needs", found.Role) }
+	switch {
+	case err == nil:
+		schema()
+		privileges()
+		d.ok("row security", "hides no rows from the relay")
+		return true
+	case errors.Is(err, store.ErrRowSecurity):
+		schema()
+		privileges()
+		d.fail("row security", "%v", err)
+		return true
+	case errors.Is(err, store.ErrPrivilege):
+		if found.Schema == found.SchemaNeeded {
+			schema()
+		}
+		d.fail("privileges", "%v", err)
+	case d.config.Migrate && found.MayCreate && errors.Is(err, store.ErrNoTable):
+		d.ok("schema", "there are no tables yet; the relay creates them when it starts")
+	case d.config.Migrate && found.MayCreate && errors.Is(err, store.ErrOldSchema):
+		d.ok("schema", "version %d; the relay brings it to %d when it starts", found.Schema, found.SchemaNeeded)
+	case d.config.Migrate && errors.Is(err, store.ErrNoTable):
+		d.fail("schema", "%v, as a role that may create tables there, which %q may not", err, found.Role)
+	default:
+		d.fail("schema", "%v", err)
+	}
+	return false
+}
+
+func (d *doctor) examineTrigger(found *store.Diagnosis) {
+	consequence := fmt.Sprintf("new events are found by polling only, up to %v late", d.config.Relay.PollInterval)
+	switch found.Trigger {
+	case store.TriggerEnabled:
+		d.ok("trigger", "enabled; it wakes the relay")
+	case store.TriggerDisabled:
+		d.warn("trigger", "disabled: %s: an owner must run `%s`", consequence, store.Table(d.config.Table).EnableTrigger())
+	case store.TriggerMissing, store.TriggerForeign:
+		d.warn("trigger", "%s: %s: create it as `outbox-relay migrate --print` has it", found.Trigger, consequence)
+	}
+}
+
+func (d *doctor) examineContents(ctx context.Context, outbox *store.Outbox) {
+	found, err := outbox.Inspect(ctx)
+	if err != nil {
+		d.fail("contents", "%v", err)
+		return
+	}
+	switch latest := found.Terms; {
+	case len(latest) == 0:
+		d.ok("leader", "none so far")
+	default:
+		s := statusOf(d.config, outbox.Table(), &found)
+		d.ok("leader", "%s, term %d on stream %q, since %s", s.present(visible(latest[0].Leader)), latest[0].Number, latest[0].Stream, latest[0].Since.UTC().Format(time.RFC3339))
+	}
+	switch waiting := countOf(found.Waiting); {
+	case found.Oldest == nil:
+		d.ok("backlog", "nothing waits")
+	case *found.Oldest > longWait:
+		d.warn("backlog", "%v waiting, the first of them for %s: does a relay run, and what does its log say?", waiting, age(found.Oldest.Seconds()))
+	default:
+		d.ok("backlog", "%v waiting, the first of them for %s", waiting, age(found.Oldest.Seconds()))
+	}
+	if found.Dead.Rows > 0 {
+		d.warn("dead letters", "%v: see `outbox-relay dead list`, then requeue or discard them", countOf(found.Dead))
+		return
+	}
+	d.ok("dead letters", "none")
+}
+
+func (d *doctor) examineBroker(ctx context.Context) {
+	options := assembly.Options{ClientName: "outbox-relay doctor"}
+	embedded := d.config.NATS.Embedded()
+	if embedded {
+		if _, port, _ := net.SplitHostPort(d.config.NATS.Listen); port == "0" {
+			d.warn("nats", "the embedded server listens on any free port, which only the relay knows: to have it checked, set OUTBOX_NATS_LISTEN to one with a number")
+			return
+		}
+		options.NATSURL = "nats://" + d.config.NATS.Listen
+	}
+	connect, setup, _ := assembly.Target(d.config, options) // What is wrong with it, Validate has said.
+	var asides aside
+	connect.OnError = asides.add
+	conn, err := stream.Connect(connect)
+	switch {
+	case err != nil && embedded:
+		d.warn("nats", "the embedded server runs inside the relay, and none answers: %v", err)
+		return
+	case err != nil:
+		d.fail("nats", "%v", err)
+		return
+	}
+	defer conn.Close()
+	d.ok("nats", "nats-server %s at %s", conn.ConnectedServerVersion(), stream.RedactURL(conn.ConnectedUrl()))
+	if _, err := stream.ParseTemplate(d.config.Stream.Subject); err != nil {
+		return // Without subjects there is nothing to ask for.
+	}
+	ctx, cancel := context.WithTimeout(ctx, doctorPatience)
+	defer cancel()
+	d.examineStream(ctx, conn, setup, &asides)
+}
+
+func (d *doctor) examineStream(ctx context.Context, conn *nats.Conn, setup stream.Setup, asides *aside) {
+	js, err := jetstream.New(conn)
+	if err != nil {
+		d.fail("jetstream", "%v", err)
+		return
+	}
+	create := setup.Create
+	setup.Create, setup.Strict = false, false // Nothing is to change, and strictness is applied to the findings.
+	switch _, err := js.Stream(ctx, setup.Stream); {
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		d.ok("jetstream", "enabled")
+		if create {
+			d.examineAbsentStream(ctx, js, setup)
+			return
+		}
+	case err != nil:
+		_, err = setup.Ensure(ctx, js) // It knows what the error means.
+		d.fail("jetstream", "%v%s", err, asides)
+		return
+	default:
+		d.ok("jetstream", "enabled")
+	}
+	report, err := setup.Ensure(ctx, js)
+	if err != nil {
+		d.fail("stream", "%v", err)
+	} else {
+		d.ok("stream", "%q takes the relay's subjects and has %d messages", setup.Stream, report.Info.State.Msgs)
+	}
+	for _, warning := range report.Warnings {
+		d.warn("stream", "%q: %s", setup.Stream, warning)
+	}
+	if report.Info == nil {
+		return
+	}
+	found := report.Info.Config
+	if found.Duplicates >= setup.MinWindow {
+		d.ok("duplicate window", "%v, at least %v are needed", found.Duplicates, setup.MinWindow)
+	}
+	if found.AllowBatchPublish {
+		d.ok("ordered batches", "available: backlogs are published with them")
+	} else {
+		d.ok("ordered batches", "not available, which only costs speed: they need nats-server 2.14 and a stream with allow_batch_publish")
+	}
+}
+
+// examineAbsentStream examines the stream that the relay would create.
+func (d *doctor) examineAbsentStream(ctx context.Context, js jetstream.JetStream, setup stream.Setup) {
+	subject := setup.Template.StreamSubject()
+	if other, err := js.StreamNameBySubject(ctx, subject); err == nil {
+		d.fail("stream", "%q does not exist and cannot be created, since stream %q listens on subjects of %q: name that stream, or give the subject template another first token", setup.Stream, other, subject)
+		return
+	}
+	d.ok("stream", "%q does not exist yet; the relay creates it, for %q", setup.Stream, subject)
+	if setup.Memory {
+		d.warn("stream", "%q is to be kept in memory: acknowledged events are lost when its servers restart: set OUTBOX_STREAM_STORAGE to file", setup.Stream)
+	}
+	if window := setup.DuplicateWindow; window < setup.MinWindow {
+		d.warn("duplicate window", "%v is less than %v: an event may be stored twice when a frozen leader wakes up: set OUTBOX_DUPLICATE_WINDOW to more", window, setup.MinWindow)
+	} else {
+		d.ok("duplicate window", "%v, at least %v are needed", window, setup.MinWindow)
+	}
+}
+
+// aside collects what a connection complains of beside the answers, such as a permission that it lacks.
+type aside struct {
+	mu     sync.Mutex // Protects errors.
+	errors []string
+}
+
+func (a *aside) add(err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.errors = append(a.errors, err.Error())
+}
+
+// String is to follow another error's text.
+func (a *aside) String() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.errors) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(a.errors, "; ") + ")"
+}
+
+// report writes the findings. Its error says that they do not suffice.
+func (d *doctor) report(asJSON bool) error {
+	counts := map[verdict]int{}
+	for _, f := range d.findings {
+		counts[f.Status]++
+	}
+	failures, warnings := counts[verdictFailure], counts[verdictWarning]
+	healthy := failures == 0 && (warnings == 0 || !d.config.Strict)
+	if err := d.write(asJSON, healthy); err != nil {
+		return err
+	}
+	switch {
+	case healthy:
+		return nil
+	case failures == 0:
+		return fmt.Errorf("doctor: %s, which strict = true does not allow", plural(warnings, "warning"))
+	}
+	return fmt.Errorf("doctor: %s, %s", plural(failures, "failure"), plural(warnings, "warning"))
+}
+
+func (d *doctor) write(asJSON, healthy bool) error {
+	if asJSON {
+		return writeJSON(d.p.stdout, struct {
+			Healthy bool      `json:"healthy"`
+			Checks  []finding `json:"checks"`
+		}{healthy, d.findings})
+	}
+	for _, f := range d.findings {
+		// A detail of several lines stays in its column.
+		detail := strings.ReplaceAll(f.Detail, "\n", "\n"+strings.Repeat(" ", len("warning  ")+len("duplicate window  ")))
+		if err := printf(d.p.stdout, "%-7s  %-16s  %s\n", f.Status, f.Check, detail); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}

@@ -1,0 +1,253 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/go-outbox/go-outbox/store/storetest"
+	"github.com/go-outbox/go-outbox/stream/streamtest"
+)
+
+// diagnosis is what doctor says.
+type diagnosis struct {
+	result
+
+	Healthy bool      `json:"healthy"`
+	Checks  []finding `json:"checks"`
+}
+
+func diagnose(t *testing.T, env environment) diagnosis {
+	t.Helper()
+	d := diagnosis{result: execute(t, env, "doctor", "--json")}
+	if err := json.Unmarshal([]byte(d.stdout), &d); err != nil {
+		t.Fatalf("%v:\n%s", err, d.stdout)
+	}
+	if d.Healthy != (d.code == 0) {
+		t.Errorf("healthy is %v with exit code %d", d.Healthy, d.code)
+	}
+	return d
+}
+
+// expect wants findings as "status check: a part of the detail". One that begins with "no " must not be there.
+func (d *diagnosis) expect(t *testing.T, want ...string) {
+	t.Helper()
+	for _, w := range want {
+		head, detail, _ := strings.Cut(w, ": ")
+		unwanted, no := strings.CutPrefix(head, "no ")
+		found := false
+		for _, f := range d.Checks {
+			if no {
+				found = found || f.Check == unwanted
+				continue
+			}
+			found = found || string(f.Status)+" "+f.Check == head && strings.Contains(f.Detail, detail)
+		}
+		if found == no {
+			t.Errorf("want %q, got:\n%s", w, d.stdout)
+		}
+	}
+}
+
+// Before the first start and while a relay runs all is well.
+func TestDoctorIsContent(t *testing.T) {
+	env := environment{"OUTBOX_DATABASE_DSN": storetest.NewDatabase(t), "OUTBOX_NATS_URL": streamtest.Start(t).URL(), "OUTBOX_STRICT": "true"}
+	d := diagnose(t, env)
+	expectCode(t, d.result, 0)
+	d.expect(t, "ok configuration: valid", "ok election: postgres", "ok retain: 5m0s", "ok postgres: PostgreSQL 1", "ok pooler", "ok durability: synchronous_commit is on",
+		"ok schema: the relay creates them", "no trigger", "no leader", "ok nats: nats-server 2.", "ok jetstream: enabled", `ok stream: "OUTBOX" does not exist yet; the relay creates it, for "outbox.>"`,
+		"ok duplicate window: 10m0s, at least 22s")
+
+	start(t, env).logged("leading")
+	eventually(t, "the stream is there", func() bool {
+		return strings.Contains(diagnose(t, env).stdout, "takes the relay's subjects")
+	})
+	d = diagnose(t, env)
+	expectCode(t, d.result, 0)
+	d.expect(t, "ok schema: version 1", "ok privileges: has all that the relay needs", "ok row security", "ok trigger: enabled", "ok leader: term 1 on stream", "ok backlog: nothing waits",
+		"ok dead letters: none", `ok stream: "OUTBOX" takes`, "ok duplicate window: 10m0s", "ok ordered batches: available")
+
+	got := execute(t, env, "doctor")
+	expectCode(t, got, 0)
+	expectText(t, "doctor", got.stdout, "ok       configuration     valid\n", "ok       duplicate window  10m0s, at least 22s are needed\n")
+	if got.stderr != "" || strings.Contains(got.stdout, "none now") {
+		t.Errorf("doctor says that nobody leads, or complains: %s%s", got.stdout, got.stderr)
+	}
+}
+
+// Each lack is found, and with strict = true each is a reason to say no.
+func TestDoctorWarns(t *testing.T) {
+	dsn := storetest.NewDatabase(t)
+	nats := streamtest.Start(t)
+	_, err := nats.JetStream(t).CreateStream(t.Context(), jetstream.StreamConfig{
+		Name: "OUTBOX", Subjects: []string{"outbox.>"}, Duplicates: time.Second, Storage: jetstream.MemoryStorage,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	env := environment{"OUTBOX_DATABASE_DSN": dsn, "OUTBOX_NATS_URL": nats.URL(), "OUTBOX_RETAIN": "0s", "OUTBOX_ELECTION": "none"}
+	expectCode(t, execute(t, env, "migrate"), 0)
+	sql(t, dsn, `do $$ begin execute format('alter database %I set synchronous_commit = off', current_database()); end $$`)
+	sql(t, dsn, `alter table outbox disable trigger outbox_wake`)
+	sql(t, dsn, `insert into outbox (topic, aggregate_type, aggregate_id, event_type, data, created_at) values ('t', 'A', '1', 'e', '', now() - interval '1 hour')`)
+	sql(t, dsn, `insert into outbox_dead (seq, id, topic, aggregate_type, aggregate_id, event_type, data, created_at, attempts, last_error) values (9, gen_random_uuid(), 't', 'A', '1', 'e', '', now(), 1, 'refused')`)
+	warnings := []string{
+		"warning election: election.kind is none", "warning retain: relay.retain is 0", "warning durability: synchronous_commit is off",
+		"warning trigger: disabled: new events are found by polling only, up to 1s late: an owner must run `ALTER TABLE \"public\".\"outbox\" ENABLE TRIGGER \"outbox_wake\"`",
+		"ok leader: none so far", "warning backlog: 1 waiting, the first of them for 1h0m", "warning dead letters: 1: see `outbox-relay dead list`",
+		"ok stream", `warning stream: "OUTBOX": duplicate window of 1s is less than 22s`, `warning stream: "OUTBOX": memory storage`, "no duplicate window",
+		"ok ordered batches: not available, which only costs speed",
+	}
+	d := diagnose(t, env)
+	expectCode(t, d.result, 0)
+	d.expect(t, warnings...)
+
+	env["OUTBOX_STRICT"] = "true"
+	d = diagnose(t, env)
+	expectCode(t, d.result, 1)
+	d.expect(t, append(warnings, "failure configuration: relay.retain")...)
+	env["OUTBOX_RETAIN"] = "1m"
+	d = diagnose(t, env)
+	expectCode(t, d.result, 1)
+	expectText(t, "standard error", d.stderr, "outbox-relay: doctor: 7 warnings, which strict = true does not allow")
+}
+
+func TestDoctorFindsWhatIsWrongWithTheTables(t *testing.T) {
+	nats := streamtest.Start(t)
+	for _, test := range []struct {
+		name, sql string
+		env       environment
+		want      []string
+	}{
+		{"no tables", `select`, environment{"OUTBOX_MIGRATE": "false"}, []string{"failure schema: does not exist: public.outbox; create it with", "no privileges"}},
+		{"foreign table", `create table outbox (id int)`, nil, []string{"failure schema: another shape", "no trigger"}},
+		{"newer", `migrate; insert into outbox_migrations values (99)`, nil, []string{"failure schema: newer"}},
+		{"no version", `migrate; delete from outbox_migrations`, nil, []string{"failure schema: no recorded schema version"}},
+		{"no trigger", `migrate; drop trigger outbox_wake on outbox`, nil, []string{"warning trigger: missing"}},
+		{"no dead letters", `migrate; drop table outbox_dead`, nil, []string{"ok schema: version 1", "failure privileges: outbox_dead"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			dsn := storetest.NewDatabase(t)
+			env := environment{"OUTBOX_DATABASE_DSN": dsn, "OUTBOX_NATS_URL": nats.URL()}
+			statement, migrate := strings.CutPrefix(test.sql, "migrate; ")
+			if migrate {
+				expectCode(t, execute(t, env, "migrate"), 0)
+			}
+			sql(t, dsn, statement)
+			maps.Copy(env, test.env)
+			d := diagnose(t, env)
+			d.expect(t, test.want...)
+			d.expect(t, "ok nats")
+		})
+	}
+}
+
+// A role that may too little, and one from which rows are hidden.
+func TestDoctorLooksAtTheRole(t *testing.T) {
+	dsn := storetest.NewDatabase(t)
+	nats := streamtest.Start(t)
+	expectCode(t, execute(t, environment{"OUTBOX_DATABASE_DSN": dsn}, "migrate"), 0)
+	role := fmt.Sprintf("doctor_%d", time.Now().UnixNano())
+	sql(t, dsn, `create role `+role+` login`)
+	owner := connect(t, dsn)
+	t.Cleanup(func() {
+		if _, err := owner.Exec(context.WithoutCancel(t.Context()), `drop owned by `+role+`; drop role `+role); err != nil {
+			t.Error(err)
+		}
+	})
+	env := environment{"OUTBOX_DATABASE_DSN": dsn + "&user=" + role, "OUTBOX_NATS_URL": nats.URL()}
+	d := diagnose(t, env)
+	expectCode(t, d.result, 1)
+	d.expect(t, "failure privileges: GRANT", "no row security")
+	sql(t, dsn, `grant select, insert, update, delete, truncate on all tables in schema public to `+role)
+	expectCode(t, diagnose(t, env).result, 0)
+	sql(t, dsn, `alter table outbox enable row level security`)
+	d = diagnose(t, env)
+	expectCode(t, d.result, 1)
+	d.expect(t, "ok schema", "ok privileges", "failure row security: BYPASSRLS", "ok trigger", "ok backlog")
+
+	env["OUTBOX_TABLE"] = "elsewhere.outbox"
+	d = diagnose(t, env)
+	expectCode(t, d.result, 1)
+	d.expect(t, `failure schema: which "`+role+`" may not`)
+}
+
+func TestDoctorFindsWhatIsWrongWithTheBroker(t *testing.T) {
+	dsn := storetest.NewDatabase(t)
+	taken := streamtest.Start(t)
+	js := taken.JetStream(t)
+	for _, c := range []jetstream.StreamConfig{{Name: "OTHER", Subjects: []string{"outbox.users.>"}}, {Name: "ELSEWHERE", Subjects: []string{"elsewhere.>"}}} {
+		if _, err := js.CreateStream(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	closed := streamtest.Start(t, func(o *server.Options) { o.Username, o.Password = "me", "right" })
+	plain := streamtest.Start(t, func(o *server.Options) { o.JetStream = false })
+	for _, test := range []struct {
+		name string
+		env  environment
+		want []string
+	}{
+		{"nobody there", environment{"OUTBOX_NATS_URL": "nats://me:s3cr3t@127.0.0.1:1"}, []string{"failure nats: nats://xxxxx@127.0.0.1:1", "no jetstream"}},
+		{"wrong password", environment{"OUTBOX_NATS_URL": strings.Replace(closed.URL(), "://", "://me:s3cr3t@", 1)}, []string{"failure nats: uthorization", "no jetstream"}},
+		{"no JetStream", environment{"OUTBOX_NATS_URL": plain.URL()}, []string{"ok nats", "failure jetstream: not enabled", "no stream"}},
+		{"no stream", environment{"OUTBOX_NATS_URL": taken.URL(), "OUTBOX_STREAM_CREATE": "false"}, []string{"ok jetstream", "failure stream: does not exist: create it"}},
+		{"taken subjects", environment{"OUTBOX_NATS_URL": taken.URL()}, []string{`failure stream: stream "OTHER" listens on subjects of "outbox.>"`}},
+		{"other subjects", environment{"OUTBOX_NATS_URL": taken.URL(), "OUTBOX_STREAM": "ELSEWHERE"}, []string{`failure stream: does not cover`, "ok duplicate window: 2m0s"}},
+		{"lax plans", environment{
+			"OUTBOX_NATS_URL": taken.URL(), "OUTBOX_SUBJECT": "free.{topic}", "OUTBOX_STREAM_STORAGE": "memory", "OUTBOX_DUPLICATE_WINDOW": "1s",
+		}, []string{"ok stream", "warning stream: is to be kept in memory", "warning duplicate window: 1s is less than 22s"}},
+		{"bad subject", environment{"OUTBOX_NATS_URL": taken.URL(), "OUTBOX_SUBJECT": "events"}, []string{"failure configuration: subject: ", "ok postgres", "ok nats", "no stream"}},
+		{"embedded, not running", environment{"OUTBOX_NATS_URL": "embedded", "OUTBOX_NATS_LISTEN": "127.0.0.1:1"}, []string{"ok configuration", "warning nats: the embedded server runs inside the relay"}},
+		{"embedded anywhere", environment{"OUTBOX_NATS_URL": "embedded", "OUTBOX_NATS_LISTEN": "127.0.0.1:0"}, []string{"warning nats: set OUTBOX_NATS_LISTEN"}},
+		{"embedded, running", environment{"OUTBOX_NATS_URL": "embedded", "OUTBOX_NATS_LISTEN": strings.TrimPrefix(taken.URL(), "nats://"), "OUTBOX_SUBJECT": "free.{topic}"}, []string{"ok nats", "ok stream"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			test.env["OUTBOX_DATABASE_DSN"] = dsn
+			d := diagnose(t, test.env)
+			d.expect(t, test.want...)
+			if failed := strings.Contains(strings.Join(test.want, "\n"), "failure "); failed != (d.code == 1) {
+				t.Errorf("exit code %d", d.code)
+			}
+			if strings.Contains(d.stdout+d.stderr, "s3cr3t") {
+				t.Errorf("a password is shown:\n%s%s", d.stdout, d.stderr)
+			}
+		})
+	}
+	if _, err := js.Stream(t.Context(), "OUTBOX"); err == nil {
+		t.Error("doctor has created the stream")
+	}
+}
+
+func TestDoctorWithoutAConfiguration(t *testing.T) {
+	got := execute(t, environment{"OUTBOX_BATCH_SIZE": "0"}, "doctor")
+	expectCode(t, got, 1)
+	expectText(t, "doctor", got.stdout, "failure  configuration     the configuration has 2 faults:\n                             ", "OUTBOX_BATCH_SIZE")
+	expectText(t, "standard error", got.stderr, "outbox-relay: doctor: 1 failure, 0 warnings")
+
+	unreachable := diagnose(t, environment{"OUTBOX_DATABASE_DSN": nowhere, "OUTBOX_NATS_URL": "nats://127.0.0.1:1"})
+	unreachable.expect(t, "failure postgres: connect to Postgres", "no pooler", "no schema", "failure nats")
+	if strings.Contains(unreachable.stdout, "s3cr3t") {
+		t.Errorf("the password is shown: %s", unreachable.stdout)
+	}
+}
+
+// What keeps the broker from answering may be told beside the answers only.
+func TestDoctorTellsOfPermissions(t *testing.T) {
+	nats := streamtest.Start(t, func(o *server.Options) {
+		o.Users = []*server.User{{Username: "me", Password: "right", Permissions: &server.Permissions{Publish: &server.SubjectPermission{Deny: []string{"$JS.API.>"}}}}}
+		o.Username, o.Password = "", ""
+	})
+	host, port, _ := net.SplitHostPort(strings.TrimPrefix(nats.URL(), "nats://"))
+	d := diagnose(t, environment{"OUTBOX_DATABASE_DSN": storetest.NewDatabase(t), "OUTBOX_NATS_URL": "nats://me:right@" + net.JoinHostPort(host, port)})
+	expectCode(t, d.result, 1)
+	d.expect(t, "ok nats", "failure jetstream: ermissions")
+}

@@ -1,0 +1,194 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/spf13/cobra"
+
+	"github.com/go-outbox/go-outbox/config"
+	"github.com/go-outbox/go-outbox/relay"
+	"github.com/go-outbox/go-outbox/relay/admin"
+	"github.com/go-outbox/go-outbox/relay/assembly"
+	"github.com/go-outbox/go-outbox/relay/metrics"
+	"github.com/go-outbox/go-outbox/stream/embedded"
+)
+
+func newRunCommand(p *process) *cobra.Command {
+	return &cobra.Command{
+		Use:   "run",
+		Short: "Relay events until SIGTERM or SIGINT; the default",
+		Long: `Relay events until SIGTERM or SIGINT, then finish what is on its way and exit. It starts whether or
+not Postgres and NATS are there, and says what it waits for.
+
+Settings come from a file and the environment; outbox-relay --help lists them.`,
+		Args: usage(noArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), p) },
+	}
+}
+
+// serve runs a service until ctx ends.
+func serve(ctx context.Context, p *process) error {
+	c, err := p.config(needAll)
+	if err != nil {
+		return err
+	}
+	s, err := newService(c, p)
+	if err != nil {
+		return err
+	}
+	relaxCollector(c, p)
+	s.log.InfoContext(ctx, "starting", slog.String("version", currentVersion()), slog.Any("config", c))
+
+	var announcing sync.WaitGroup
+	done := make(chan struct{})
+	announcing.Go(func() {
+		select {
+		case <-ctx.Done():
+			s.log.InfoContext(ctx, "stopping", slog.Any("cause", context.Cause(ctx)))
+		case <-done:
+		}
+	})
+	err = s.run(ctx)
+	close(done)
+	announcing.Wait()
+	if err != nil {
+		return err
+	}
+	s.log.InfoContext(ctx, "stopped")
+	return nil
+}
+
+// service is a relay with all that belongs to it.
+type service struct {
+	config  config.Config
+	options assembly.Options
+	log     *slog.Logger
+	natsLog *slog.Logger
+	metrics http.Handler
+	started time.Time
+
+	relay atomic.Pointer[assembly.Assembly] // Nil until the embedded server runs.
+}
+
+// newService connects to nothing: it fails for faults of the configuration only.
+func newService(c config.Config, p *process) (*service, error) {
+	if err := assembly.Validate(c); err != nil {
+		return nil, wrongConfig(err)
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	hooks, err := metrics.New(registry)
+	if err != nil {
+		return nil, err
+	}
+	log := p.logger(c.Logging.Format, c.Logging.Level)
+	return &service{
+		config:  c,
+		options: assembly.Options{Logger: log, Hooks: hooks},
+		log:     log,
+		natsLog: p.logger(c.Logging.Format, natsLevel(c.Logging.Level)),
+		metrics: promhttp.HandlerFor(registry, promhttp.HandlerOpts{}),
+		started: time.Now(),
+	}, nil
+}
+
+// natsLevel leaves out the embedded server's banner unless everything is logged.
+func natsLevel(level slog.Level) slog.Level {
+	if level <= slog.LevelDebug {
+		return level
+	}
+	return max(level, slog.LevelWarn)
+}
+
+// run serves until ctx ends, and then nil, or until something fails for good. What it started has ended when it
+// returns.
+func (s *service) run(ctx context.Context) (err error) {
+	ctx, abort := context.WithCancel(ctx)
+	defer abort()
+	closeHTTP, err := s.listen(ctx, abort)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if failure := closeHTTP(); err == nil {
+			err = failure
+		}
+	}()
+
+	if s.config.NATS.Embedded() {
+		broker, err := s.startBroker(ctx)
+		if err != nil {
+			return err
+		}
+		defer broker.Close()
+		s.options.NATSURL = broker.ClientURL()
+	}
+	r, err := assembly.New(s.config, s.options)
+	if err != nil {
+		return wrongConfig(err)
+	}
+	s.relay.Store(r)
+	return r.Run(ctx)
+}
+
+func (s *service) startBroker(ctx context.Context) (*embedded.Server, error) {
+	broker, err := embedded.Start(embedded.Options{ //nolint:contextcheck // It takes none: it has a deadline of its own.
+		Addr:     s.config.NATS.Listen,
+		StoreDir: s.config.NATS.StoreDir,
+		Logger:   s.natsLog,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.log.InfoContext(ctx, "embedded NATS server is ready", slog.String("url", broker.ClientURL()), slog.String("store_dir", s.config.NATS.StoreDir))
+	return broker, nil
+}
+
+// listen serves health and metrics until stop is called, which returns what went wrong meanwhile. A server that
+// breaks calls abort.
+func (s *service) listen(ctx context.Context, abort func()) (stop func() error, err error) {
+	nothing := func() error { return nil }
+	if s.config.HTTPAddr == config.HTTPOff {
+		return nothing, nil
+	}
+	server, err := admin.Listen(ctx, s.config.HTTPAddr, admin.NewHandler(s.status, s.metrics), s.log)
+	switch {
+	case err != nil && s.config.HTTPAddrSet:
+		return nil, err
+	case err != nil:
+		s.log.WarnContext(ctx, "going on without health and metrics, since the default address cannot be had; set OUTBOX_HTTP_ADDR to another, or to off", slog.Any("error", err))
+		return nothing, nil
+	}
+	s.log.InfoContext(ctx, "serving health and metrics", slog.String("addr", server.Addr()))
+
+	// It goes on while the relay stops, which takes time and can be watched.
+	serving, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var failure error
+	var running sync.WaitGroup
+	running.Go(func() {
+		if failure = server.Run(serving); failure != nil {
+			abort()
+		}
+	})
+	return func() error {
+		cancel()
+		running.Wait()
+		return failure
+	}, nil
+}
+
+// status is the relay's or, while the embedded server starts, that of one which cannot campaign yet.
+func (s *service) status() relay.Status {
+	if r := s.relay.Load(); r != nil {
+		return r.Status()
+	}
+	return relay.Status{State: relay.Campaigning, Since: s.started, Trouble: "starting"}
+}

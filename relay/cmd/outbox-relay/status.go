@@ -1,0 +1,214 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+
+	"github.com/go-outbox/go-outbox/config"
+	"github.com/go-outbox/go-outbox/store"
+)
+
+func newStatusCommand(p *process) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Tell who leads, what waits and what was given up",
+		Long: `Tell what the tables say: who leads, for the how-manieth term and since when, how far it is, what
+waits, what was given up, what is in the archive. It asks the database only, so it works whether or
+not a relay runs, and from any host. Large tables are not counted but estimated.
+
+If something cannot be read the rest is shown, and the exit code is 1.`,
+		Args: usage(noArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := p.config(needDatabase)
+			if err != nil {
+				return err
+			}
+			outbox, err := openOutbox(c)
+			if err != nil {
+				return err
+			}
+			found, inspectErr := outbox.Inspect(cmd.Context())
+			if inspectErr != nil && found.Locked == nil {
+				return inspectErr // There is no rest.
+			}
+			s := statusOf(c, outbox.Table(), &found)
+			if asJSON {
+				err = writeJSON(p.stdout, s)
+			} else {
+				err = s.write(p.stdout)
+			}
+			return cmp.Or(inspectErr, err)
+		},
+	}
+	jsonFlag(cmd, &asJSON)
+	return cmd
+}
+
+// status is what status --json shows; null is what could not be read, or is not there. Programs read this: fields may
+// be added, not changed.
+type status struct {
+	Table   string       `json:"table"`
+	Leading *bool        `json:"leading"` // Whether somebody leads now; null if relays are not elected through Postgres.
+	Terms   []termStatus `json:"terms"`   // Of each stream that was ever published to, the latest first.
+
+	Waiting       *countStatus `json:"waiting"`
+	OldestWaiting *float64     `json:"oldest_waiting_seconds"`
+	DeadLetters   *countStatus `json:"dead_letters"`
+	Archive       *countStatus `json:"archive"`
+	ArchiveBytes  *int64       `json:"archive_bytes"`
+}
+
+// termStatus is the latest term of one stream.
+type termStatus struct {
+	Stream        string     `json:"stream"`
+	Outbox        uuid.UUID  `json:"outbox"`
+	Term          int64      `json:"term"`
+	Leader        string     `json:"leader"`
+	Since         time.Time  `json:"since"`
+	SinceSeconds  float64    `json:"since_seconds"`
+	StreamCreated *time.Time `json:"stream_created"` // Null before the first checkpoint.
+	Checkpoint    uint64     `json:"checkpoint"`
+}
+
+// countStatus is how many events there are: exactly so many, or about.
+type countStatus struct {
+	Events int64 `json:"events"`
+	Exact  bool  `json:"exact"`
+}
+
+func statusOf(c config.Config, table store.Table, found *store.Inspection) status {
+	s := status{
+		Table:        table.String(),
+		Leading:      leading(c, found),
+		Waiting:      countOf(found.Waiting),
+		DeadLetters:  countOf(found.Dead),
+		Archive:      countOf(found.Archived),
+		ArchiveBytes: found.ArchivedBytes,
+	}
+	if found.Oldest != nil {
+		seconds := found.Oldest.Seconds()
+		s.OldestWaiting = &seconds
+	}
+	if found.Terms != nil {
+		s.Terms = []termStatus{}
+	}
+	for _, r := range found.Terms {
+		term := termStatus{
+			Stream: r.Stream, Outbox: r.Outbox, Term: r.Number, Leader: r.Leader, Since: r.Since.UTC(), SinceSeconds: r.For.Seconds(),
+			Checkpoint: r.Checkpoint.Sequence,
+		}
+		if !r.Checkpoint.Created.IsZero() {
+			created := r.Checkpoint.Created.UTC()
+			term.StreamCreated = &created
+		}
+		s.Terms = append(s.Terms, term)
+	}
+	return s
+}
+
+// leading reports whether somebody leads, as far as the database knows.
+func leading(c config.Config, found *store.Inspection) *bool {
+	if c.Election.Kind != config.ElectionPostgres {
+		return nil
+	}
+	return found.Locked
+}
+
+func countOf(c *store.Count) *countStatus {
+	if c == nil {
+		return nil
+	}
+	return &countStatus{c.Rows, c.Exact}
+}
+
+// String says what a person wants to read.
+func (c *countStatus) String() string {
+	switch {
+	case c == nil:
+		return unknown
+	case c.Exact:
+		return fmt.Sprint(c.Events)
+	}
+	return fmt.Sprintf("about %d", c.Events)
+}
+
+// unknown stands for what could not be read.
+const unknown = "unknown"
+
+// write writes the status for a person.
+func (s *status) write(w io.Writer) error {
+	columns := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(columns, "table\t%s\n", visible(s.Table))
+	switch {
+	case s.Terms == nil:
+		fmt.Fprintf(columns, "leader\t%s\n", unknown)
+	case len(s.Terms) == 0:
+		fmt.Fprintf(columns, "leader\tnone so far\n")
+	}
+	for i, t := range s.Terms {
+		fmt.Fprintf(columns, "stream\t%s\n", visible(t.Stream))
+		leader := visible(t.Leader)
+		if i == 0 {
+			leader = s.present(leader)
+		} else {
+			leader += ", formerly"
+		}
+		fmt.Fprintf(columns, "  leader\t%s\n", leader)
+		fmt.Fprintf(columns, "  term\t%d, since %s (%s)\n", t.Term, t.Since.Format(time.RFC3339), age(t.SinceSeconds))
+		checkpoint := "none yet"
+		if t.StreamCreated != nil {
+			checkpoint = fmt.Sprintf("sequence %d of the stream that was created at %s", t.Checkpoint, t.StreamCreated.Format(time.RFC3339))
+		}
+		fmt.Fprintf(columns, "  checkpoint\t%s\n", checkpoint)
+	}
+	fmt.Fprintf(columns, "waiting\t%v\n", s.Waiting)
+	if s.OldestWaiting != nil {
+		fmt.Fprintf(columns, "oldest waiting\tfor %s\n", age(*s.OldestWaiting))
+	}
+	fmt.Fprintf(columns, "dead letters\t%v\n", s.DeadLetters)
+	archive := s.Archive.String()
+	if s.ArchiveBytes != nil {
+		archive += ", " + size(*s.ArchiveBytes)
+	}
+	fmt.Fprintf(columns, "archive\t%s\n", archive)
+	return written(columns.Flush())
+}
+
+// present says of the latest leader whether it still leads.
+func (s *status) present(leader string) string {
+	switch {
+	case s.Leading == nil:
+		return leader + ", as far as the database knows"
+	case *s.Leading:
+		return leader
+	}
+	return "none now; the latest was " + leader
+}
+
+// age is how long something lasts, as precise as a person cares for.
+func age(seconds float64) string {
+	d := time.Duration(seconds * float64(time.Second))
+	if d < time.Minute {
+		return d.Round(100 * time.Millisecond).String()
+	}
+	return d.Round(time.Second).String()
+}
+
+// size is a number of bytes for a person.
+func size(bytes int64) string {
+	const unit = 1024
+	switch {
+	case bytes < unit*unit:
+		return fmt.Sprintf("%d KiB", bytes/unit)
+	case bytes < unit*unit*unit:
+		return fmt.Sprintf("%.1f MiB", float64(bytes)/unit/unit)
+	}
+	return fmt.Sprintf("%.1f GiB", float64(bytes)/unit/unit/unit)
+}

@@ -1,0 +1,569 @@
+package relay
+
+import (
+	"time"
+
+	"github.com/go-outbox/go-outbox/store"
+	"github.com/go-outbox/go-outbox/stream"
+)
+
+// core decides what a leader does next: which row to publish, what to record, when to fetch, when to sleep, when to
+// read back what the stream holds. It does no I/O, starts no goroutine and reads no clock: a term feeds it what happened and carries out what it
+// answers, so that every interleaving can be tested. It lasts for one term.
+//
+// A row in the relay's hands is in one of these states:
+//
+//	waiting    behind another row of its aggregate, or for a place in the window
+//	in flight  handed to the publisher, outcome open; at most one an aggregate, unless pipelined
+//	stored     acknowledged; its row is to be removed from the table
+//
+// It leaves the relay's hands when its row is removed, or when its aggregate is blocked because one of its rows
+// was refused; then it is fetched again later.
+//
+// A term begins in doubt, and any open outcome brings it back there: the stream may hold rows that are still in the
+// table. In doubt nothing is published or fetched. Once nothing is in flight the stream is read back, what it holds is
+// removed from the table, and all that was in hand is fetched again.
+type core struct {
+	batch, batchBytes int
+	window            int
+	pipeFrom          int // How many rows make an ordered pipe worth while.
+	maxAttempts       int
+	retry             backoff
+	poll              time.Duration
+
+	hands     map[int64]*item // Every row in the relay's hands, by seq.
+	lanes     map[aggregate]*lane
+	ready     fifo[*lane] // Lanes whose first row may be published.
+	open      int         // Rows waiting or in flight,
+	openBytes int         // and their payloads.
+	flying    int         // Rows in flight.
+	highest   int64       // The highest seq ever in hands.
+
+	// pipelined is how rows in flight were sent: in one ordered pipe, where nothing behind a failed row is
+	// stored, or each by itself. It changes only while none is in flight. Closing: no more of them are to be sent
+	// until then.
+	pipelined bool
+	closing   bool
+
+	blocked   map[aggregate]time.Time // Until when; zero: until its dead letter is recorded.
+	unblockAt time.Time               // The earliest of these times; zero for none.
+	unblocked bool                    // The next fetch must look from the head.
+
+	ledger ledger
+
+	readsBack  bool // The publisher can: otherwise there is no doubt, only the stream's duplicate window.
+	doubt      bool // The stream may hold rows that are in the table.
+	recovering bool // It is being read back.
+	stale      bool // There was reason for doubt since that began.
+
+	stored   [2][]int64 // To be recorded by the next exchange, by the parity of the epoch in which they were sent.
+	storedAt time.Time  // When the first of them was acknowledged.
+	failed   []store.Failure
+	dead     []burial
+	under    *exchange // Under way; nil for none.
+
+	more   bool          // A fetch may find something.
+	asleep bool          // Producers notify: nothing can be missed.
+	nap    time.Duration // The latest pause between attempts to fall asleep.
+	next   time.Time     // When to try to fall asleep again or, asleep, to poll.
+}
+
+const (
+	// shortNap and longNap bound the pauses between attempts to fall asleep, while a producer's transaction is
+	// under way that would not notify.
+	shortNap = time.Millisecond
+	longNap  = 50 * time.Millisecond
+	// settleAfter is how long an acknowledged row waits for others that are removed in the same round trip, if
+	// nothing else calls for one.
+	settleAfter = 20 * time.Millisecond
+)
+
+// exchange is a round trip under way.
+type exchange struct {
+	request store.Request
+	buried  []aggregate
+}
+
+// burial is a row to be moved to the dead letters.
+type burial struct {
+	aggregate aggregate
+	failure   store.Failure
+}
+
+// aggregate is what order is kept within; the topic is no part of it.
+type aggregate struct{ kind, id string }
+
+// lane holds an aggregate's rows as a list in seq order, those in flight first.
+type lane struct {
+	aggregate   aggregate
+	first, last *item // Nil for none.
+	waiting     *item // The first that is not in flight; nil for none.
+	flying      int
+	queued      bool // It is in core.ready.
+}
+
+// item is a row in the relay's hands. It is in its lane until it is stored.
+type item struct {
+	row    store.Row
+	lane   *lane
+	next   *item
+	flying bool
+	epoch  uint64 // In which it was sent; 0 if it was not.
+}
+
+func newCore(o Options) *core {
+	return &core{
+		batch:       o.BatchSize,
+		batchBytes:  o.BatchBytes,
+		window:      o.Window,
+		pipeFrom:    pipelineFrom,
+		maxAttempts: o.MaxAttempts,
+		retry:       backoff{o.RetryBackoff, o.RetryBackoffMax},
+		poll:        o.PollInterval,
+		hands:       make(map[int64]*item),
+		lanes:       make(map[aggregate]*lane),
+		blocked:     make(map[aggregate]time.Time),
+		ledger:      ledger{epoch: 1},
+		more:        true,
+	}
+}
+
+// begin sets out from what the former leader left behind.
+func (c *core) begin(term store.Term, readsBack bool, now time.Time) {
+	for _, b := range term.Blocked {
+		c.block(aggregate{b.AggregateType, b.AggregateID}, now.Add(b.For))
+	}
+	c.readsBack, c.doubt = readsBack, readsBack
+}
+
+// suspect tells that the stream may hold what is in the table, or not hold what it has acknowledged.
+func (c *core) suspect() {
+	c.doubt = c.readsBack
+	c.stale = c.recovering
+}
+
+// recover reports whether it is time to read the stream back, and begins that. The caller reports its end through
+// recovered.
+func (c *core) recover() bool {
+	if !c.doubt || c.recovering || c.flying > 0 || c.under != nil {
+		return false
+	}
+	c.recovering, c.stale = true, false
+	return true
+}
+
+// recovered takes note that no row in the table has been published to the stream up to the fence, if the stream could
+// be read. What was read before there was new reason for doubt is out of date: then it has to be read once more.
+func (c *core) recovered(fence uint64, ok bool, now time.Time) {
+	c.recovering = false
+	if !ok {
+		return
+	}
+	c.doubt, c.more = c.stale, true
+	clear(c.hands)
+	clear(c.lanes)
+	c.ready = fifo[*lane]{}
+	c.open, c.openBytes = 0, 0
+	c.stored = [2][]int64{}
+	c.ledger.restart(fence, now)
+}
+
+// block keeps an aggregate's rows away until then, because one of them was refused.
+func (c *core) block(a aggregate, until time.Time) {
+	c.blocked[a] = until
+	if c.unblockAt.IsZero() || until.Before(c.unblockAt) {
+		c.unblockAt = until
+	}
+}
+
+// unblock lets the aggregates go on whose time has come.
+func (c *core) unblock(now time.Time) {
+	if c.unblockAt.IsZero() || now.Before(c.unblockAt) {
+		return
+	}
+	c.unblockAt = time.Time{}
+	for a, until := range c.blocked {
+		switch {
+		case until.IsZero():
+		case now.Before(until):
+			c.block(a, until)
+		default:
+			delete(c.blocked, a)
+			c.unblocked, c.more = true, true
+		}
+	}
+}
+
+// wake tells that a fetch may find something.
+func (c *core) wake() { c.more = true }
+
+// pipelineFrom is how many rows make an ordered pipe worth while: its acknowledgements come in stretches, so that a
+// few rows are sooner known to be stored when each is sent by itself.
+const pipelineFrom = 32
+
+// engage chooses how the next rows are sent, given how many may be in flight in an ordered pipe: 0 if there can be
+// none.
+func (c *core) engage(pipeline int) {
+	if c.flying > 0 {
+		// The pipe that is open goes on. Rows sent by themselves must have arrived before one may begin.
+		c.closing = c.closing || !c.pipelined && c.worthPipe(pipeline)
+		return
+	}
+	if pipelined := c.worthPipe(pipeline); pipelined != c.pipelined {
+		c.pipelined = pipelined
+		for _, l := range c.lanes {
+			c.line(l)
+		}
+	}
+	c.closing = false
+}
+
+func (c *core) worthPipe(pipeline int) bool { return pipeline > 0 && c.open >= c.pipeFrom }
+
+// publishable returns the next row to hand to the publisher, if there is one and fewer than limit are in flight.
+// The caller reports what became of it through resolved.
+func (c *core) publishable(limit int) (*store.Row, bool) {
+	if c.closing || c.doubt || c.flying >= limit {
+		return nil, false
+	}
+	l, ok := c.ready.pop()
+	if !ok {
+		return nil, false
+	}
+	it := l.waiting
+	l.waiting = it.next
+	l.queued = false
+	it.flying = true
+	c.ledger.sent(it)
+	l.flying++
+	c.flying++
+	c.line(l)
+	return &it.row, true
+}
+
+// finish reports whether an open pipe is to be closed, so that the last of its rows become known: because the relay
+// is to stop, or to read the stream back, or because there is nothing more to send, and nothing under way that may
+// bring some.
+func (c *core) finish(stopping bool) bool {
+	if !c.pipelined || c.closing || c.flying == 0 {
+		return false
+	}
+	c.closing = stopping || c.doubt || c.ready.len() == 0 && c.under == nil
+	return c.closing
+}
+
+// resolved takes the outcome of publishing the row with this seq: stored if fault is nil, refused if the fault
+// is the row's, and otherwise open, so that it is published again before anything else of its aggregate.
+func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
+	c.flying--
+	it := c.hands[seq]
+	if it == nil {
+		return forgotten
+	}
+	l := it.lane
+	it.flying = false
+	l.flying--
+	switch {
+	case fault == nil:
+		if c.recordable() == 0 {
+			c.storedAt = now
+		}
+		c.stored[it.epoch&1] = append(c.stored[it.epoch&1], seq)
+		c.open--
+		c.openBytes -= len(it.row.Data)
+		l.first = it.next // Rows are stored in the order in which they were sent.
+		*it = item{}      // Only its seq, the key, is still of use.
+		c.line(l)
+		return published
+	case fault.Fault != stream.FaultRow:
+		if fault.Ambiguous() {
+			c.suspect()
+		}
+		if l.flying == 0 {
+			l.waiting = l.first
+		}
+		c.line(l)
+		return postponed
+	}
+	failure := store.Failure{Seq: seq, Attempts: it.row.Attempts + 1, Reason: fault.Error()}
+	c.forget(l, seq)
+	if failure.Attempts >= c.maxAttempts {
+		// Until that is recorded nothing of the aggregate goes on: after a crash the row would be tried once
+		// more, behind its successors.
+		c.blocked[l.aggregate] = time.Time{}
+		c.dead = append(c.dead, burial{l.aggregate, failure})
+		return died
+	}
+	failure.Wait = c.retry.after(failure.Attempts)
+	c.block(l.aggregate, now.Add(failure.Wait))
+	c.failed = append(c.failed, failure)
+	return refused
+}
+
+// verdict is what became of a row.
+type verdict int
+
+const (
+	published verdict = iota
+	postponed
+	refused
+	died
+	forgotten // Fetched again later, as its aggregate was blocked meanwhile.
+)
+
+// line puts a lane where it belongs after its rows have changed.
+func (c *core) line(l *lane) {
+	switch {
+	case l.first == nil:
+		delete(c.lanes, l.aggregate)
+	case l.queued || l.waiting == nil:
+	case l.flying == 0 || c.pipelined || mutant("one-in-flight"):
+		l.queued = true
+		c.ready.push(l)
+	}
+}
+
+// forget drops the rows of a lane from seq on: they are fetched again when its aggregate is no longer blocked.
+// Those in flight are ones behind a failed row, so they are not stored.
+func (c *core) forget(l *lane, seq int64) {
+	var kept *item
+	n := 0
+	it := l.first
+	for ; it.row.Seq != seq; it = it.next {
+		if it.flying {
+			n++
+		}
+		kept = it
+	}
+	for ; it != nil; it = it.next {
+		c.ledger.unsent(it)
+		delete(c.hands, it.row.Seq)
+		c.open--
+		c.openBytes -= len(it.row.Data)
+	}
+	if kept == nil {
+		l.first = nil
+	} else {
+		kept.next = nil
+	}
+	l.last, l.waiting, l.flying = kept, nil, n
+	if n == 0 {
+		l.waiting = l.first // The outcome of those before it may be open.
+	}
+	if l.queued {
+		l.queued = false
+		c.ready.remove(l)
+	}
+	c.line(l)
+}
+
+// add takes fetched rows into the relay's hands.
+func (c *core) add(rows []store.Row) {
+	items := make([]item, len(rows))
+	for i := range rows {
+		it := &items[i]
+		it.row = rows[i]
+		a := aggregate{it.row.AggregateType, it.row.AggregateID}
+		if _, held := c.hands[it.row.Seq]; held {
+			continue
+		}
+		if _, blocked := c.blocked[a]; blocked {
+			continue // It was blocked while the fetch was under way.
+		}
+		c.hands[it.row.Seq] = it
+		c.highest = max(c.highest, it.row.Seq)
+		c.open++
+		c.openBytes += len(it.row.Data)
+		l := c.lanes[a]
+		if l == nil {
+			l = &lane{aggregate: a}
+			c.lanes[a] = l
+		}
+		l.insert(it)
+		c.line(l)
+	}
+}
+
+// insert keeps seq order, behind the rows that are in flight. A row that committed late comes before those already
+// waiting.
+func (l *lane) insert(it *item) {
+	it.lane = l
+	if l.last == nil || l.last.row.Seq < it.row.Seq || l.waiting == nil {
+		if l.last == nil {
+			l.first = it
+		} else {
+			l.last.next = it
+		}
+		l.last = it
+		if l.waiting == nil {
+			l.waiting = it
+		}
+		return
+	}
+	// Somewhere before the last one.
+	at := &l.waiting
+	for (*at).row.Seq < it.row.Seq {
+		at = &(*at).next
+	}
+	it.next = *at
+	*at = it
+	if l.waiting == it {
+		l.link(it)
+	}
+}
+
+// link makes the row before the first waiting one, which may be in flight, lead to it.
+func (l *lane) link(it *item) {
+	at := &l.first
+	for *at != it.next {
+		at = &(*at).next
+	}
+	*at = it
+}
+
+// exchange returns the round trip to make now, if one is due. The caller reports its end through exchanged.
+func (c *core) exchange(now time.Time) (store.Request, bool) {
+	if c.under != nil || c.recovering {
+		return store.Request{}, false
+	}
+	c.unblock(now)
+	var (
+		idle     = c.open == 0
+		room     = c.room()
+		due      = !now.Before(c.next)
+		recorded = c.recordable() + len(c.failed) + len(c.dead)
+		fetch    bool
+		sleep    store.SleepChange
+	)
+	switch {
+	case c.more && room:
+		fetch = true
+		if c.asleep {
+			sleep = store.WakeUp
+		}
+	case !c.more && !c.asleep && room && (due || idle && recorded > 0):
+		fetch, sleep = true, store.FallAsleep
+	case !c.more && c.asleep && room && due:
+		fetch = true // The poll, which makes up for a notification that was lost.
+	case idle && recorded > 0, len(c.failed)+len(c.dead) > 0, recorded >= c.batch:
+	case recorded > 0 && !now.Before(c.storedAt.Add(settleAfter)):
+	default:
+		return store.Request{}, false
+	}
+	return c.start(fetch, sleep), true
+}
+
+// room reports whether a further page fits into the relay's hands: the next is fetched while one is published. In
+// doubt there is none: what is in hand will be fetched again.
+func (c *core) room() bool { return !c.doubt && c.open <= c.batch && c.openBytes <= c.batchBytes }
+
+// recordable returns how many rows are stored whose removal has not been asked for.
+func (c *core) recordable() int { return len(c.stored[0]) + len(c.stored[1]) }
+
+// settle returns the round trip that records what is left at the end of a term.
+func (c *core) settle() (store.Request, bool) {
+	if c.under != nil || c.recovering || c.recordable()+len(c.failed)+len(c.dead) == 0 {
+		return store.Request{}, false
+	}
+	return c.start(false, store.KeepSleep), true
+}
+
+func (c *core) start(fetch bool, sleep store.SleepChange) store.Request {
+	request := store.Request{Failed: c.failed, Sleep: sleep}
+	for epoch := max(c.ledger.epoch, 2) - 1; epoch <= c.ledger.epoch; epoch++ {
+		if seqs := c.stored[epoch&1]; len(seqs) > 0 {
+			request.Settled = append(request.Settled, store.Settled{Seqs: seqs, After: c.ledger.after(epoch)})
+			c.ledger.settled(epoch, len(seqs))
+		}
+	}
+	request.Checkpoint = c.ledger.checkpoint()
+	c.under = &exchange{}
+	for _, b := range c.dead {
+		request.Dead = append(request.Dead, b.failure)
+		c.under.buried = append(c.under.buried, b.aggregate)
+	}
+	c.stored, c.failed, c.dead = [2][]int64{}, nil, nil
+	if fetch {
+		request.Fetch = c.fetch()
+		request.Unblocked, c.unblocked = c.unblocked, false
+		c.more = false // A wake-up from now on may be about rows that this fetch does not see.
+	}
+	c.under.request = request
+	return request
+}
+
+// fetch describes the page to fetch when all stored rows are removed before.
+func (c *core) fetch() *store.Fetch {
+	f := &store.Fetch{Rows: c.batch, Bytes: c.batchBytes, Highest: c.highest}
+	if c.open > 0 {
+		f.Held = make([]int64, 0, c.open)
+		for seq, it := range c.hands {
+			if it.lane != nil { // Otherwise it is stored.
+				f.Held = append(f.Held, seq)
+			}
+		}
+	}
+	for a := range c.blocked {
+		f.BlockedTypes = append(f.BlockedTypes, a.kind)
+		f.BlockedIDs = append(f.BlockedIDs, a.id)
+	}
+	return f
+}
+
+// exchanged takes the answer to the exchange under way. There is none if it failed: that ends the term.
+func (c *core) exchanged(reply store.Reply, now time.Time) {
+	done := c.under
+	c.under = nil
+	for _, s := range done.request.Settled {
+		for _, seq := range s.Seqs {
+			delete(c.hands, seq)
+		}
+	}
+	for _, a := range done.buried {
+		delete(c.blocked, a)
+		c.unblocked, c.more = true, true
+	}
+	switch done.request.Sleep {
+	case store.FallAsleep:
+		c.asleep = reply.Asleep
+	case store.WakeUp:
+		c.asleep = false
+	case store.KeepSleep:
+	}
+	if done.request.Fetch == nil {
+		return
+	}
+	c.add(reply.Rows)
+	c.more = c.more || reply.Full
+	switch {
+	case c.asleep:
+		c.next = now.Add(c.poll)
+	case len(reply.Rows) > 0:
+		c.nap = shortNap
+		c.next = now.Add(shortNap)
+	default:
+		c.nap = min(max(2*c.nap, shortNap), longNap)
+		c.next = now.Add(c.nap)
+	}
+}
+
+// deadline returns when exchange may have something to do without anything else having happened; zero for
+// never.
+func (c *core) deadline() time.Time {
+	if c.under != nil || c.recovering {
+		return time.Time{}
+	}
+	at := c.unblockAt
+	earlier := func(t time.Time) {
+		if at.IsZero() || t.Before(at) {
+			at = t
+		}
+	}
+	if c.room() {
+		earlier(c.next)
+	}
+	if c.recordable() > 0 {
+		earlier(c.storedAt.Add(settleAfter))
+	}
+	return at
+}

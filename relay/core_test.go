@@ -1,0 +1,558 @@
+package relay
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/go-outbox/go-outbox/store"
+	"github.com/go-outbox/go-outbox/stream"
+)
+
+var (
+	errRow     = &stream.Error{Fault: stream.FaultRow, Err: errors.New("too large")}
+	errWeather = &stream.Error{Fault: stream.FaultWeather, Err: errors.New("no responders")}
+)
+
+func newTestCore(t *testing.T, options Options) *core {
+	t.Helper()
+	options, err := options.validated()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newCore(options)
+}
+
+func row(seq int64, aggregateID string) store.Row {
+	return store.Row{Seq: seq, AggregateType: "A", AggregateID: aggregateID}
+}
+
+// exchange demands that a round trip is due, and returns it.
+func (c *core) mustExchange(t *testing.T, now time.Time) store.Request {
+	t.Helper()
+	request, due := c.exchange(now)
+	if !due {
+		t.Fatal("no exchange is due")
+	}
+	return request
+}
+
+// drain takes all rows that may be published now.
+func (c *core) drain() (seqs []int64) {
+	for {
+		r, ok := c.publishable(c.window)
+		if !ok {
+			return seqs
+		}
+		seqs = append(seqs, r.Seq)
+	}
+}
+
+func expect(t *testing.T, what string, got, want []int64) {
+	t.Helper()
+	if !slices.Equal(got, want) {
+		t.Errorf("%s: got %v, want %v", what, got, want)
+	}
+}
+
+// settled returns the seqs of a request's settled rows.
+func settled(request store.Request) (seqs []int64) {
+	for _, s := range request.Settled {
+		seqs = append(seqs, s.Seqs...)
+	}
+	return seqs
+}
+
+// loaded is a core whose first fetch returned rows.
+func loaded(t *testing.T, options Options, now time.Time, rows ...store.Row) *core {
+	t.Helper()
+	c := newTestCore(t, options)
+	if request := c.mustExchange(t, now); request.Fetch == nil {
+		t.Fatal("the first exchange does not fetch")
+	}
+	c.exchanged(store.Reply{Rows: rows}, now)
+	return c
+}
+
+func TestOneInFlightPerAggregate(t *testing.T) {
+	now := time.Now()
+	c := loaded(t, Options{}, now, row(1, "a"), row(2, "a"), row(3, "b"), row(4, "a"), row(5, "b"))
+	expect(t, "first", c.drain(), []int64{1, 3})
+	c.resolved(3, nil, now)
+	expect(t, "after 3", c.drain(), []int64{5})
+	if v := c.resolved(1, errWeather, now); v != postponed {
+		t.Errorf("weather: got verdict %v", v)
+	}
+	expect(t, "1 again, before 2", c.drain(), []int64{1})
+	c.resolved(1, nil, now)
+	expect(t, "after 1", c.drain(), []int64{2})
+	c.resolved(2, nil, now)
+	expect(t, "after 2", c.drain(), []int64{4})
+}
+
+func TestWindow(t *testing.T) {
+	now := time.Now()
+	c := loaded(t, Options{Window: 2}, now, row(1, "a"), row(2, "b"), row(3, "c"))
+	expect(t, "a full window", c.drain(), []int64{1, 2})
+	c.resolved(2, nil, now)
+	expect(t, "room for one", c.drain(), []int64{3})
+}
+
+// A row that committed late goes before those of its aggregate that still wait.
+func TestLateRow(t *testing.T) {
+	now := time.Now()
+	c := loaded(t, Options{}, now, row(5, "a"), row(7, "a"), row(8, "a"))
+	expect(t, "first", c.drain(), []int64{5})
+	c.wake()
+	request := c.mustExchange(t, now)
+	slices.Sort(request.Fetch.Held)
+	expect(t, "held", request.Fetch.Held, []int64{5, 7, 8})
+	c.exchanged(store.Reply{Rows: []store.Row{row(4, "a"), row(6, "a")}}, now)
+	var order []int64
+	for seq := int64(5); seq != 0; {
+		c.resolved(seq, nil, now)
+		seq = 0
+		if next := c.drain(); len(next) == 1 {
+			seq = next[0]
+			order = append(order, seq)
+		}
+	}
+	expect(t, "order", order, []int64{4, 6, 7, 8})
+}
+
+func TestRefusedRowBlocksItsAggregateOnly(t *testing.T) {
+	now := time.Now()
+	c := loaded(t, Options{MaxAttempts: 2, RetryBackoff: time.Second}, now, row(1, "a"), row(2, "a"), row(3, "b"))
+	c.drain()
+	if v := c.resolved(1, errRow, now); v != refused {
+		t.Errorf("got verdict %v, want refused", v)
+	}
+	request := c.mustExchange(t, now)
+	want := []store.Failure{{Seq: 1, Attempts: 1, Wait: time.Second, Reason: "too large"}}
+	if !slices.Equal(request.Failed, want) {
+		t.Errorf("got %+v, want %+v", request.Failed, want)
+	}
+	c.exchanged(store.Reply{}, now)
+	c.resolved(3, nil, now)
+
+	c.wake()
+	request = c.mustExchange(t, now)
+	if got := fmt.Sprint(request.Fetch.BlockedTypes, request.Fetch.BlockedIDs); got != "[A] [a]" {
+		t.Errorf("blocked: %s", got)
+	}
+	c.exchanged(store.Reply{Rows: []store.Row{row(2, "a"), row(4, "b")}}, now) // 2 by a snapshot from before.
+	expect(t, "while a is blocked", c.drain(), []int64{4})
+	c.resolved(4, nil, now)
+
+	// It is let go at its time, not before.
+	c.mustExchange(t, now)
+	c.exchanged(store.Reply{Asleep: true}, now)
+	later := now.Add(time.Second)
+	if request, due := c.exchange(later.Add(-1)); due {
+		t.Errorf("1 ns early: %+v", request)
+	}
+	if at := c.deadline(); !at.Equal(later) {
+		t.Errorf("deadline %v, want %v", at, later)
+	}
+	request = c.mustExchange(t, later)
+	if len(request.Fetch.BlockedIDs) != 0 || !request.Unblocked {
+		t.Errorf("at its time: %+v", request)
+	}
+	again := row(1, "a")
+	again.Attempts = 1
+	c.exchanged(store.Reply{Rows: []store.Row{again, row(2, "a")}}, later)
+	expect(t, "again", c.drain(), []int64{1})
+
+	// Given up: the rest of the aggregate waits until that is recorded.
+	if v := c.resolved(1, errRow, later); v != died {
+		t.Errorf("got verdict %v, want died", v)
+	}
+	expect(t, "before it is recorded", c.drain(), nil)
+	request = c.mustExchange(t, later)
+	if len(request.Dead) != 1 || request.Dead[0].Seq != 1 || request.Dead[0].Attempts != 2 {
+		t.Errorf("dead: %+v", request.Dead)
+	}
+	c.exchanged(store.Reply{}, later)
+	request = c.mustExchange(t, later)
+	if request.Fetch == nil || !request.Unblocked || len(request.Fetch.BlockedIDs) != 0 {
+		t.Errorf("after it was recorded: %+v", request)
+	}
+}
+
+// A batch of which only the failure is known, not the count: 1..3 of one aggregate, 3 refused, 1 and 2 open.
+func TestRefusedBehindOpen(t *testing.T) {
+	now := time.Now()
+	rows := make([]store.Row, 40)
+	for i := range rows {
+		rows[i] = row(int64(i+1), "a")
+	}
+	c := loaded(t, Options{}, now, rows...)
+	c.engage(1000)
+	expect(t, "piped", c.drain()[:3], []int64{1, 2, 3})
+	for seq := range int64(40) {
+		switch seq++; seq {
+		case 3:
+			c.resolved(3, errRow, now)
+		default:
+			c.resolved(seq, errWeather, now)
+		}
+	}
+	c.engage(0)
+	expect(t, "again", c.drain(), []int64{1})
+	c.resolved(1, nil, now)
+	expect(t, "again", c.drain(), []int64{2})
+}
+
+// The relay sleeps only once a fetch made with the sleep lock held has found nothing.
+func TestSleep(t *testing.T) {
+	now := time.Now()
+	c := newTestCore(t, Options{PollInterval: time.Minute})
+	c.mustExchange(t, now)
+	c.exchanged(store.Reply{}, now)
+	nap := time.Duration(0)
+	for range 10 { // A producer's transaction is under way.
+		at := c.deadline()
+		if at.Sub(now) < nap || at.Sub(now) > longNap {
+			t.Errorf("nap of %v after one of %v", at.Sub(now), nap)
+		}
+		nap = at.Sub(now)
+		if _, due := c.exchange(at.Add(-1)); due {
+			t.Error("1 ns early")
+		}
+		now = at
+		if request := c.mustExchange(t, now); request.Sleep != store.FallAsleep || request.Fetch == nil {
+			t.Fatalf("got %+v, want to fall asleep with a fetch", request)
+		}
+		c.exchanged(store.Reply{}, now)
+	}
+	if nap != longNap {
+		t.Errorf("the longest nap is %v, want %v", nap, longNap)
+	}
+	now = c.deadline()
+	c.mustExchange(t, now)
+	c.exchanged(store.Reply{Asleep: true}, now)
+	if at := c.deadline(); !at.Equal(now.Add(time.Minute)) {
+		t.Errorf("asleep: deadline in %v, want the poll", at.Sub(now))
+	}
+	if request := c.mustExchange(t, now.Add(time.Minute)); request.Sleep != store.KeepSleep || request.Fetch == nil {
+		t.Errorf("poll: %+v", request)
+	}
+	c.exchanged(store.Reply{}, now)
+	c.wake()
+	if request := c.mustExchange(t, now); request.Sleep != store.WakeUp || request.Fetch == nil {
+		t.Errorf("woken: %+v", request)
+	}
+	c.wake() // While the fetch is under way: it may not see what this is about.
+	c.exchanged(store.Reply{}, now)
+	if request := c.mustExchange(t, now); request.Fetch == nil || request.Sleep != store.KeepSleep {
+		t.Errorf("woken during a fetch: %+v", request)
+	}
+}
+
+func TestPageBounds(t *testing.T) {
+	now := time.Now()
+	large := func(seq int64) store.Row {
+		r := row(seq, fmt.Sprint(seq))
+		r.Data = make([]byte, 600)
+		return r
+	}
+	c := newTestCore(t, Options{BatchSize: 10, BatchBytes: 1000})
+	c.mustExchange(t, now)
+	c.exchanged(store.Reply{Rows: []store.Row{large(1), large(2)}, Full: true}, now)
+	if request, due := c.exchange(now); due {
+		t.Errorf("fetches beyond its bytes: %+v", request)
+	}
+	c.drain()
+	c.resolved(1, nil, now)
+	request := c.mustExchange(t, now)
+	expect(t, "settled", settled(request), []int64{1})
+	expect(t, "held", request.Fetch.Held, []int64{2})
+}
+
+// table and broker are what a simulated relay works on.
+type simulation struct {
+	t      *testing.T
+	random *rand.Rand
+	now    time.Time
+
+	rows    map[int64]store.Row // Committed and not settled.
+	pending []store.Row         // Drawn, not committed yet.
+	seq     int64
+	poison  map[int64]bool
+
+	stored  map[int64]int // Position by seq: what a broker with duplicate detection holds.
+	order   map[string]int64
+	flight  map[int64]bool
+	piped   int
+	pipe    []int64 // What is in flight, in order, while the core is pipelined.
+	dead    map[int64]bool
+	request *store.Request
+
+	readsBack  bool // The relay looks what is stored after an open outcome; the broker does not know a message again.
+	recoveries int
+}
+
+// Whatever the outcomes and their order, all that was committed is stored or dead, in order, and settled; and at
+// most one row of an aggregate is ever in flight. With half of the seeds the broker recognises no message: then reading
+// back the stream is what keeps everything from being stored twice.
+func TestSimulation(t *testing.T) {
+	piped, recoveries := 0, 0
+	for seed := range uint64(300) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			s := &simulation{
+				readsBack: seed%2 == 1,
+				t:         t, random: rand.New(rand.NewPCG(seed, 1)), now: time.Now(),
+				rows: map[int64]store.Row{}, poison: map[int64]bool{}, stored: map[int64]int{},
+				order: map[string]int64{}, flight: map[int64]bool{}, dead: map[int64]bool{},
+			}
+			s.run()
+			piped += s.piped
+			recoveries += s.recoveries
+		})
+	}
+	if recoveries < 1000 {
+		t.Errorf("only %d times the stream was read back: the simulation shows nothing about it", recoveries)
+	}
+	if piped < 1000 {
+		t.Errorf("only %d rows went through an ordered pipe: the simulation shows nothing about it", piped)
+	}
+}
+
+func (s *simulation) run() {
+	c := newTestCore(s.t, Options{BatchSize: 1 + s.random.IntN(80), Window: 1 + s.random.IntN(8), MaxAttempts: 2, RetryBackoff: 10 * time.Millisecond})
+	c.begin(store.Term{}, s.readsBack, s.now)
+	for step := range 2000 {
+		if step < 1000 {
+			s.produce(c)
+		} else if len(s.pending) > 0 {
+			s.commit(c, 0)
+		}
+		s.now = s.now.Add(time.Duration(s.random.IntN(3)) * time.Millisecond)
+		s.readBack(c)
+		switch s.random.IntN(4) {
+		case 0:
+			s.send(c)
+		case 1:
+			s.answer(c)
+		case 2:
+			if request, due := c.exchange(s.now); due {
+				s.request = &request
+			}
+		case 3:
+			s.exchange(c)
+		}
+	}
+	for range 20000 {
+		if len(s.rows) == 0 && len(s.flight) == 0 && s.request == nil && !c.doubt {
+			break
+		}
+		s.now = s.now.Add(time.Millisecond)
+		s.readBack(c)
+		s.send(c)
+		s.answer(c)
+		if request, due := c.exchange(s.now); due {
+			s.request = &request
+		}
+		s.exchange(c)
+	}
+	if len(s.rows) > 0 || c.open > 0 || c.flying > 0 {
+		s.t.Errorf("left over: %d rows, %d open, %d in flight", len(s.rows), c.open, c.flying)
+	}
+	for seq := int64(1); seq <= s.seq; seq++ {
+		if _, stored := s.stored[seq]; stored == s.dead[seq] {
+			s.t.Errorf("seq %d: stored %v, dead %v", seq, stored, s.dead[seq])
+		}
+	}
+}
+
+// produce draws a seq, or commits one that was drawn: an aggregate's own transactions never overlap.
+func (s *simulation) produce(c *core) {
+	if s.random.IntN(200) == 0 { // A burst, for which a pipe is worth while.
+		for len(s.pending) > 0 {
+			s.commit(c, 0)
+		}
+		for range 100 {
+			s.draw(fmt.Sprint(s.random.IntN(4)))
+			s.commit(c, 0)
+		}
+	}
+	switch s.random.IntN(4) {
+	case 0:
+		id := fmt.Sprint(s.random.IntN(4))
+		if slices.ContainsFunc(s.pending, func(r store.Row) bool { return r.AggregateID == id }) {
+			return
+		}
+		s.draw(id)
+	case 1:
+		if len(s.pending) > 0 {
+			s.commit(c, s.random.IntN(len(s.pending)))
+		}
+	}
+}
+
+func (s *simulation) draw(aggregateID string) {
+	s.seq++
+	s.pending = append(s.pending, row(s.seq, aggregateID))
+	s.poison[s.seq] = s.random.IntN(20) == 0
+}
+
+func (s *simulation) commit(c *core, i int) {
+	s.rows[s.pending[i].Seq] = s.pending[i]
+	s.pending = slices.Delete(s.pending, i, i+1)
+	c.wake()
+}
+
+func (s *simulation) send(c *core) {
+	if c.flying == 0 || s.random.IntN(4) == 0 {
+		c.engage(s.random.IntN(2) * 1000)
+	}
+	r, ok := c.publishable(c.window)
+	switch {
+	case !ok:
+		c.finish(false)
+		return
+	case c.pipelined:
+		s.piped++
+		s.pipe = append(s.pipe, r.Seq)
+	default:
+		for seq := range s.flight {
+			if s.rows[seq].AggregateID == r.AggregateID {
+				s.t.Fatalf("%d and %d of aggregate %s are in flight", seq, r.Seq, r.AggregateID)
+			}
+		}
+	}
+	s.flight[r.Seq] = true
+}
+
+// store is what the broker does with an event.
+func (s *simulation) store(seq int64) {
+	if _, again := s.stored[seq]; again {
+		if s.readsBack {
+			s.t.Fatalf("%d is stored twice", seq)
+		}
+		return
+	}
+	id := s.rows[seq].AggregateID
+	if s.order[id] > seq {
+		s.t.Fatalf("aggregate %s: %d is stored after %d", id, seq, s.order[id])
+	}
+	s.order[id] = seq
+	s.stored[seq] = len(s.stored)
+}
+
+// answer gives events in flight an outcome: some are stored although the answer is lost.
+func (s *simulation) answer(c *core) {
+	if c.pipelined {
+		s.answerPipe(c)
+		return
+	}
+	for seq := range s.flight {
+		delete(s.flight, seq)
+		fate := s.random.IntN(10)
+		if s.poison[seq] {
+			c.resolved(seq, errRow, s.now)
+			return
+		}
+		if fate != 0 {
+			s.store(seq)
+		}
+		if fate <= 1 {
+			c.resolved(seq, errWeather, s.now)
+		} else {
+			c.resolved(seq, nil, s.now)
+		}
+		return
+	}
+}
+
+// answerPipe acknowledges a first part of the pipe, and may end it there.
+func (s *simulation) answerPipe(c *core) {
+	if len(s.pipe) == 0 {
+		return
+	}
+	count := s.random.IntN(len(s.pipe) + 1)
+	if i := slices.IndexFunc(s.pipe, func(seq int64) bool { return s.poison[seq] }); i >= 0 {
+		count = min(count, i)
+	}
+	for _, seq := range s.pipe[:count] {
+		s.store(seq)
+	}
+	known := count // What is stored but not known to be is the last part.
+	ends := s.random.IntN(4) == 0 || count < len(s.pipe) && s.poison[s.pipe[count]]
+	if ends {
+		known -= s.random.IntN(count + 1)
+	}
+	for _, seq := range s.pipe[:known] {
+		delete(s.flight, seq)
+		c.resolved(seq, nil, s.now)
+	}
+	s.pipe = s.pipe[known:]
+	if !ends {
+		return
+	}
+	for i, seq := range s.pipe {
+		delete(s.flight, seq)
+		fault := errWeather
+		if s.poison[seq] && known+i == count && known == count {
+			fault = errRow
+		}
+		c.resolved(seq, fault, s.now)
+	}
+	s.pipe = nil
+}
+
+// readBack reads back the stream when the core wants that, and sometimes fails to.
+func (s *simulation) readBack(c *core) {
+	if !c.recover() {
+		return
+	}
+	if len(s.flight) > 0 || s.request != nil {
+		s.t.Fatalf("read back with %d events in flight, and a round trip under way: %v", len(s.flight), s.request != nil)
+	}
+	ok := s.random.IntN(4) > 0
+	for seq := range s.stored {
+		if _, there := s.rows[seq]; there && (ok || s.random.IntN(2) == 0) {
+			delete(s.rows, seq)
+		}
+	}
+	s.recoveries++
+	c.recovered(uint64(len(s.stored)+s.recoveries), ok, s.now)
+}
+
+// exchange carries out the round trip under way.
+func (s *simulation) exchange(c *core) {
+	if s.request == nil {
+		return
+	}
+	request := s.request
+	s.request = nil
+	for _, seq := range settled(*request) {
+		if _, stored := s.stored[seq]; !stored {
+			s.t.Fatalf("%d is settled and not stored", seq)
+		}
+		delete(s.rows, seq)
+	}
+	for _, f := range request.Failed {
+		r := s.rows[f.Seq]
+		r.Attempts = f.Attempts
+		s.rows[f.Seq] = r
+	}
+	for _, f := range request.Dead {
+		delete(s.rows, f.Seq)
+		s.dead[f.Seq] = true
+	}
+	reply := store.Reply{Asleep: request.Sleep == store.FallAsleep && len(s.pending) == 0}
+	if f := request.Fetch; f != nil {
+		for seq := int64(1); seq <= s.seq && len(reply.Rows) < f.Rows; seq++ {
+			r, visible := s.rows[seq]
+			if visible && !slices.Contains(f.Held, seq) && !slices.Contains(f.BlockedIDs, r.AggregateID) {
+				reply.Rows = append(reply.Rows, r)
+			}
+		}
+		reply.Full = len(reply.Rows) == f.Rows
+	}
+	c.exchanged(reply, s.now)
+}

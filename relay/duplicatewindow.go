@@ -1,0 +1,41 @@
+package relay
+
+import (
+	"time"
+
+	"github.com/go-outbox/go-outbox/election"
+	"github.com/go-outbox/go-outbox/stream"
+)
+
+// What [MinDuplicateWindow] adds to the lease and to the wait for an acknowledgement.
+const (
+	// brokerPatience is how long a message may be on its way although the relay has let go of it: a write to a frozen
+	// server blocks for 10 s before package stream gives the connection up, and a server keeps an ordered batch that
+	// is idle for 10 s.
+	brokerPatience = 10 * time.Second
+	// windowMargin is for what takes no time by itself: the processes' turns on a busy machine, the network.
+	windowMargin = 2 * time.Second
+)
+
+// MinDuplicateWindow returns the least duplicate window with which events are stored once even while two relays send: one
+// leads, and one was frozen or cut off and does not know yet that it no longer does. It is meant for
+// stream.Setup.MinWindow, and takes stream.PublisherOptions.AckTimeout, of which 0 stands for the default as it does
+// there.
+//
+// Whatever the new leader stores, the old one may send again until all of this has passed since Postgres last heard of it:
+//
+//	election.LeaseDuration   it looks at its lease before each event, and stops
+//	+ 10 s                   a write to a frozen server blocks that long, or a server keeps a batch open
+//	+ ackTimeout             its last message is acknowledged, or counts as lost
+//	+ 2 s                    margin
+//
+// which makes 22 s by default. For that long the stream has to recognise an event's id, and then for as long as the new
+// leader takes to publish that event: an event whose message arrives late, behind the fence, and which then waits for
+// longer than the window, as behind a backlog of hours or an event that is refused again and again, is stored twice. An
+// interruption between publishing an event and settling it, such as an outage of Postgres or NATS, may last for any time.
+func MinDuplicateWindow(ackTimeout time.Duration) time.Duration {
+	if ackTimeout == 0 {
+		ackTimeout = stream.DefaultAckTimeout
+	}
+	return election.LeaseDuration + brokerPatience + ackTimeout + windowMargin
+}

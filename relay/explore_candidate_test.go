@@ -1,0 +1,580 @@
+package relay
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/go-outbox/go-outbox/election"
+	"github.com/go-outbox/go-outbox/store"
+	"github.com/go-outbox/go-outbox/stream"
+)
+
+// candidate is one of the two relays: production's term, with its core and its recovery, and what is between it and the
+// world. It is copied at every step, so that all that may come next can be tried.
+type candidate struct {
+	term    *term // Nil while it campaigns.
+	session bool  // It holds the lock.
+	lease   bool  // Its clock says so.
+	frozen  bool  // It does nothing, for now.
+	atLeast int64 // See Relay.
+
+	// What it has asked for and not been answered.
+	request  *store.Request
+	opening  bool
+	looks    []glance // Oldest first.
+	recovery *readingBack
+
+	// Its publisher.
+	connected    bool
+	reconnecting bool // The connection broke, which it has not been told.
+	fence        uint64
+	fenced       bool
+	flying       []int64 // Plain messages on their way.
+	silent       []int64 // Those whose answer will not come.
+	pipe         *pipe
+	severed      bool // The pipe ended, which it has not been told.
+	outcomes     []stream.Outcome
+	mark         int // The stamp of the last message that it saw, when it looked.
+}
+
+// glance is a look at the stream under way.
+type glance struct {
+	before     stream.Sight
+	remembered int // The stamp of its last message.
+	acked      uint64
+
+	taken bool // It is over, and the answer on its way.
+	sight stream.Sight
+	mark  int
+	err   error
+}
+
+// readingBack is a recovery under way. It cannot be copied in the middle of production's code, so it is run again up to
+// where it was, with the answers that it got, to find out what it asks for next.
+type readingBack struct {
+	checkpoint store.Checkpoint
+	untouched  bool
+	answers    []answer // Never changed in place.
+	at         int
+	next       answer // What it asks for.
+}
+
+// answer is a request of a recovery and the answer to it.
+type answer struct {
+	kind       string
+	above      uint64
+	refs       []store.Ref
+	lost       []store.Archived
+	checkpoint store.Checkpoint
+
+	fence    stream.Fence
+	found    []stream.Found
+	archived []store.Archived
+	n        int
+	err      error
+}
+
+func (o *candidate) clone() *candidate {
+	n := *o
+	n.flying, n.silent, n.outcomes, n.looks = slices.Clone(o.flying), slices.Clone(o.silent), slices.Clone(o.outcomes), slices.Clone(o.looks)
+	n.pipe = o.pipe.clone()
+	if o.recovery != nil {
+		r := *o.recovery
+		r.answers = slices.Clip(r.answers)
+		n.recovery = &r
+	}
+	if t := o.term; t != nil {
+		n.term = &term{
+			Relay: t.Relay, lease: t.lease, core: t.core.clone(), stop: t.stop, healthy: t.healthy,
+			number: t.number, checkpoint: t.checkpoint, untouched: t.untouched, id: t.id,
+			woken: t.woken, replies: t.replies, opened: t.opened, read: t.read, looked: t.looked,
+			audit: t.audit, gate: t.gate, opening: t.opening, lost: t.lost, reopenAt: t.reopenAt, troubles: t.troubles,
+			piped: t.piped, reason: t.reason, stopping: t.stopping,
+		}
+	}
+	return &n
+}
+
+// clone copies the core with all that it may change.
+func (c *core) clone() *core {
+	n := *c
+	type pair struct{ old, new *lane }
+	var lanes []pair
+	lookup := func(l *lane) *lane {
+		if l == nil {
+			return nil
+		}
+		for _, p := range lanes {
+			if p.old == l {
+				return p.new
+			}
+		}
+		m := *l
+		lanes = append(lanes, pair{l, &m})
+		return &m
+	}
+	n.hands = make(map[int64]*item, len(c.hands))
+	for seq, it := range c.hands {
+		m := *it
+		m.lane = lookup(it.lane)
+		n.hands[seq] = &m
+	}
+	n.lanes = make(map[aggregate]*lane, len(c.lanes))
+	for a, l := range c.lanes {
+		n.lanes[a] = lookup(l)
+	}
+	n.ready = fifo[*lane]{}
+	for _, l := range c.ready.items[c.ready.head:] {
+		n.ready.push(lookup(l))
+	}
+	again := func(it *item) *item {
+		if it == nil {
+			return nil
+		}
+		return n.hands[it.row.Seq]
+	}
+	for _, it := range n.hands {
+		it.next = again(it.next)
+	}
+	for _, p := range lanes {
+		p.new.first, p.new.last, p.new.waiting = again(p.new.first), again(p.new.last), again(p.new.waiting)
+	}
+	n.blocked = make(map[aggregate]time.Time)
+	for parity := range n.stored {
+		n.stored[parity] = slices.Clone(c.stored[parity])
+	}
+	return &n
+}
+
+// port is what a term takes for its outbox and its publisher: it notes what the term asks for. The explorer decides
+// when, and whether, that is answered.
+type port struct {
+	relay     *Relay
+	world     *world
+	candidate *candidate
+
+	woken    chan struct{}
+	replies  chan reply
+	opened   chan opening
+	read     chan recovery
+	looked   chan inspection
+	forever  time.Time
+	outboxID uuid.UUID
+}
+
+func newPort(s *scenario) *port {
+	p := &port{
+		woken: make(chan struct{}, 1), replies: make(chan reply, 1), opened: make(chan opening, 1),
+		read: make(chan recovery, 1), looked: make(chan inspection, 1), forever: time.Now().Add(24 * time.Hour), outboxID: uuid.UUID{1},
+	}
+	options, err := Options{BatchSize: s.batch, Window: 16, Name: "relay", Logger: slog.New(slog.DiscardHandler)}.validated()
+	if err != nil {
+		panic(err)
+	}
+	p.relay = &Relay{store: p, publisher: p, pipeline: p, reader: p, options: options, log: options.Logger, hooks: Hooks{}.orNop()}
+	return p
+}
+
+// newTerm is what Relay.lead begins with.
+func (p *port) newTerm() *term {
+	lease := election.NewLease(func() (time.Time, bool) { return p.forever, p.candidate.lease || p.world.sabotage.anyLease })
+	t := &term{
+		Relay: p.relay, lease: lease, core: newCore(p.relay.options), healthy: func() {},
+		woken: p.woken, replies: p.replies, opened: p.opened, read: p.read, looked: p.looked,
+	}
+	t.core.pipeFrom = max(p.world.pipeFrom, 1)
+	return t
+}
+
+// pump is one turn of term.loop, up to where it waits. What it starts is only noted.
+func (p *port) pump(now time.Time) (done bool) {
+	ctx, t := context.Background(), p.candidate.term
+	if !p.world.slow {
+		t.core.ledger.began = time.Time{} // A second has passed since.
+	} else {
+		t.core.ledger.began = now
+	}
+	if p.world.drifting() {
+		t.core.ledger.from = now.Add(time.Hour) // What the ledger waits for has not happened.
+	} else {
+		t.core.ledger.from = time.Time{}
+	}
+	if p.world.sabotage.earlyBound {
+		t.core.ledger.unsettled = [2]int{}
+	}
+	t.open(ctx, now)
+	t.recover(ctx)
+	p.join()
+	t.look(ctx, now)
+	t.publish(ctx, now)
+	done = t.exchange(ctx, now)
+	p.join()
+	return done
+}
+
+// join waits for what was started, and forgets the answers, which were none.
+func (p *port) join() {
+	p.candidate.term.workers.Wait()
+	for {
+		select {
+		case <-p.replies:
+		case <-p.opened:
+		case <-p.read:
+		case <-p.looked:
+		default:
+			return
+		}
+	}
+}
+
+func (p *port) Begin(_ context.Context, _, _ string, atLeast int64) (store.Term, error) {
+	w := p.world
+	w.terms = max(w.terms+1, atLeast)
+	return store.Term{Outbox: p.outboxID, Number: w.terms, Checkpoint: w.checkpoint, First: !w.recorded}, nil
+}
+
+func (p *port) End(context.Context) error            { return nil } // Only a sleeping producer would notice.
+func (p *port) Listen(context.Context, func()) error { return nil }
+func (p *port) Stream() string                       { return "S" }
+func (p *port) Outcomes() <-chan struct{}            { return nil }
+func (p *port) Close()                               {}
+
+func (p *port) Exchange(_ context.Context, request store.Request) (store.Reply, error) {
+	p.candidate.request = &request
+	return store.Reply{}, errUnanswered
+}
+
+func (p *port) Open(context.Context) ([]string, error) {
+	p.candidate.opening = true
+	return nil, errUnanswered
+}
+
+func (p *port) Look(_ context.Context, before stream.Sight, acked uint64) (stream.Sight, error) {
+	p.candidate.looks = append(p.candidate.looks, glance{before: before, remembered: p.candidate.mark, acked: acked})
+	return stream.Sight{}, errUnanswered
+}
+
+// ask is a recovery's request.
+func (p *port) ask(request answer) answer {
+	o := p.candidate
+	if o.recovery == nil {
+		o.recovery = &readingBack{checkpoint: o.term.checkpoint, untouched: o.term.untouched}
+	}
+	r := o.recovery
+	if r.at < len(r.answers) {
+		r.at++
+		return r.answers[r.at-1]
+	}
+	r.next = request
+	request.err = errUnanswered
+	return request
+}
+
+func (p *port) Fence(context.Context, string, int64) (stream.Fence, error) {
+	a := p.ask(answer{kind: "fence"})
+	return a.fence, a.err
+}
+
+func (p *port) Unfenced(context.Context, string, int64) (stream.Fence, error) {
+	a := p.ask(answer{kind: "unfenced"})
+	return a.fence, a.err
+}
+
+func (p *port) Scan(_ context.Context, above uint64, fence stream.Fence, visit func(stream.Found) error) error {
+	a := p.ask(answer{kind: "scan", above: above, fence: fence})
+	for _, found := range a.found {
+		if err := visit(found); err != nil {
+			return err
+		}
+	}
+	return a.err
+}
+
+func (p *port) Archive(_ context.Context, above uint64) ([]store.Archived, error) {
+	a := p.ask(answer{kind: "archive", above: above})
+	return a.archived, a.err
+}
+
+func (p *port) Settle(_ context.Context, found []store.Ref, after uint64) (int, error) {
+	a := p.ask(answer{kind: "settle", refs: slices.Clone(found), above: after})
+	return a.n, a.err
+}
+
+func (p *port) PutBack(_ context.Context, lost []store.Archived, checkpoint store.Checkpoint) (int, error) {
+	a := p.ask(answer{kind: "put back", lost: lost, checkpoint: checkpoint})
+	return a.n, a.err
+}
+
+// answered gives a recovery its next answer. It returns what became of it once it has all of them.
+func (p *port) answered(a answer) (recovery, bool) {
+	o := p.candidate
+	r := o.recovery
+	r.answers, r.at, r.next = append(r.answers, a), 0, answer{}
+	result := o.term.readBack(context.Background(), r.checkpoint, r.untouched)
+	if errors.Is(result.err, errUnanswered) {
+		return recovery{}, false
+	}
+	o.recovery = nil
+	return result, true
+}
+
+func (p *port) Publish(event *stream.Event) error {
+	o := p.candidate
+	if o.reconnecting || !o.connected {
+		return errNotSent
+	}
+	o.flying = append(o.flying, event.Seq)
+	p.world.aside("it sends row %d", event.Seq)
+	return nil
+}
+
+func (p *port) Pipeline() int {
+	if p.world.pipeFrom == 0 || !p.candidate.connected {
+		return 0
+	}
+	return 8
+}
+
+func (p *port) PublishInOrder(event *stream.Event) error {
+	o := p.candidate
+	switch {
+	case o.severed:
+		o.outcomes = append(o.outcomes, stream.Outcome{Seq: event.Seq, Err: errBehind})
+		return nil
+	case o.reconnecting || !o.connected:
+		return errNotSent
+	}
+	if o.pipe != nil && len(o.pipe.unacked) == 0 && o.pipe.ending {
+		o.pipe = nil
+	}
+	if o.pipe == nil {
+		o.pipe = &pipe{fence: o.fence, fenced: o.fenced}
+	}
+	o.pipe.queue, o.pipe.unacked = append(o.pipe.queue, event.Seq), append(o.pipe.unacked, event.Seq)
+	p.world.aside("it sends row %d in an ordered batch", event.Seq)
+	return nil
+}
+
+func (p *port) Finish() {
+	if o := p.candidate; o.pipe != nil && !o.pipe.ending {
+		o.pipe.ending = true
+		o.pipe.queue = append(o.pipe.queue, 0)
+	}
+}
+
+func (p *port) Collect(to []stream.Outcome) []stream.Outcome {
+	o := p.candidate
+	to = append(to, o.outcomes...)
+	o.outcomes, o.severed, o.reconnecting = nil, false, false
+	return to
+}
+
+// The encoding of a state: two states that are encoded alike go on alike. Times are left out: the clock stands still,
+// and what waits for a time may be let go on at any moment.
+
+type encoder struct {
+	b       []byte
+	parts   []int // Where parts without an order end.
+	scratch []byte
+}
+
+func (e *encoder) flag(flags ...bool) {
+	for _, f := range flags {
+		if f {
+			e.b = append(e.b, 1)
+		} else {
+			e.b = append(e.b, 0)
+		}
+	}
+}
+
+func (e *encoder) number(numbers ...uint64) {
+	for _, n := range numbers {
+		e.b = binary.AppendUvarint(e.b, n)
+	}
+}
+
+func (e *encoder) seqs(seqs []int64) {
+	e.number(uint64(len(seqs)))
+	for _, seq := range seqs {
+		e.number(uint64(seq))
+	}
+}
+
+func (e *encoder) set(seqs []int64) {
+	if len(seqs) > 1 {
+		seqs = slices.Sorted(slices.Values(seqs))
+	}
+	e.seqs(seqs)
+}
+
+func (e *encoder) pipe(p *pipe) {
+	e.flag(p != nil)
+	if p != nil {
+		e.number(p.fence, p.last)
+		e.flag(p.fenced, p.begun, p.held, p.ending)
+		e.seqs(p.queue)
+		e.seqs(p.unacked)
+	}
+}
+
+func (e *encoder) checkpoint(c store.Checkpoint) {
+	e.number(c.Sequence, c.Before, uint64(max(c.Created.Sub(birth)/time.Hour, -1)+1))
+}
+
+func (e *encoder) world(w *world) {
+	for _, r := range w.rows {
+		e.number(uint64(r.state))
+		e.flag(r.stray)
+		if r.state == archived {
+			e.number(r.after)
+		}
+	}
+	e.checkpoint(w.checkpoint)
+	e.flag(w.recorded, w.forgot)
+	e.number(uint64(w.terms), uint64(w.anew), uint64(len(w.messages)))
+	for _, m := range w.messages {
+		e.number(uint64(m.seq), uint64(m.term))
+		e.flag(m.known)
+	}
+	// What is on its way of former terms, and the two relays, have no order.
+	e.unordered(len(w.strays), func(e *encoder, i int) {
+		e.number(uint64(w.strays[i].seq))
+		e.pipe(w.strays[i].pipe)
+	})
+	e.unordered(len(w.candidates), func(e *encoder, i int) { e.candidate(w, w.candidates[i]) })
+}
+
+func (e *encoder) unordered(n int, encode func(e *encoder, i int)) {
+	e.number(uint64(n))
+	start := len(e.b)
+	e.parts = e.parts[:0]
+	for i := range n {
+		encode(e, i)
+		e.parts = append(e.parts, len(e.b))
+	}
+	if n < 2 {
+		return
+	}
+	e.scratch = append(e.scratch[:0], e.b[start:]...)
+	parts, from := make([][]byte, n), start
+	for i, to := range e.parts {
+		parts[i], from = e.scratch[from-start:to-start], to
+	}
+	slices.SortFunc(parts, bytes.Compare)
+	e.b = e.b[:start]
+	for _, part := range parts {
+		e.b = append(e.b, part...)
+	}
+}
+
+func (e *encoder) candidate(w *world, o *candidate) {
+	e.number(uint64(o.atLeast))
+	e.flag(o.term != nil)
+	t := o.term
+	if t == nil {
+		return
+	}
+	e.flag(o.session, o.lease, o.frozen, o.opening, o.connected, o.reconnecting, o.fenced, o.severed)
+	e.number(o.fence)
+	e.set(o.flying)
+	e.set(o.silent)
+	e.pipe(o.pipe)
+	e.number(uint64(len(o.outcomes)))
+	for _, x := range o.outcomes {
+		e.number(uint64(x.Seq), x.Stored)
+		e.flag(x.Duplicate, x.Err != nil, x.Err != nil && x.Err.Ambiguous())
+	}
+	e.number(uint64(len(o.looks)))
+	for _, g := range o.looks {
+		e.flag(g.before.Created.IsZero(), w.marked(g.before.Last) == g.remembered, g.taken, g.err != nil, g.taken && w.marked(g.sight.Last) == g.mark)
+		e.number(g.before.Last, g.acked, g.sight.Last)
+	}
+	e.flag(o.recovery != nil)
+	if r := o.recovery; r != nil {
+		e.checkpoint(r.checkpoint)
+		e.flag(r.untouched)
+		e.number(uint64(len(r.answers)))
+		for i := range r.answers {
+			e.answer(&r.answers[i])
+		}
+	}
+	a := &t.audit
+	e.flag(a.sight.Created.IsZero(), !a.sight.Created.IsZero() && w.marked(a.sight.Last) == o.mark, a.looking, a.void, a.busy, a.due.IsZero(),
+		a.epoch == 0, a.epoch == t.core.ledger.epoch)
+	e.number(a.sight.Last, a.acked)
+	e.number(uint64(t.gate), uint64(t.number))
+	e.flag(t.opening, t.lost != nil, t.reopenAt.IsZero(), t.troubles > 0, t.reason != "", t.untouched, t.stopping)
+	e.checkpoint(t.checkpoint)
+	e.core(t.core, int64(len(w.rows)))
+}
+
+func (e *encoder) answer(a *answer) {
+	e.number(a.fence.Sequence, a.fence.First, a.fence.Former, a.above, uint64(a.n), uint64(len(a.found)))
+	e.number(uint64(max(a.fence.Created.Sub(birth)/time.Hour, -1) + 1))
+	for _, f := range a.found {
+		e.number(uint64(f.Seq), f.Stored)
+	}
+	e.number(uint64(len(a.archived)))
+	for _, x := range a.archived {
+		e.number(uint64(x.Seq), x.After)
+	}
+}
+
+func (e *encoder) core(c *core, rows int64) {
+	age := func(epoch uint64) uint64 {
+		if epoch == 0 {
+			return 9
+		}
+		return c.ledger.epoch - epoch
+	}
+	for seq := int64(1); seq <= rows; seq++ {
+		it := c.hands[seq]
+		switch {
+		case it == nil:
+			e.number(0)
+		case it.lane == nil:
+			e.number(1)
+		default:
+			e.number(2, age(it.epoch))
+			e.flag(it.flying, it.lane.waiting == it, it.lane.first == it, it.lane.queued)
+			if it.next != nil {
+				e.number(uint64(it.next.row.Seq))
+			}
+		}
+	}
+	e.number(uint64(c.ready.len()))
+	for _, l := range c.ready.items[c.ready.head:] {
+		e.number(uint64(l.aggregate.id[0]))
+	}
+	e.number(uint64(c.open), uint64(c.flying))
+	e.flag(c.pipelined, c.closing, c.readsBack, c.doubt, c.recovering, c.stale, c.more, c.asleep, c.next.IsZero(), c.unblocked)
+	l := &c.ledger
+	for back := range uint64(2) {
+		parity := (l.epoch - back) & 1
+		e.number(l.start[parity], uint64(l.unsettled[parity]))
+		e.set(c.stored[parity])
+	}
+	e.number(min(l.epoch, 2))
+	e.flag(l.unrecorded, c.under != nil)
+	if c.under != nil {
+		r := &c.under.request
+		e.number(uint64(len(r.Settled)))
+		for _, s := range r.Settled {
+			e.set(s.Seqs)
+			e.number(s.After)
+		}
+		e.number(r.Checkpoint, uint64(r.Sleep))
+		e.flag(r.Fetch != nil)
+		if r.Fetch != nil {
+			e.set(r.Fetch.Held)
+		}
+	}
+}

@@ -1,0 +1,6 @@
+//go:build race
+
+package relay
+
+// racing tells that the race detector is on, with which everything takes many times as long.
+const racing = true

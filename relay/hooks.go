@@ -1,0 +1,96 @@
+package relay
+
+import (
+	"time"
+
+	"github.com/go-outbox/go-outbox/stream"
+)
+
+// Hooks are called when something happens; those that are nil are not. They are called from the relay's own
+// goroutine, so they must return quickly and not call the relay.
+type Hooks struct {
+	// Elected begins a term of office, Resigned ends it.
+	Elected  func(term int64)
+	Resigned func()
+	// Published tells of events that the stream acknowledged, some at a time.
+	Published func(Published)
+	// Refused tells of an event that the broker refused for a reason of its own.
+	Refused func(Refused)
+	// Paused tells that publishing is not possible and why, Resumed that it is again. Paused may be called
+	// several times, for changing reasons.
+	Paused  func(fault *stream.Error)
+	Resumed func()
+	// Recovered tells that the stream was read back, at the beginning of a term or after an open outcome.
+	Recovered func(Recovered)
+	// Exchanged tells of a round trip to the outbox.
+	Exchanged func(Exchanged)
+}
+
+// Published is what [Hooks.Published] is told.
+type Published struct {
+	// Events is how many were acknowledged; Duplicates of them were stored by an earlier attempt.
+	Events, Duplicates int
+	// InOrder tells that they went in an ordered pipe, rather than each by itself: see [Pipeline].
+	InOrder bool
+	// Oldest is when the oldest of them was inserted, by the database's clock.
+	Oldest time.Time
+}
+
+// Refused is what [Hooks.Refused] is told.
+type Refused struct {
+	EventType string
+	// Attempts counts refusals, this one included.
+	Attempts int
+	// Dead tells that the event is given up.
+	Dead bool
+	Err  error
+}
+
+// Recovered is what [Hooks.Recovered] is told.
+type Recovered struct {
+	// Read events were looked at, Found ones of them were still in the outbox and have been settled.
+	Read, Found int
+	// Lost events had been acknowledged, and are not in the stream any more: they are in the outbox again. Deeper tells
+	// that there may be more of them than the archive has.
+	Lost   int
+	Deeper bool
+	// Took is how long it took.
+	Took time.Duration
+}
+
+// Exchanged is what [Hooks.Exchanged] is told.
+type Exchanged struct {
+	// Settled rows were removed from the outbox, Fetched ones read.
+	Settled, Fetched int
+	// Asleep tells that producers notify the relay from now on.
+	Asleep bool
+}
+
+// orNop fills in what is not set.
+func (h Hooks) orNop() Hooks {
+	if h.Elected == nil {
+		h.Elected = func(int64) {}
+	}
+	if h.Resigned == nil {
+		h.Resigned = func() {}
+	}
+	if h.Published == nil {
+		h.Published = func(Published) {}
+	}
+	if h.Refused == nil {
+		h.Refused = func(Refused) {}
+	}
+	if h.Paused == nil {
+		h.Paused = func(*stream.Error) {}
+	}
+	if h.Resumed == nil {
+		h.Resumed = func() {}
+	}
+	if h.Recovered == nil {
+		h.Recovered = func(Recovered) {}
+	}
+	if h.Exchanged == nil {
+		h.Exchanged = func(Exchanged) {}
+	}
+	return h
+}

@@ -1,0 +1,37 @@
+// Package metrics exposes what a relay does as Prometheus metrics, by way of [relay.Hooks]:
+//
+//	hooks, err := metrics.New(prometheus.DefaultRegisterer)
+//	…
+//	r, err := relay.New(outbox, publisher, elector, relay.Options{Hooks: hooks})
+//
+// # Metrics
+//
+//	outbox_relay_leader                 gauge      1 while this relay leads, 0 otherwise
+//	outbox_relay_term                   gauge      its latest term of office; 0 before the first
+//	outbox_relay_paused                 gauge      1 while it leads and cannot publish
+//	outbox_relay_pauses_total{fault}    counter    times that publishing paused, by whose fault: "weather" passes by
+//	                                               itself, "setup" is for a person to mend
+//	outbox_relay_published_total        counter    events that the stream acknowledged
+//	outbox_relay_batched_total          counter    those among them that went in ordered batches
+//	outbox_relay_duplicates_total       counter    of these, events that the stream had from an earlier attempt
+//	outbox_relay_refused_total          counter    refusals of an event for a reason of its own, the last included
+//	outbox_relay_dead_total             counter    events given up: these are dead letters now
+//	outbox_relay_recoveries_total       counter    times that the stream was read back
+//	outbox_relay_recovered_total        counter    events found there then, and settled without publishing
+//	outbox_relay_lost_total             counter    events that the broker had acknowledged and lost: they were put back
+//	                                               from the archive, and published again
+//	outbox_relay_publish_lag_seconds    histogram  age of the oldest event in each group of acknowledgements
+//	outbox_relay_exchanges_total        counter    round trips to the outbox
+//	outbox_relay_fetched_total          counter    rows read from the outbox
+//	outbox_relay_settled_total          counter    rows removed from the outbox after they were published
+//
+// Counters count from the start of the process, over all of its terms. The lag compares the clock of the database
+// with that of this host, and is never below 0.
+//
+// # What to watch
+//
+// Of all relays of an outbox, sum(outbox_relay_leader) is 1 but for moments. Paused for longer than an outage
+// should take, or any pause of fault "setup", is worth a call, and so is any dead letter; an event lost by the broker is worth a look at it.
+//
+// Two relays of one process need registerers that tell them apart, such as prometheus.WrapRegistererWith makes.
+package metrics

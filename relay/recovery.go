@@ -1,0 +1,345 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/go-outbox/go-outbox/store"
+	"github.com/go-outbox/go-outbox/stream"
+)
+
+// The stream is the truth: what it holds is published, what it does not hold is not. So a term begins, and goes on
+// after an open outcome, by putting up a fence, behind which nothing comes any more that was sent before, and reading
+// back what is stored up to there. Neither a clock nor the stream's duplicate window has a part in that; only the next
+// checkpoint waits for a time, see ledger.
+
+const (
+	// settleChunk is how many events found in the stream are settled in one round trip, putBackChunk how many lost ones
+	// are put back, and chunkBytes what their payloads sum up to in either.
+	settleChunk  = 2000
+	putBackChunk = 20_000
+	chunkBytes   = 4 << 20
+	// recoveryPatience bounds putting up a fence, and the time between two messages that are read.
+	recoveryPatience = 5 * time.Second
+)
+
+// recovery is what became of reading back the stream.
+type recovery struct {
+	Recovered
+
+	fence      stream.Fence
+	checkpoint store.Checkpoint
+	err        error // An *stream.Error if the stream failed, and otherwise the outbox.
+}
+
+// recover has the stream read back when that is due.
+func (t *term) recover(ctx context.Context) {
+	if t.gate == shut || t.opening || t.stopping || !t.lease.Valid() || !t.core.recover() {
+		return
+	}
+	checkpoint, untouched := t.checkpoint, t.untouched
+	t.workers.Go(func() {
+		start := time.Now()
+		r := t.readBack(ctx, checkpoint, untouched)
+		r.Took = time.Since(start)
+		t.read <- r
+	})
+}
+
+// recovered takes the answer to the recovery under way.
+func (t *term) recovered(ctx context.Context, r recovery) error {
+	t.core.recovered(r.fence.Sequence, r.err == nil, time.Now())
+	if r.err != nil {
+		var fault *stream.Error
+		if !errors.As(r.err, &fault) {
+			return &setbackError{r.err}
+		}
+		t.pause(ctx, fault, time.Now())
+		return nil
+	}
+	t.checkpoint, t.untouched = r.checkpoint, false
+	t.audit = audit{looking: t.audit.looking, void: t.audit.looking}
+	if r.Found+r.Lost > 0 {
+		level := slog.LevelInfo
+		if r.Lost > 0 {
+			level = slog.LevelError
+		}
+		t.log.LogAttrs(ctx, level, "read back the stream", slog.Int("read", r.Read), slog.Int("stored_already", r.Found),
+			slog.Int("lost_by_the_broker_and_published_again", r.Lost), slog.Duration("took", r.Took))
+	}
+	if r.Deeper {
+		t.log.ErrorContext(ctx, "the broker has lost more than the archive has: what was published before that, if anything, is lost for good")
+	}
+	t.hooks.Recovered(r.Recovered)
+	if t.gate == ajar && !t.core.doubt {
+		t.proceed(ctx)
+	}
+	return nil
+}
+
+// readBack makes the table agree with the stream.
+func (t *term) readBack(ctx context.Context, last store.Checkpoint, untouched bool) (r recovery) {
+	r.err = func() error {
+		patient, cancel := context.WithTimeout(ctx, recoveryPatience)
+		defer cancel()
+		fence := t.reader.Fence
+		if untouched {
+			fence = t.reader.Unfenced
+		}
+		var err error
+		if r.fence, err = fence(patient, t.id, t.number); err != nil {
+			return err //nolint:wrapcheck // It says what it was.
+		}
+		created := r.fence.Created.Truncate(time.Microsecond) // As precise as the table can keep it.
+		r.checkpoint = store.Checkpoint{Created: created, Sequence: r.fence.Sequence, Before: r.fence.Sequence}
+		if untouched || r.fence.Consumed || mutant("recover") {
+			_, err := t.putBack(ctx, nil, r.checkpoint)
+			return err
+		}
+		known := last.Created.Equal(created)
+		if !known {
+			last.Before = 0 // Of another stream than the last one nothing is known.
+		}
+		archived, err := t.archive(ctx, last.Before)
+		if err != nil {
+			return err
+		}
+		lost, kept, err := t.compare(ctx, &r, last.Before, archived, known)
+		if err != nil {
+			return err
+		}
+		// What a broker loses is the latest. So it has lost no more than was compared if it still has something that it
+		// stored behind all that was not: from the checkpoint on, since what was sent in an epoch is not stored behind
+		// the one after the next (see ledger). Any archived event is such a thing, and so is the last fence.
+		sure := kept >= last.Sequence || r.fence.Former == last.Sequence
+		if !sure && last.Before > 0 {
+			all, err := t.archive(ctx, 0)
+			if err != nil {
+				return err
+			}
+			if len(all) > len(archived) {
+				archived = all
+				if lost, _, err = t.compare(ctx, &r, last.Before, archived, known); err != nil {
+					return err
+				}
+			}
+		}
+		// A fence always stood higher than what had been seen before.
+		gone := !last.Created.IsZero() && (!known || r.fence.Sequence <= last.Sequence)
+		r.Deeper = gone && len(lost) == 0 || !sure && !intact(archived, lost)
+		return t.restore(ctx, &r, lost)
+	}()
+	return r
+}
+
+// compare settles what the stream holds above a sequence, or behind the archived events, and is still in the table. It
+// returns which of those events the stream has not, though it should, and the highest sequence of those that it has.
+func (t *term) compare(ctx context.Context, r *recovery, above uint64, archived []store.Archived, known bool) (lost []store.Archived, kept uint64, err error) {
+	if r.fence.Gaps {
+		archived = nil
+	}
+	missing := make(map[store.Ref]struct{}, len(archived))
+	for _, a := range archived {
+		above = min(above, a.After)
+		// What the stream itself has removed at its beginning is not lost.
+		if !known || a.After+1 >= r.fence.First {
+			missing[a.Ref] = struct{}{}
+		}
+	}
+	r.Read = 0
+	if kept, err = t.scan(ctx, above, r, missing); err != nil {
+		return nil, 0, err
+	}
+	for _, a := range archived {
+		if _, ok := missing[a.Ref]; ok {
+			lost = append(lost, a)
+		}
+	}
+	return lost, kept, nil
+}
+
+// intact reports whether nothing is lost of the two oldest epochs of what is archived, which are stored between each
+// other: then nothing is lost of what was published before them.
+func intact(archived, lost []store.Archived) bool {
+	first, second := uint64(math.MaxUint64), uint64(math.MaxUint64)
+	for _, a := range archived {
+		switch {
+		case a.After < first:
+			first, second = a.After, first
+		case a.After > first && a.After < second:
+			second = a.After
+		}
+	}
+	return !slices.ContainsFunc(lost, func(a store.Archived) bool { return a.After <= second })
+}
+
+// restore puts back what was lost, and records the checkpoint with the last of it.
+func (t *term) restore(ctx context.Context, r *recovery, lost []store.Archived) error {
+	for {
+		n, size := 0, 0
+		for n < len(lost) && n < putBackChunk && size < chunkBytes {
+			size += lost[n].Size
+			n++
+		}
+		chunk := lost[:n]
+		lost = lost[n:]
+		checkpoint := store.Checkpoint{}
+		if len(lost) == 0 {
+			checkpoint = r.checkpoint
+		}
+		back, err := t.putBack(ctx, chunk, checkpoint)
+		r.Lost += back
+		if err != nil || len(lost) == 0 {
+			return err
+		}
+	}
+}
+
+// scan reads the stream from above up to the fence, settles what it finds, and strikes it off missing. It returns the
+// highest sequence of what it struck off.
+func (t *term) scan(ctx context.Context, above uint64, r *recovery, missing map[store.Ref]struct{}) (kept uint64, err error) {
+	reading, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stalled := time.AfterFunc(recoveryPatience, func() { cancel(errStalled) })
+	defer stalled.Stop()
+	chunk, size, before := make([]store.Ref, 0, settleChunk), 0, above
+	settle := func(upTo uint64) error {
+		stalled.Stop() // Meanwhile it is the outbox that takes its time.
+		settled, err := t.settleFound(ctx, chunk, before)
+		r.Found += settled
+		chunk, size, before = chunk[:0], 0, upTo
+		return err
+	}
+	err = t.reader.Scan(reading, above, r.fence, func(found stream.Found) error {
+		stalled.Reset(recoveryPatience)
+		if found.Seq == 0 {
+			return nil // Somebody else's.
+		}
+		ref := store.Ref{Seq: found.Seq, ID: found.ID}
+		if _, ok := missing[ref]; ok {
+			delete(missing, ref)
+			kept = max(kept, found.Stored)
+		}
+		r.Read++
+		size += found.Size
+		if chunk = append(chunk, ref); len(chunk) < cap(chunk) && size < chunkBytes {
+			return nil
+		}
+		defer stalled.Reset(recoveryPatience)
+		return settle(found.Stored)
+	})
+	if err == nil && len(chunk) > 0 {
+		err = settle(r.fence.Sequence)
+	}
+	return kept, err //nolint:wrapcheck // It says what it was.
+}
+
+var errStalled = fmt.Errorf("no progress for %v", recoveryPatience)
+
+// archive reads the archive, however long that takes: it has a connection of its own, so the lease does not wait for it.
+func (t *term) archive(ctx context.Context, from uint64) ([]store.Archived, error) {
+	return t.store.Archive(ctx, from) //nolint:wrapcheck // It says what it was.
+}
+
+// settleFound and putBack make one round trip to the outbox each.
+
+func (t *term) settleFound(ctx context.Context, found []store.Ref, after uint64) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, exchangeTimeout)
+	defer cancel()
+	return t.store.Settle(ctx, found, after) //nolint:wrapcheck // It says what it was.
+}
+
+// The one that records the checkpoint may first have to write to all of the archive, on a connection of its own.
+func (t *term) putBack(ctx context.Context, lost []store.Archived, checkpoint store.Checkpoint) (int, error) {
+	if checkpoint == (store.Checkpoint{}) {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, exchangeTimeout)
+		defer cancel()
+	}
+	return t.store.PutBack(ctx, lost, checkpoint) //nolint:wrapcheck // It says what it was.
+}
+
+// audit looks at the stream from time to time: it may have lost what it acknowledged, and it tells behind which
+// sequence later events will be stored.
+type audit struct {
+	sight   stream.Sight // The latest.
+	acked   uint64       // The highest sequence acknowledged.
+	looking bool
+	void    bool // What comes of that is out of date.
+	due     time.Time
+	busy    bool   // Something has been published since.
+	epoch   uint64 // The ledger's when the look under way began, if it was drained; otherwise 0.
+}
+
+const (
+	lookBusy = epochLength
+	lookIdle = 5 * time.Second
+)
+
+type inspection struct {
+	sight stream.Sight
+	err   error
+}
+
+// acknowledged takes note of what the stream has acknowledged; highest is 0 if it told no sequence.
+func (t *term) acknowledged(highest uint64, now time.Time) {
+	if !t.audit.busy {
+		t.audit.busy = true
+		t.audit.due = now.Add(lookBusy)
+	}
+	if highest > t.audit.acked {
+		t.audit.acked = highest
+		if t.core.ledger.drained() {
+			t.core.ledger.seen(highest, now, t.stopping)
+		}
+	}
+}
+
+// look has the stream looked at when that is due.
+func (t *term) look(ctx context.Context, now time.Time) {
+	if t.reader == nil || t.gate != wide || t.core.doubt || t.audit.looking || t.stopping || now.Before(t.audit.due) {
+		return
+	}
+	t.audit.looking, t.audit.busy, t.audit.epoch = true, false, 0
+	if t.core.ledger.drained() {
+		t.audit.epoch = t.core.ledger.epoch
+	}
+	before, acked := t.audit.sight, t.audit.acked
+	t.workers.Go(func() {
+		ctx, cancel := context.WithTimeout(ctx, openTimeout)
+		defer cancel()
+		sight, err := t.reader.Look(ctx, before, acked)
+		t.looked <- inspection{sight, err}
+	})
+}
+
+// inspected takes the answer to the look under way.
+func (t *term) inspected(ctx context.Context, i inspection) {
+	now := time.Now()
+	if t.audit.void {
+		t.audit.looking, t.audit.void = false, false
+		return
+	}
+	t.audit.looking = false
+	t.audit.due = now.Add(lookIdle)
+	if t.audit.busy {
+		t.audit.due = now.Add(lookBusy)
+	}
+	var lost *stream.LostError
+	switch {
+	case errors.As(i.err, &lost) && !mutant("audit"):
+		t.core.suspect()
+		t.pause(ctx, stream.Classify(lost), now)
+	case i.err != nil: // Whatever is wrong, publishing will tell.
+	default:
+		t.audit.sight = i.sight
+		if t.audit.epoch == t.core.ledger.epoch && t.core.ledger.drained() {
+			t.core.ledger.seen(i.sight.Last, now, false)
+		}
+	}
+}

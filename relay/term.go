@@ -1,0 +1,476 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/go-outbox/go-outbox/election"
+	"github.com/go-outbox/go-outbox/store"
+	"github.com/go-outbox/go-outbox/stream"
+)
+
+// Time budgets of a term.
+const (
+	// exchangeTimeout bounds one round trip to Postgres. It is below election.LeaseDuration, since nothing
+	// else renews the lease meanwhile.
+	exchangeTimeout = 4 * time.Second
+	// openTimeout bounds connecting to NATS and verifying the stream, and openTimeoutFirst the first attempt after
+	// trouble: a stream without a leader does not answer at all, and mostly has one again within the second.
+	openTimeout      = 5 * time.Second
+	openTimeoutFirst = time.Second
+	// endTimeout bounds the last round trip of a term.
+	endTimeout = time.Second
+)
+
+// reopen spaces out the attempts to publish again after trouble that is nobody's or the set-up's fault.
+var reopen = backoff{first: 50 * time.Millisecond, most: time.Second} //nolint:gochecknoglobals // Immutable.
+
+// term is one term of office: the single goroutine of loop owns it, feeds core with what happened and carries
+// out what core decides.
+type term struct {
+	*Relay
+
+	lease   *election.Lease
+	core    *core
+	stop    <-chan struct{}
+	healthy func() // Tells that this term works.
+
+	number     int64
+	checkpoint store.Checkpoint // As it was when the stream was last read back.
+	untouched  bool             // The outbox has never been published to this stream.
+	id         string           // The outbox's, in the stream.
+
+	workers  sync.WaitGroup
+	woken    chan struct{}   // Holds one token when there may be something to fetch.
+	replies  chan reply      // The answer to the exchange under way.
+	opened   chan opening    // The answer to the opening under way.
+	read     chan recovery   // The answer to the recovery under way.
+	looked   chan inspection // The answer to the look at the stream under way.
+	outcomes []stream.Outcome
+
+	audit    audit
+	gate     gate
+	opening  bool
+	lost     *stream.Error // That the connection broke during the opening under way, which may not know; nil if not.
+	reopenAt time.Time     // While the gate is shut and the publisher not being opened.
+	troubles int           // In a row.
+	piped    bool          // Ordered batches have been used, and the log says so.
+	reason   string
+	stopping bool
+}
+
+// gate says which events may be handed to the publisher.
+type gate int
+
+const (
+	shut gate = iota // None, until the publisher has been opened.
+	ajar             // One at a time, until one is stored: there was trouble just now.
+	wide             // All.
+)
+
+type reply struct {
+	store.Reply
+
+	err error
+}
+
+type opening struct {
+	warnings []string
+	err      error
+}
+
+// lead serves one term: it returns when the lease has ended or the relay is to stop, with a setbackError if
+// this term could not go on, and with another error if no further one can.
+func (r *Relay) lead(ctx context.Context, lease *election.Lease, stop <-chan struct{}, healthy func()) (err error) {
+	t := &term{
+		Relay:   r,
+		lease:   lease,
+		core:    newCore(r.options),
+		stop:    stop,
+		woken:   make(chan struct{}, 1),
+		replies: make(chan reply, 1),
+		opened:  make(chan opening, 1),
+		read:    make(chan recovery, 1),
+		looked:  make(chan inspection, 1),
+		healthy: healthy,
+	}
+	if guarded, ok := r.publisher.(Guarded); ok && !mutant("lease") {
+		guarded.Guard(lease.Valid)
+	}
+	// What the term started ends with it.
+	ctx, cancel := context.WithCancel(ctx)
+	defer r.publisher.Close()
+	defer t.workers.Wait()
+	defer cancel()
+	// At once, too: a write to a broker that takes no more would hold up the loop.
+	t.workers.Go(func() {
+		<-ctx.Done()
+		r.publisher.Close()
+	})
+
+	number, err := t.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if deposed := new(stream.DeposedError); errors.As(err, &deposed) {
+			r.atLeast = deposed.Term + 1 // If we are elected again, that is who we are.
+		}
+	}()
+	r.status.set(Status{State: Leading, Since: time.Now(), Term: number, Publishing: false})
+	r.log.InfoContext(ctx, "leading", slog.Int64("term", number), slog.String("stream", r.publisher.Stream()))
+	r.hooks.Elected(number)
+	err = t.loop(ctx)
+	t.end(ctx)
+	r.hooks.Resigned()
+	r.log.InfoContext(ctx, "no longer leading", slog.Int64("term", number))
+	return err
+}
+
+// begin takes note of what the former leader left behind.
+func (t *term) begin(ctx context.Context) (number int64, err error) {
+	bounded, cancel := context.WithTimeout(ctx, exchangeTimeout)
+	defer cancel()
+	term, err := t.store.Begin(bounded, t.publisher.Stream(), t.options.Name, t.atLeast)
+	switch {
+	case err == nil:
+	case store.Fatal(err):
+		return 0, fmt.Errorf("begin term: %w", err)
+	default:
+		return 0, &setbackError{fmt.Errorf("begin term: %w", err)}
+	}
+	t.number, t.checkpoint, t.id = term.Number, term.Checkpoint, term.Outbox.String()
+	t.untouched = term.First
+	t.core.begin(term, t.reader != nil, time.Now())
+	t.workers.Go(func() {
+		if err := t.store.Listen(ctx, t.wake); err != nil {
+			t.log.WarnContext(ctx, "listening for new events failed; polling instead", slog.Any("error", err))
+		}
+	})
+	return t.number, nil
+}
+
+// end gives back what the term holds beside the lease.
+func (t *term) end(ctx context.Context) {
+	if !t.core.asleep || !t.lease.Valid() {
+		return // The session is gone, or its end frees it.
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+	defer cancel()
+	if err := t.store.End(ctx); err != nil {
+		t.log.DebugContext(ctx, "ending the term", slog.Any("error", err))
+	}
+}
+
+// wake tells the loop that there may be something to fetch. It may be called from anywhere.
+func (t *term) wake() {
+	select {
+	case t.woken <- struct{}{}:
+	default: // It has been told already.
+	}
+}
+
+func (t *term) loop(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	stop := t.stop
+	for {
+		now := time.Now()
+		t.open(ctx, now)
+		t.recover(ctx)
+		t.look(ctx, now)
+		t.publish(ctx, now)
+		if done := t.exchange(ctx, now); done {
+			return nil
+		}
+		t.arm(timer, now)
+
+		select {
+		case <-ctx.Done():
+			if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+				return fmt.Errorf("term: %w", cause)
+			}
+			return nil
+		case <-stop:
+			t.stopping, stop = true, nil
+		case <-t.publisher.Outcomes():
+			t.collect(ctx)
+		case <-t.woken:
+			t.core.wake()
+		case r := <-t.replies:
+			if r.err != nil {
+				return &setbackError{r.err}
+			}
+			t.exchanged(r.Reply)
+		case o := <-t.opened:
+			if errors.Is(o.err, stream.ErrRefused) {
+				return o.err // No waiting mends that.
+			}
+			t.openedOrNot(ctx, o)
+		case r := <-t.read:
+			if err := t.recovered(ctx, r); err != nil {
+				return err
+			}
+		case i := <-t.looked:
+			t.inspected(ctx, i)
+		case <-timer.C:
+		}
+	}
+}
+
+// arm sets the timer to when there is something to do that nothing else signals.
+func (t *term) arm(timer *time.Timer, now time.Time) {
+	at := t.core.deadline()
+	if t.stopping {
+		at = time.Time{} // Only outcomes and replies are waited for.
+	} else if t.gate == shut && !t.opening && (at.IsZero() || t.reopenAt.Before(at)) {
+		at = t.reopenAt
+	} else if due := t.audit.due; t.reader != nil && t.gate == wide && !t.core.doubt && !t.audit.looking && (at.IsZero() || due.Before(at)) {
+		at = due
+	}
+	if at.IsZero() {
+		timer.Stop()
+		return
+	}
+	timer.Reset(max(at.Sub(now), 0))
+}
+
+// publish hands over what may go out. The lease is looked at before each event: this process may have been
+// stopped for any time at any point.
+func (t *term) publish(ctx context.Context, now time.Time) {
+	if t.gate == ajar && !t.core.doubt && t.core.open == 0 {
+		t.resume(ctx) // What there was to try it with has been refused for its own sake.
+	}
+	limit, pipeline := t.options.Window, t.pipeline.Pipeline()
+	if t.gate == ajar {
+		limit, pipeline = 1, 0
+	}
+	t.core.engage(pipeline)
+	send := t.publisher.Publish
+	if t.core.pipelined {
+		limit, send = pipeline, t.pipeline.PublishInOrder
+		if !t.piped {
+			t.piped = true
+			t.log.InfoContext(ctx, "publishing backlogs in ordered batches")
+		}
+	}
+	for t.gate != shut && !t.stopping && (t.lease.Valid() || mutant("lease")) {
+		row, ok := t.core.publishable(limit)
+		if !ok {
+			break
+		}
+		event := eventOf(row)
+		if err := send(&event); err != nil {
+			t.resolve(ctx, stream.Outcome{Seq: row.Seq, Err: stream.Classify(err)}, now)
+		}
+	}
+	if t.core.finish(t.stopping) {
+		t.pipeline.Finish()
+	}
+}
+
+func eventOf(row *store.Row) stream.Event {
+	return stream.Event{
+		Seq:           row.Seq,
+		ID:            row.ID,
+		Topic:         row.Topic,
+		AggregateType: row.AggregateType,
+		AggregateID:   row.AggregateID,
+		EventType:     row.EventType,
+		Data:          row.Data,
+		Headers:       row.Headers,
+		CreatedAt:     row.CreatedAt,
+	}
+}
+
+// collect takes in what became of published events.
+func (t *term) collect(ctx context.Context) {
+	t.outcomes = t.publisher.Collect(t.outcomes[:0])
+	now := time.Now()
+	stored := Published{InOrder: t.core.pipelined}
+	highest := uint64(0)
+	for i := range t.outcomes {
+		o := &t.outcomes[i]
+		if o.Seq == 0 {
+			if t.opening {
+				t.lost = o.Err
+			}
+			t.pause(ctx, o.Err, now)
+			continue
+		}
+		if o.Err == nil {
+			stored.Events++
+			if o.Duplicate {
+				stored.Duplicates++
+			} else {
+				highest = max(highest, o.Stored)
+			}
+			if it := t.core.hands[o.Seq]; it != nil && (stored.Oldest.IsZero() || it.row.CreatedAt.Before(stored.Oldest)) {
+				stored.Oldest = it.row.CreatedAt
+			}
+		}
+		t.resolve(ctx, *o, now)
+	}
+	if stored.Events > 0 {
+		t.acknowledged(highest, now)
+		if t.gate == ajar {
+			t.resume(ctx)
+		}
+		t.status.published(stored.Events)
+		t.hooks.Published(stored)
+		if stored.Duplicates > 0 {
+			t.log.DebugContext(ctx, "stored already", slog.Int("events", stored.Duplicates))
+		}
+	}
+}
+
+// resolve tells core about one outcome, and everybody else if it was no success.
+func (t *term) resolve(ctx context.Context, o stream.Outcome, now time.Time) {
+	if o.Err == nil {
+		t.core.resolved(o.Seq, nil, now)
+		return
+	}
+	var row store.Row // A copy: core lets go of the row if it was refused.
+	if it := t.core.hands[o.Seq]; it != nil {
+		row = it.row
+	}
+	verdict := t.core.resolved(o.Seq, o.Err, now)
+	switch verdict {
+	case postponed, forgotten:
+		if !o.Again {
+			t.pause(ctx, o.Err, now)
+		}
+		return
+	case published, refused, died:
+	}
+	attributes := []slog.Attr{
+		slog.Int64("seq", o.Seq), slog.String("id", row.ID.String()), slog.String("event_type", row.EventType),
+		slog.String("aggregate_type", row.AggregateType), slog.String("aggregate_id", row.AggregateID),
+		slog.Int("attempt", row.Attempts+1), slog.Any("error", o.Err),
+	}
+	if verdict == died {
+		t.log.LogAttrs(ctx, slog.LevelError, "event given up; see `outbox-relay dead`", attributes...)
+	} else {
+		t.log.LogAttrs(ctx, slog.LevelWarn, "event refused; trying again later", attributes...)
+	}
+	t.hooks.Refused(Refused{EventType: row.EventType, Attempts: row.Attempts + 1, Dead: verdict == died, Err: o.Err})
+}
+
+// pause stops publishing until the publisher has been opened again.
+func (t *term) pause(ctx context.Context, fault *stream.Error, now time.Time) {
+	if t.gate == shut {
+		return // One of many that failed for the same reason.
+	}
+	t.gate = shut
+	t.core.suspect() // Nobody knows what happens to the stream meanwhile.
+	t.setback(ctx, fault, now)
+}
+
+// setback notes that publishing is not possible now and why.
+func (t *term) setback(ctx context.Context, fault *stream.Error, now time.Time) {
+	t.troubles++
+	t.reopenAt = now.Add(reopen.after(t.troubles))
+	if reason := fault.Error(); reason != t.reason {
+		t.reason = reason
+		t.log.LogAttrs(ctx, slog.LevelWarn, "publishing paused; nothing is lost and no attempts are spent",
+			slog.String("fault", fault.Fault.String()), slog.Any("error", fault))
+		t.status.paused(reason)
+		t.hooks.Paused(fault)
+	}
+}
+
+// open has the publisher opened when that is due.
+func (t *term) open(ctx context.Context, now time.Time) {
+	if t.gate != shut || t.opening || t.stopping || now.Before(t.reopenAt) {
+		return
+	}
+	t.opening = true
+	patience := min(openTimeoutFirst<<min(t.troubles, 8), openTimeout)
+	t.workers.Go(func() {
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		warnings, err := t.publisher.Open(ctx)
+		t.opened <- opening{warnings, err}
+	})
+}
+
+// openedOrNot takes the answer to the opening under way.
+func (t *term) openedOrNot(ctx context.Context, o opening) {
+	lost := t.lost
+	t.opening, t.lost = false, nil
+	if o.err != nil {
+		t.setback(ctx, stream.Classify(o.err), time.Now())
+		return
+	}
+	for _, warning := range o.warnings {
+		t.warn(ctx, warning)
+	}
+	if lost != nil {
+		t.setback(ctx, lost, time.Now())
+		return
+	}
+	t.gate = ajar
+	if !t.core.doubt {
+		t.proceed(ctx)
+	}
+}
+
+// proceed opens the gate once the stream has been read back, if there was need to.
+func (t *term) proceed(ctx context.Context) {
+	if t.troubles == 0 || t.core.open == 0 {
+		t.resume(ctx) // Nothing speaks against it, or nothing is there to try it with.
+	}
+}
+
+// resume opens the gate wide.
+func (t *term) resume(ctx context.Context) {
+	if t.reason != "" {
+		t.log.InfoContext(ctx, "publishing again")
+		t.hooks.Resumed()
+	}
+	t.gate, t.troubles, t.reason = wide, 0, ""
+	t.status.publishing()
+}
+
+// exchange starts the round trip to Postgres that is due, if any. It reports whether the relay was to stop and
+// has finished.
+func (t *term) exchange(ctx context.Context, now time.Time) (done bool) {
+	var request store.Request
+	var due bool
+	switch {
+	case !t.stopping:
+		request, due = t.core.exchange(now)
+	case t.core.flying > 0 || t.core.under != nil:
+		return false
+	default:
+		request, due = t.core.settle()
+		done = !due
+	}
+	if due {
+		t.workers.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, exchangeTimeout)
+			defer cancel()
+			answer, err := t.store.Exchange(ctx, request)
+			t.replies <- reply{answer, err}
+		})
+	}
+	return done
+}
+
+func (t *term) exchanged(answer store.Reply) {
+	done := t.core.under.request
+	t.core.exchanged(answer, time.Now())
+	t.healthy()
+	if done.Checkpoint > 0 {
+		t.checkpoint.Sequence, t.checkpoint.Before = done.Checkpoint, t.checkpoint.Sequence
+	}
+	settled := 0
+	for _, s := range done.Settled {
+		settled += len(s.Seqs)
+	}
+	t.hooks.Exchanged(Exchanged{Settled: settled, Fetched: len(answer.Rows), Asleep: t.core.asleep})
+}
