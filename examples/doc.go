@@ -1,0 +1,6 @@
+// Package examples shows how the library is used: its examples are run by go test, against a real PostgreSQL and a real
+// nats-server.
+//
+// The directories below it hold whole programs: producer, an HTTP service with the relay built in; consumer, which
+// handles each event once; and demo, which puts them together and kills relays.
+package examples
