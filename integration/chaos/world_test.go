@@ -1,0 +1,221 @@
+package chaos_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/go-outbox/go-outbox/integration/harness"
+)
+
+// progressWithin is how long after the last fault all must be settled that had been committed by then. Most of it is for
+// a leader that thaws after its lease, and for slow machines.
+const progressWithin = 45 * time.Second
+
+// world is what things happen to.
+type world struct {
+	*harness.World
+
+	random    *rand.Rand
+	settings  []string
+	relays    []*candidate
+	nodes     []*harness.NATS
+	producers *harness.Producers
+	pool      *pgxpool.Pool // Past all proxies.
+	js        jetstream.JetStream
+	counts    map[string]int // How often each fault was drawn.
+}
+
+// candidate is a relay's process and its lines.
+type candidate struct {
+	*harness.Process
+
+	database *harness.Proxy
+	nats     []*harness.Proxy // One for each node.
+	settings []string
+}
+
+func newWorld(t *testing.T, seed int64) *world {
+	t.Helper()
+	random := rand.New(rand.NewPCG(uint64(seed), 0)) //nolint:gosec // It is to be the same again.
+	clustered := seed == cluster || seed != single && random.IntN(3) == 0
+	w := &world{
+		World:  harness.NewWorld(t, harness.Options{Cluster: clustered}),
+		random: random,
+		counts: make(map[string]int),
+		settings: []string{
+			fmt.Sprintf("OUTBOX_DUPLICATE_WINDOW=%dms", 2000+random.IntN(1000)),
+			fmt.Sprintf("OUTBOX_ACK_TIMEOUT=%dms", 300+random.IntN(1500)),
+			"OUTBOX_SHUTDOWN_TIMEOUT=1s",
+			"OUTBOX_MAX_ATTEMPTS=1", // An outage must not cost any.
+			"OUTBOX_RETAIN=30m",     // Longer than a world lives.
+			"OUTBOX_LOGGING_LEVEL=info",
+		},
+	}
+	w.nodes = []*harness.NATS{w.NATS}
+	if clustered {
+		w.nodes = w.Cluster.Nodes
+	}
+	w.js = w.JetStream()
+	var err error
+	if w.pool, err = pgxpool.New(t.Context(), w.DSN); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.pool.Close)
+	w.CommandWith(w.settings, "migrate")
+	for range 2 + random.IntN(5)/4 { // Now and then, three.
+		r := &candidate{database: harness.NewProxy(t, fmt.Sprintf("127.0.0.1:%d", w.Postgres.Port()))}
+		var urls []string
+		for _, n := range w.nodes {
+			p := harness.NewProxy(t, n.Address())
+			r.nats = append(r.nats, p)
+			urls = append(urls, "nats://"+p.Address())
+		}
+		r.settings = append(slices.Clone(w.settings), "OUTBOX_NATS_URL="+strings.Join(urls, ","),
+			"OUTBOX_DATABASE_DSN="+strings.Replace(w.DSN, fmt.Sprintf("127.0.0.1:%d", w.Postgres.Port()), r.database.Address(), 1))
+		w.relays = append(w.relays, r)
+		w.revive(r)
+	}
+	t.Logf("seed %d: %d relays, %d nats-servers, %v", seed, len(w.relays), len(w.nodes), w.settings[:2])
+	w.producers = w.ProduceLoad(harness.Load{Writers: 3, Rollbacks: 25, Bursts: 2, Pause: 20 * time.Millisecond})
+	w.heals()
+	return w
+}
+
+// revive starts a relay and does not wait for it.
+func (w *world) revive(r *candidate) { r.Process = w.Launch(r.settings...) }
+
+// stop asks a relay to end, which it does without complaint.
+func (w *world) stop(r *candidate) {
+	w.Helper()
+	r.WaitFor(starting) // Before that, nobody listens.
+	if code := r.Stop(); code != 0 {
+		w.Errorf("exit code %d after SIGTERM, want 0", code)
+	}
+}
+
+var starting = regexp.MustCompile(`starting`)
+
+// episode draws faults, lets them happen, and waits until the world has healed; it returns how long that took.
+func (w *world) episode(n int) time.Duration {
+	w.Helper()
+	var story []string
+	var events []event
+	for _, f := range w.draw() {
+		w.counts[f.kind()]++
+		at, lasts := below(w.random, 200*time.Millisecond), f.lasts(w.random)
+		story = append(story, fmt.Sprintf("%v+%v %s", at.Round(time.Millisecond), lasts.Round(time.Millisecond), f))
+		events = append(events, event{at, f.begin}, event{at + lasts, f.end})
+	}
+	slices.SortStableFunc(events, func(a, b event) int { return int(a.at - b.at) })
+	began := time.Now()
+	for _, e := range events {
+		harness.Pause(w.Context(), e.at-time.Since(began)) // The rhythm of the faults.
+		if e.happen != nil {
+			e.happen()
+		}
+	}
+	w.Logf("episode %d: %s", n, strings.Join(story, "; "))
+	healed := w.heals()
+	w.Logf("episode %d: healed in %v", n, healed.Round(time.Millisecond))
+	return healed
+}
+
+// event is the beginning or the end of a fault.
+type event struct {
+	at     time.Duration
+	happen func()
+}
+
+// heals waits until all is settled that has been committed by now.
+func (w *world) heals() time.Duration {
+	w.Helper()
+	began := time.Now()
+	harness.Eventually(w.TB, progressWithin, "the stream is without limits", w.unlimit)
+	var last int64
+	w.ask(&last, `select last_value from outbox_seq_seq`)
+	looked := time.Now()
+	harness.Eventually(w.TB, progressWithin, "what was committed before the end of the last fault is settled", func() bool {
+		var waiting bool
+		w.ask(&waiting, `select exists (select from outbox where seq <= $1)`, last)
+		if waiting && time.Since(looked) > time.Second {
+			w.unlimit() // A limit that a cluster without a majority was asked for may come after that.
+			looked = time.Now()
+		}
+		return !waiting
+	})
+	return time.Since(began)
+}
+
+// ask reads one value; a pool may hold connections that a crash has ended.
+func (w *world) ask(value any, sql string, args ...any) {
+	w.Helper()
+	var err error
+	for range 20 {
+		if err = w.pool.QueryRow(w.Context(), sql, args...).Scan(value); err == nil {
+			return
+		}
+		harness.Pause(w.Context(), 50*time.Millisecond)
+	}
+	w.Fatalf("%s: %v", sql, err)
+}
+
+// audit stops the producers and compares what they committed with what the stream holds.
+func (w *world) audit() (events int) {
+	w.Helper()
+	w.producers.Stop()
+	w.ask(&events, `select sum(version) from account`)
+	// An empty outbox is not enough: the stream may have gone back to an old copy, and the relay not have seen it yet.
+	harness.Eventually(w.TB, progressWithin, fmt.Sprintf("%d events in the stream", events), func() bool {
+		return w.StoredIn(w.js, "OUTBOX") >= events
+	})
+	w.producers.Audit()
+	var dead int
+	w.ask(&dead, `select count(*) from outbox_dead`)
+	if dead > 0 {
+		w.Errorf("%d dead letters, want none: an outage is nobody's fault", dead)
+	}
+	for _, r := range w.relays {
+		w.stop(r)
+	}
+	return events
+}
+
+// unlimit undoes what limits the stream has, if it is there.
+func (w *world) unlimit() bool {
+	return w.limit(func(config *jetstream.StreamConfig, _ jetstream.StreamState) {
+		config.MaxMsgs, config.MaxBytes = -1, -1
+	})
+}
+
+// limit changes what the stream takes before it refuses more; it reports whether that is so now.
+func (w *world) limit(change func(*jetstream.StreamConfig, jetstream.StreamState)) bool {
+	ctx, cancel := context.WithTimeout(w.Context(), 500*time.Millisecond)
+	defer cancel()
+	stream, err := w.js.Stream(ctx, "OUTBOX")
+	if err != nil {
+		return false
+	}
+	info := stream.CachedInfo()
+	config := info.Config
+	config.Discard = jetstream.DiscardNew
+	change(&config, info.State)
+	if config.MaxMsgs == info.Config.MaxMsgs && config.MaxBytes == info.Config.MaxBytes {
+		return true
+	}
+	_, err = w.js.UpdateStream(ctx, config)
+	return err == nil
+}
+
+// below draws a duration.
+func below(random *rand.Rand, d time.Duration) time.Duration {
+	return time.Duration(random.Int64N(int64(d)))
+}

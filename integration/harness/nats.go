@@ -1,0 +1,294 @@
+package harness
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// natsRole is the environment variable that makes this test binary a nats-server, with its role in JSON as the value.
+// So the tests can kill one without another program being installed.
+const natsRole = "OUTBOX_TEST_BE_NATS"
+
+// role is how a nats-server is to be.
+type role struct {
+	Name           string
+	Port           int
+	Store          string
+	MaxPayload     int32
+	User, Password string
+
+	ClusterPort int // 0 for a server that is alone.
+	Routes      []string
+}
+
+// NATS is a nats-server that can be killed, frozen and started again on the same port and store.
+type NATS struct {
+	testing.TB
+
+	role    role
+	running *Process
+}
+
+func newNATS(tb testing.TB, options Options) *NATS {
+	tb.Helper()
+	n := &NATS{TB: tb, role: role{Name: "test", Port: freePorts(tb, 1)[0], Store: tb.TempDir(), MaxPayload: int32(options.MaxPayload)}} //nolint:gosec // Tests use small ones.
+	if n.role.MaxPayload == 0 {
+		n.role.MaxPayload = server.MAX_PAYLOAD_SIZE
+	}
+	if options.NATSPassword != "" {
+		n.Login("relay", options.NATSPassword)
+	}
+	return n
+}
+
+// freePorts returns so many different ports that nobody uses just now.
+func freePorts(tb testing.TB, count int) []int {
+	tb.Helper()
+	var ports []int
+	var listeners []net.Listener
+	for range count {
+		listener, err := new(net.ListenConfig).Listen(tb.Context(), "tcp", "127.0.0.1:0")
+		if err != nil {
+			tb.Fatal(err)
+		}
+		listeners = append(listeners, listener)
+		ports = append(ports, listener.Addr().(*net.TCPAddr).Port) //nolint:errcheck,forcetypeassert // It is TCP.
+	}
+	for _, listener := range listeners { // Not sooner, so that they differ.
+		_ = listener.Close()
+	}
+	return ports
+}
+
+// Address is where the server listens; it stays the same over kills and starts.
+func (n *NATS) Address() string { return fmt.Sprintf("127.0.0.1:%d", n.role.Port) }
+
+// URL is where the server listens, with what it takes to log in.
+func (n *NATS) URL() string {
+	u := url.URL{Scheme: "nats", Host: n.Address()}
+	if n.role.User != "" {
+		u.User = url.UserPassword(n.role.User, n.role.Password)
+	}
+	return u.String()
+}
+
+// Login sets who may connect, from the next start on.
+func (n *NATS) Login(user, password string) { n.role.User, n.role.Password = user, password }
+
+// Start returns once JetStream answers.
+func (n *NATS) Start() {
+	n.Helper()
+	n.launch()
+	n.ready()
+}
+
+func (n *NATS) launch() {
+	n.Helper()
+	text, err := json.Marshal(n.role)
+	if err != nil {
+		n.Fatal(err)
+	}
+	cmd := exec.CommandContext(context.WithoutCancel(n.Context()), os.Args[0])
+	cmd.Env = append(os.Environ(), natsRole+"="+string(text))
+	n.running = launch(n.TB, cmd)
+}
+
+func (n *NATS) ready() {
+	n.Helper()
+	Eventually(n.TB, 20*time.Second, "nats-server answers", func() bool {
+		nc, err := nats.Connect(n.URL())
+		if err != nil {
+			return false
+		}
+		defer nc.Close()
+		js, err := jetstream.New(nc)
+		if err != nil {
+			return false
+		}
+		ctx, cancel := context.WithTimeout(n.Context(), time.Second)
+		defer cancel()
+		_, err = js.AccountInfo(ctx)
+		return err == nil
+	})
+}
+
+// Revive is Start without waiting until JetStream answers.
+func (n *NATS) Revive() {
+	n.Helper()
+	n.launch()
+}
+
+// Kill ends the server without its consent.
+func (n *NATS) Kill() { n.running.Kill() }
+
+// Freeze stops the server in its tracks until Thaw.
+func (n *NATS) Freeze() { n.running.Freeze() }
+
+// Thaw lets a frozen server go on.
+func (n *NATS) Thaw() { n.running.Thaw() }
+
+// Copy copies the server's store, which must not be written meanwhile, and returns where to.
+func (n *NATS) Copy() string {
+	n.Helper()
+	to := n.TempDir()
+	if err := os.CopyFS(to, os.DirFS(n.role.Store)); err != nil {
+		n.Fatal(err)
+	}
+	return to
+}
+
+// Restore puts a copy of the store in its place, while the server does not run.
+func (n *NATS) Restore(copied string) {
+	n.Helper()
+	n.role.Store = copied
+}
+
+// beNATS runs a nats-server until the process is killed.
+func beNATS(text string) {
+	var r role
+	if err := json.Unmarshal([]byte(text), &r); err != nil {
+		panic(err)
+	}
+	options := &server.Options{
+		ServerName: r.Name, Host: "127.0.0.1", Port: r.Port, MaxPayload: r.MaxPayload, Username: r.User, Password: r.Password,
+		JetStream: true, StoreDir: r.Store, NoLog: true, NoSigs: true,
+	}
+	if r.ClusterPort > 0 {
+		options.Cluster = server.ClusterOpts{Name: "test", Host: "127.0.0.1", Port: r.ClusterPort, NoAdvertise: true} // A client that was sent through a proxy stays there.
+		options.Routes = server.RoutesFromStr(strings.Join(r.Routes, ","))
+	}
+	s, err := server.NewServer(options)
+	if err != nil {
+		panic(err)
+	}
+	s.Start()
+	s.WaitForShutdown()
+}
+
+// Cluster is three nats-servers, each of which can be killed, frozen and started again.
+type Cluster struct {
+	testing.TB
+
+	Nodes []*NATS
+}
+
+func newCluster(tb testing.TB, options Options) *Cluster {
+	tb.Helper()
+	const size = 3
+	c := &Cluster{TB: tb}
+	ports := freePorts(tb, 2*size)
+	var routes []string
+	for _, port := range ports[size:] {
+		routes = append(routes, fmt.Sprintf("nats://127.0.0.1:%d", port))
+	}
+	for i := range size {
+		n := newNATS(tb, options)
+		n.role.Name, n.role.Port, n.role.ClusterPort, n.role.Routes = fmt.Sprintf("n%d", i+1), ports[i], ports[size+i], routes
+		c.Nodes = append(c.Nodes, n)
+	}
+	return c
+}
+
+// URL names all nodes.
+func (c *Cluster) URL() string {
+	var urls []string
+	for _, n := range c.Nodes {
+		urls = append(urls, n.URL())
+	}
+	return strings.Join(urls, ",")
+}
+
+// Start returns once JetStream answers at each node.
+func (c *Cluster) Start() {
+	c.Helper()
+	for _, n := range c.Nodes {
+		n.launch()
+	}
+	for _, n := range c.Nodes {
+		n.ready()
+	}
+}
+
+// Leader waits until the stream OUTBOX has a leader and returns its node.
+func (c *Cluster) Leader(js jetstream.JetStream) *NATS {
+	c.Helper()
+	var leader *NATS
+	Eventually(c.TB, 20*time.Second, "the stream has a leader", func() bool {
+		ctx, cancel := context.WithTimeout(c.Context(), time.Second)
+		defer cancel()
+		stream, err := js.Stream(ctx, "OUTBOX")
+		if err != nil {
+			return false
+		}
+		for _, n := range c.Nodes {
+			if cluster := stream.CachedInfo().Cluster; cluster != nil && cluster.Leader == n.role.Name {
+				leader = n
+			}
+		}
+		return leader != nil
+	})
+	return leader
+}
+
+// Healthy waits until all replicas of the stream OUTBOX are current.
+func (c *Cluster) Healthy(js jetstream.JetStream) {
+	c.Helper()
+	Eventually(c.TB, 20*time.Second, "the stream's replicas are current", func() bool {
+		ctx, cancel := context.WithTimeout(c.Context(), time.Second)
+		defer cancel()
+		stream, err := js.Stream(ctx, "OUTBOX")
+		if err != nil || stream.CachedInfo().Cluster == nil {
+			return false
+		}
+		cluster := stream.CachedInfo().Cluster
+		current := 0
+		for _, peer := range cluster.Replicas {
+			if peer.Current && !peer.Offline {
+				current++
+			}
+		}
+		return cluster.Leader != "" && current == len(c.Nodes)-1
+	})
+}
+
+// StoredIn returns how many events a stream holds, 0 if it does not exist. A cluster may take some time to answer.
+func (w *World) StoredIn(js jetstream.JetStream, name string) (events int) {
+	w.Helper()
+	Eventually(w.TB, 20*time.Second, "JetStream answers", func() bool {
+		ctx, cancel := context.WithTimeout(w.Context(), 2*time.Second)
+		defer cancel()
+		stream, err := js.Stream(ctx, name)
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			return true
+		}
+		if err != nil {
+			return false
+		}
+		// What the relay writes for itself goes to subjects apart from the events', or with this token.
+		info, err := stream.Info(ctx, jetstream.WithSubjectFilter(">"))
+		if err != nil {
+			return false
+		}
+		events = 0
+		for subject, messages := range info.State.Subjects {
+			if !strings.HasPrefix(subject, "_outbox.") && !strings.Contains(subject, "%fence") {
+				events += int(messages) //nolint:gosec // Tests have fewer.
+			}
+		}
+		return true
+	})
+	return events
+}

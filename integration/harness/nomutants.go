@@ -1,0 +1,5 @@
+//go:build !mutants
+
+package harness
+
+const tags = "" // See mutants.go.

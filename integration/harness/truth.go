@@ -1,0 +1,230 @@
+package harness
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Producers write to aggregates whose rows carry a version, and tell of each new version in the same transaction.
+// What they committed is therefore what the aggregates' rows say, and no part of the outbox has a hand in it.
+type Producers struct {
+	*World
+
+	load      Load
+	stop      context.CancelFunc
+	done      sync.WaitGroup
+	committed atomic.Int64
+}
+
+const (
+	aggregates  = 40
+	slowPercent = 5
+)
+
+// Load says how Producers write.
+type Load struct {
+	Writers int
+	// Rollbacks are so many of a hundred transactions, and Bursts tell of all aggregates several times over.
+	Rollbacks, Bursts int
+	// Pause is what a writer makes after each transaction, on average.
+	Pause time.Duration
+}
+
+// Produce starts writers that go on until Audit is called.
+func (w *World) Produce(writers int) *Producers {
+	w.Helper()
+	return w.ProduceLoad(Load{Writers: writers, Rollbacks: 10})
+}
+
+// ProduceLoad is Produce for a certain load.
+func (w *World) ProduceLoad(load Load) *Producers {
+	w.Helper()
+	conn := w.Connect()
+	w.Exec(conn, `create table account (id text primary key, version integer not null default 0)`)
+	w.Exec(conn, `insert into account select 'a' || i from generate_series(1, $1::int) i`, aggregates)
+	pool, err := pgxpool.New(w.Context(), w.DSN+"&pool_max_conns="+strconv.Itoa(load.Writers))
+	if err != nil {
+		w.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(w.Context())
+	p := &Producers{World: w, load: load, stop: stop}
+	for range load.Writers {
+		p.done.Go(func() {
+			for ctx.Err() == nil {
+				// It is not interrupted: a commit that nobody waits for would be done after the audit has begun.
+				if err := p.write(context.WithoutCancel(ctx), pool); err != nil {
+					Pause(ctx, 20*time.Millisecond) // Postgres is away.
+				}
+				if load.Pause > 0 {
+					Pause(ctx, rand.N(2*load.Pause))
+				}
+			}
+		})
+	}
+	w.Cleanup(func() {
+		stop()
+		p.done.Wait()
+		pool.Close()
+	})
+	return p
+}
+
+func (p *Producers) write(ctx context.Context, pool *pgxpool.Pool) error {
+	tx, err := pool.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback(context.WithoutCancel(ctx)) //nolint:errcheck // After a commit it does nothing.
+	if rand.IntN(100) < p.load.Bursts {
+		for range burst {
+			if _, err := tx.Exec(ctx, everybody); err != nil {
+				return err
+			}
+		}
+		return p.conclude(ctx, tx)
+	}
+	picked := make([]int, 1+rand.IntN(3))
+	for i := range picked {
+		picked[i] = 1 + rand.IntN(aggregates)
+	}
+	slices.Sort(picked) // Rows locked in one order cannot deadlock.
+	for _, number := range picked {
+		id := "a" + strconv.Itoa(number)
+		var version int
+		if err := tx.QueryRow(ctx, `update account set version = version + 1 where id = $1 returning version`, id).Scan(&version); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) values ('accounts', 'Account', $1, 'Changed', $2)`,
+			id, []byte(strconv.Itoa(version)))
+		if err != nil {
+			return err
+		}
+	}
+	if rand.IntN(100) < slowPercent {
+		if _, err := tx.Exec(ctx, `select pg_sleep($1)`, rand.Float64()/10); err != nil {
+			return err
+		}
+	}
+	return p.conclude(ctx, tx)
+}
+
+// everybody gives each account a new version, and tells of it; burst is how often, so that the relay has a backlog.
+const (
+	everybody = `
+with locked as (select id from account order by length(id), id for update),
+    changed as (update account a set version = version + 1 from locked where a.id = locked.id returning a.id, a.version)
+insert into outbox (topic, aggregate_type, aggregate_id, event_type, data)
+select 'accounts', 'Account', id, 'Changed', convert_to(version::text, 'UTF8') from changed`
+	burst = 5
+)
+
+// conclude commits, or does not.
+func (p *Producers) conclude(ctx context.Context, tx pgx.Tx) error {
+	if rand.IntN(100) < p.load.Rollbacks {
+		return tx.Rollback(ctx)
+	}
+	if err := tx.Commit(ctx); err != nil {
+		return err
+	}
+	p.committed.Add(1)
+	return nil
+}
+
+// Wrote waits until the producers have committed so many transactions.
+func (p *Producers) Wrote(n int64) {
+	p.Helper()
+	Eventually(p.TB, time.Minute, fmt.Sprintf("%d transactions", n), func() bool { return p.committed.Load() >= n })
+}
+
+// Stop ends the producers' work.
+func (p *Producers) Stop() {
+	p.stop()
+	p.done.Wait()
+}
+
+// Audit stops the producers, waits until the outbox is empty and compares what they committed with what the
+// stream holds: everything, once, in order, and nothing else.
+func (p *Producers) Audit() {
+	p.Helper()
+	p.Stop()
+	conn := p.Connect()
+	p.Settled(conn, 40*time.Second)
+
+	rows, err := conn.Query(p.Context(), `select id, version from account`)
+	if err != nil {
+		p.Fatal(err)
+	}
+	committed := map[string]int{}
+	var id string
+	var version, events int
+	if _, err := pgx.ForEachRow(rows, []any{&id, &version}, func() error {
+		committed[id] = version
+		events += version
+		return nil
+	}); err != nil {
+		p.Fatal(err)
+	}
+
+	stored := map[string]int{}
+	ids := map[string]bool{}
+	faults := 0
+	fault := func(format string, args ...any) {
+		if faults++; faults <= 10 {
+			p.Errorf(format, args...)
+		}
+	}
+	for _, m := range p.Messages() {
+		account := m.Header.Get("Outbox-Aggregate-Id")
+		version, err := strconv.Atoi(string(m.Data))
+		switch {
+		case err != nil || m.Subject != "outbox.accounts.Account."+account:
+			fault("foreign message %d on %s: %q", m.Sequence, m.Subject, m.Data)
+			continue
+		case version > committed[account]:
+			fault("%s: version %d was never committed", account, version)
+		case version <= stored[account]:
+			fault("%s: version %d is stored twice or after version %d", account, version, stored[account])
+		case version > stored[account]+1:
+			fault("%s: versions %d to %d are missing before %d", account, stored[account]+1, version-1, version)
+		}
+		if msgID := m.Header.Get("Nats-Msg-Id"); ids[msgID] {
+			fault("id %s is stored twice", msgID)
+		} else {
+			ids[msgID] = true
+		}
+		stored[account] = max(stored[account], version)
+	}
+	for account, version := range committed {
+		if stored[account] < version {
+			fault("%s: versions %d to %d are missing at the end", account, stored[account]+1, version)
+		}
+	}
+	if faults > 10 {
+		p.Errorf("… and %d more", faults-10)
+	}
+	p.Logf("%d transactions, %d events", p.committed.Load(), events)
+	if events == 0 {
+		p.Error("nothing was committed: this test shows nothing")
+	}
+}
+
+// Settled waits until the outbox is empty.
+func (w *World) Settled(conn *pgx.Conn, within time.Duration) {
+	w.Helper()
+	Eventually(w.TB, within, "the outbox is empty", func() bool {
+		var waiting bool
+		if err := conn.QueryRow(w.Context(), `select exists (select from outbox)`).Scan(&waiting); err != nil {
+			w.Fatal(err)
+		}
+		return !waiting
+	})
+}

@@ -1,0 +1,204 @@
+package integration_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/go-outbox/go-outbox/integration/harness"
+)
+
+// shortWindow makes the stream forget ids so soon that it is no help.
+const shortWindow = "OUTBOX_DUPLICATE_WINDOW=3s"
+
+// beyondWindow is longer than that.
+const beyondWindow = 3500 * time.Millisecond
+
+// A relay that was killed between publishing and settling, and starts again when the stream knows the ids no more,
+// looks what is there.
+func TestKilledBeforeSettling(t *testing.T) {
+	t.Parallel()
+	w := harness.NewWorld(t, harness.Options{SharedPostgres: true})
+	conn, holder := w.Connect(), w.Connect()
+	const rows = 2000
+	b := w.Backlog().Migrate().Add(conn, rows)
+	for range 2 {
+		w.Exec(holder, `begin; select from outbox for update`) // Rows can be read and not removed.
+		relay := w.Relay(shortWindow)
+		b.Reaches(rows)
+		relay.Kill()
+		w.EndSessions(conn) // Otherwise what it asked for is still done.
+		w.Exec(holder, `rollback`)
+		if waiting(w, conn) != rows {
+			t.Fatal("something was settled: this test shows nothing")
+		}
+		harness.Pause(t.Context(), beyondWindow) // Until the ids are forgotten.
+	}
+	w.Relay(shortWindow)
+	b.Audit(conn)
+}
+
+// A broker that is frozen for longer than the window, with events on their way to it, stores each once.
+func TestFrozenBrokerPastTheWindow(t *testing.T) {
+	t.Parallel()
+	w := harness.NewWorld(t, harness.Options{SharedPostgres: true})
+	w.Relay(shortWindow).Leads()
+	conn := w.Connect()
+	p := w.Produce(4)
+	for round := range int64(2) {
+		p.Wrote(100 + 200*round)
+		w.NATS.Freeze()
+		harness.Pause(t.Context(), 8*time.Second) // The freeze itself.
+		w.NATS.Thaw()
+		w.Settled(conn, 40*time.Second)
+	}
+	p.Audit()
+}
+
+// A leader that is frozen in the middle of a backlog, and thaws when its sessions are gone and the ids forgotten, stores
+// nothing twice.
+func TestFrozenLeaderPastTheWindow(t *testing.T) {
+	t.Parallel()
+	w := harness.NewWorld(t, harness.Options{SharedPostgres: true})
+	conn := w.Connect()
+	const rows = 30_000
+	b := w.Backlog().Migrate().Add(conn, rows)
+	frozen := w.Relay(shortWindow)
+	b.Reaches(rows / 10)
+	frozen.Freeze()
+	w.EndSessions(conn)
+	standby := w.Relay(shortWindow)
+	standby.Leads()
+	b.Reaches(rows)
+	harness.Pause(t.Context(), 8*time.Second) // So long it is frozen.
+	frozen.Thaw()
+	b.Add(conn, rows)
+	b.Audit(conn)
+}
+
+// What the broker loses although it has acknowledged it comes back from the archive, in order, before anything newer.
+func TestBrokerForgets(t *testing.T) {
+	t.Parallel()
+	w := harness.NewWorld(t, harness.Options{SharedPostgres: true})
+	relay := w.Relay()
+	relay.Leads()
+	p := w.Produce(8)
+	p.Wrote(200)
+	for range 2 {
+		w.NATS.Freeze()
+		copied := w.NATS.Copy()
+		w.NATS.Thaw()
+		before := w.StoredIn(w.JetStream(), "OUTBOX")
+		harness.Pause(t.Context(), 3*time.Second) // So old the copy gets.
+		lost := w.StoredIn(w.JetStream(), "OUTBOX") - before
+		w.NATS.Kill()
+		w.NATS.Restore(copied)
+		w.NATS.Start()
+		if t.Logf("%d events were lost", lost); lost < 50 {
+			t.Error("that is too few to show anything")
+		}
+	}
+	p.Wrote(1000)
+	p.Audit()
+	if !relay.Said("lost_by_the_broker_and_published_again=") {
+		t.Error("the relay did not say what happened")
+	}
+}
+
+// A stream that was deleted comes back with what the archive has of it.
+func TestDeletedStreamComesBack(t *testing.T) {
+	t.Parallel()
+	w := harness.NewWorld(t, harness.Options{SharedPostgres: true})
+	w.Relay().Leads()
+	p := w.Produce(4)
+	p.Wrote(200)
+	if err := w.JetStream().DeleteStream(t.Context(), "OUTBOX"); err != nil {
+		t.Fatal(err)
+	}
+	p.Wrote(400)
+	p.Audit()
+}
+
+// On a stream whose messages vanish when they are consumed nothing can be read back, so the duplicate window is all there
+// is; but events flow, also after a crash and in batches.
+func TestConsumedStream(t *testing.T) {
+	t.Parallel()
+	for name, retention := range map[string]jetstream.RetentionPolicy{"work queue": jetstream.WorkQueuePolicy, "interest": jetstream.InterestPolicy} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := harness.NewWorld(t, harness.Options{SharedPostgres: true})
+			conn, js := w.Connect(), w.JetStream()
+			stream, err := js.CreateStream(t.Context(), jetstream.StreamConfig{
+				Name: "OUTBOX", Subjects: []string{"outbox.>"}, Retention: retention, Duplicates: 10 * time.Minute, AllowBatchPublish: true,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			consumer, err := stream.CreateConsumer(t.Context(), jetstream.ConsumerConfig{Durable: "all", AckPolicy: jetstream.AckExplicitPolicy})
+			if err != nil {
+				t.Fatal(err)
+			}
+			const rows = 500
+			b := w.Backlog().Migrate()
+			seen := make(map[string]int)
+			for round := range 3 {
+				b.Add(conn, rows)
+				relay := w.Relay()
+				relay.WaitFor(anything, "a guarantee is weakened", "retention")
+				w.Settled(conn, 20*time.Second)
+				relay.Kill()
+				for len(seen) < (round+1)*rows {
+					batch, err := consumer.Fetch(rows, jetstream.FetchMaxWait(5*time.Second))
+					if err != nil {
+						t.Fatal(err)
+					}
+					got := 0
+					for m := range batch.Messages() {
+						got++
+						seen[string(m.Data())]++
+						if err := m.Ack(); err != nil {
+							t.Fatal(err)
+						}
+					}
+					if got == 0 {
+						t.Fatalf("%d of %d events arrived", len(seen), (round+1)*rows)
+					}
+				}
+			}
+			for number, times := range seen {
+				if times != 1 {
+					t.Errorf("number %s was consumed %d times", number, times)
+				}
+			}
+		})
+	}
+}
+
+// A purge is what somebody wanted: nothing that it removed comes back.
+func TestPurgedStreamStaysPurged(t *testing.T) {
+	t.Parallel()
+	w := harness.NewWorld(t, harness.Options{SharedPostgres: true})
+	relay := w.Relay()
+	relay.Leads()
+	conn, js := w.Connect(), w.JetStream()
+	b := w.Backlog()
+	b.Add(conn, 1000)
+	b.Reaches(1000)
+	w.Settled(conn, 10*time.Second)
+	stream, err := js.Stream(t.Context(), "OUTBOX")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Purge(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	relay.Kill()
+	w.Relay().Leads() // It reads the stream back.
+	w.Exec(conn, insert, "a", []byte("1001"))
+	harness.Eventually(t, 10*time.Second, "the event arrives", func() bool { return w.StoredIn(js, "OUTBOX") > 0 })
+	w.Settled(conn, 10*time.Second)
+	if got := stored(w); len(got) != 1 || got[0] != "1001" {
+		t.Errorf("the stream holds %d events, want only the one that was published since", len(got))
+	}
+}
