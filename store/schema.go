@@ -39,8 +39,21 @@ type querier interface {
 	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 }
 
-// check verifies that the relay can work with the tables as they are.
-func (t Table) check(ctx context.Context, q querier) error {
+// check verifies that the relay can work with the tables as they are. It looks at them in one snapshot: between two, a
+// migration that ends just now would be seen by halves, as tables of our shape without a version.
+func (t Table) check(ctx context.Context, conn *pgx.Conn) error {
+	tx, err := conn.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
+	if err != nil {
+		return t.explain("check the tables", err)
+	}
+	err = t.checkIn(ctx, tx)
+	if rollbackErr := tx.Rollback(context.WithoutCancel(ctx)); err == nil && rollbackErr != nil {
+		return t.explain("check the tables", rollbackErr)
+	}
+	return err
+}
+
+func (t Table) checkIn(ctx context.Context, q querier) error {
 	version, err := t.version(ctx, q)
 	if err != nil {
 		return err
