@@ -82,12 +82,12 @@ func Start(opts Options) (*Server, error) {
 	s := &Server{server: ns, lock: lock}
 	started := make(chan struct{})
 	if err := s.start(log, timeout, started); err != nil {
-		s.Close()
-		// It may be busy starting all the same, and would leave files behind.
+		// It may be busy starting all the same: shut down meanwhile, it would start more behind the shutdown's back.
 		select {
 		case <-started:
 		case <-time.After(closeTimeout):
 		}
+		s.Close()
 		return nil, fmt.Errorf("embedded NATS server on %s, store %s: %w", net.JoinHostPort(natsOpts.Host, strconv.Itoa(natsOpts.Port)), opts.StoreDir, err)
 	}
 	return s, nil
