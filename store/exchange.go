@@ -93,7 +93,9 @@ type Reply struct {
 
 // queries are the statements of an exchange with the table's name in them.
 type queries struct {
-	remove, fail, bury string
+	fail, bury string
+	remove     string
+	archive    [archiveParts]string // Remove, for that part of the archive.
 	checkpoint         string
 	clear              string       // Whether nobody with a number below $1 has drawn a seq and is still at it.
 	fetch              [2][2]string // By whether payloads are measured, and aggregates blocked.
@@ -108,7 +110,7 @@ select case $1::int when 1 then pg_try_advisory_lock($2) when 2 then pg_advisory
 // eventColumns are those that an event has in every table that it may be in.
 const eventColumns = "seq, id, topic, aggregate_type, aggregate_id, event_type, data, headers, created_at"
 
-func (t Table) queries(holdDead, archive bool) queries {
+func (t Table) queries(holdDead bool) queries {
 	hold := ""
 	if holdDead {
 		hold = `
@@ -130,8 +132,8 @@ update ` + t.relay() + ` set checkpoint = $1, checkpoint_before = checkpoint whe
 	if mutant("delete-by-key") {
 		q.remove = `delete from ` + t.outbox() + ` o where o.seq <= (select max(seq) from unnest($1::bigint[]) seq)`
 	}
-	if archive {
-		q.remove = t.toArchive(q.remove)
+	for part := range q.archive {
+		q.archive[part] = t.toArchive(q.remove, part)
 	}
 	q.clear = `
 with locks as materialized (select * from pg_catalog.pg_locks) -- Looked at once: a transaction that is prepared meanwhile changes its name.
@@ -231,7 +233,7 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 		if o.retain == 0 {
 			batch.Queue(o.queries.remove, s.Seqs)
 		} else {
-			batch.Queue(o.queries.remove, s.Seqs, o.archive.part, o.stream, int64(s.After)) //nolint:gosec // A stream ends long before.
+			batch.Queue(o.queries.archive[o.archive.part], s.Seqs, o.stream, int64(s.After)) //nolint:gosec // A stream ends long before.
 		}
 	}
 	for _, f := range request.Failed {

@@ -76,7 +76,7 @@ func Open(dsn string, options Options) (*Outbox, error) {
 		plain:    guarded(config, "outbox-relay admin"),
 		listener: guarded(config, "outbox-relay listen"),
 		session:  newSession(forSession(config)),
-		queries:  table.queries(options.HoldDead, options.Retain > 0),
+		queries:  table.queries(options.HoldDead),
 	}, nil
 }
 

@@ -172,8 +172,8 @@ select current_user,
                from (select * from (values ($1, 'SELECT'), ($1, 'INSERT'), ($1, 'UPDATE'), ($1, 'DELETE'),
                                            ($2, 'SELECT'), ($2, 'INSERT'), ($2, 'DELETE'),
                                            ($3, 'SELECT'), ($3, 'INSERT'), ($3, 'UPDATE'),
-                                           ($4, 'SELECT'), ($4, 'INSERT'), ($4, 'UPDATE'), ($4, 'DELETE')) as v
-                     union all select part, privilege from unnest($5::text[]) as part, (values ('SELECT'), ('DELETE'), ('TRUNCATE')) as v (privilege)) as p (relation, privilege)
+                                           ($4, 'SELECT'), ($4, 'UPDATE'), ($4, 'DELETE')) as v
+                     union all select part, privilege from unnest($5::text[]) as part, (values ('SELECT'), ('INSERT'), ('DELETE'), ('TRUNCATE')) as v (privilege)) as p (relation, privilege)
               where to_regclass(p.relation) is null or not has_table_privilege(to_regclass(p.relation), p.privilege)),
        coalesce(row_security_active(to_regclass($1)), false)`, t.outbox(), t.dead(), t.relay(), t.published(), t.parts()).Scan(&role, &missing, &hidden)
 	switch {
@@ -190,8 +190,8 @@ select current_user,
 // Grants returns the statements that let role run the relay; a producer needs USAGE on the schema and
 // INSERT on the outbox only. Role is put in as it is, so quote it where needed.
 func (t Table) Grants(role string) string {
-	return fmt.Sprintf("GRANT USAGE ON SCHEMA %s TO %s; GRANT SELECT, INSERT, UPDATE, DELETE ON %s, %s, %s, %s TO %s; GRANT SELECT, DELETE, TRUNCATE ON %s TO %s; GRANT SELECT ON %s TO %s",
-		quote(t.orDefault().Schema), role, t.outbox(), t.dead(), t.relay(), t.published(), role, strings.Join(t.parts(), ", "), role, t.migrations(), role)
+	return fmt.Sprintf("GRANT USAGE ON SCHEMA %s TO %s; GRANT SELECT, INSERT, UPDATE, DELETE ON %s, %s, %s TO %s; GRANT SELECT, UPDATE, DELETE ON %s TO %s; GRANT SELECT, INSERT, DELETE, TRUNCATE ON %s TO %s; GRANT SELECT ON %s TO %s",
+		quote(t.orDefault().Schema), role, t.outbox(), t.dead(), t.relay(), role, t.published(), role, strings.Join(t.parts(), ", "), role, t.migrations(), role)
 }
 
 func quote(identifier string) string { return pgx.Identifier{identifier}.Sanitize() }
