@@ -32,7 +32,7 @@ const (
 	// batchFlow is how many messages a flow ack covers, the most that the
 	// server does, and batchAcks how many such stretches may be on their way.
 	batchFlow = 500
-	batchAcks = 2
+	batchAcks = 4
 
 	// batchIdle is how long a batch may rest and be gone on with; the server ends
 	// one after 10 s.
@@ -57,10 +57,11 @@ const (
 // all up to some place and none behind it.
 type batch struct {
 	replies string // What its reply subjects start with.
-	subject string // Some subject that the stream takes.
+	text    []byte // The latest reply subject; belongs to the goroutine that publishes, like
+	subject string // some subject that the stream takes.
 	seqs    []int64
 	known   uint64 // So many from the first on are stored; seqs[0] is the one behind.
-	sent    uint64
+	sent    uint64 // Changed by the goroutine that publishes only.
 	ending  bool // The end was sent.
 	counted bool // The server has said how many are stored: the others are not.
 
@@ -89,29 +90,20 @@ func (p *Publisher) Pipeline() int {
 // stretches; Finish hastens those of the last ones. Its error, an *Error, says
 // that this event was not sent, which those before and after it do not feel.
 func (p *Publisher) PublishInOrder(ev *Event) error {
-	b, conn, severed := p.openBatch(ev.Seq)
+	b, conn, severed := p.enter(ev.Seq)
 	switch {
 	case severed:
 		return nil
 	case conn == nil:
 		return Classify(nats.ErrInvalidConnection)
 	}
-	operation := batchAppend
-	if b.sent == 0 {
-		operation = batchStart
-	}
-	msg, err := p.composer.message(ev, b.replies+strconv.FormatUint(b.sent+1, 10)+operation)
+	msg, err := p.composer.message(ev, b.reply())
 	if err != nil {
-		return Classify(err)
+		return p.unsent(b, Classify(err))
 	}
-	if operation == batchStart {
+	b.subject = msg.Subject
+	if b.sent == 1 {
 		msg = p.fenced(msg)
-	}
-	switch entered, severed := p.enter(b, ev.Seq, msg.Subject); {
-	case severed:
-		return nil
-	case !entered:
-		return Classify(fmt.Errorf("ordered batch: %w", nats.ErrReconnectBufExceeded)) // Ended meanwhile; nothing was sent.
 	}
 	if err := conn.PublishMsg(msg); err != nil {
 		return p.unsent(b, Classify(publishError(err)))
@@ -119,8 +111,20 @@ func (p *Publisher) PublishInOrder(ev *Event) error {
 	return nil
 }
 
-// unsent deals with the failure to send a batch's last event. What nats.go
-// refused by itself is taken out again; after any other failure it is open what
+// reply returns the reply subject of the message entered last.
+func (b *batch) reply() string {
+	operation := batchAppend
+	if b.sent == 1 {
+		operation = batchStart
+	}
+	text := append(b.text[:0], b.replies...)
+	text = strconv.AppendUint(text, b.sent, 10)
+	b.text = append(text, operation...)
+	return string(b.text)
+}
+
+// unsent deals with the failure to send a batch's last event. What the composer
+// or nats.go refused is taken out again; after any other failure it is open what
 // of the batch has left, so that ends it.
 func (p *Publisher) unsent(b *batch, fault *Error) error {
 	p.mu.Lock()
@@ -154,38 +158,33 @@ func (p *Publisher) behind(seq int64) bool {
 	return true
 }
 
-// openBatch returns the open batch, or a new one.
-func (p *Publisher) openBatch(seq int64) (b *batch, conn *nats.Conn, severed bool) {
+// enter notes an event that is about to be sent, in the open batch or in a new
+// one.
+func (p *Publisher) enter(seq int64) (b *batch, conn *nats.Conn, severed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.behind(seq) {
 		return nil, nil, true
 	}
+	if p.conn == nil {
+		return nil, nil, false
+	}
+	b = p.batch
 	// Flow acks may tell all outcomes of a batch before its end is confirmed.
-	if b := p.batch; b != nil && len(b.seqs) == 0 && (b.ending || time.Since(b.used) > batchIdle) {
-		p.batch = nil
+	if b != nil && len(b.seqs) == 0 && (b.ending || time.Since(b.used) > batchIdle) {
+		b = nil
 	}
-	if p.conn != nil && p.batch == nil {
-		p.batch = &batch{used: time.Now(), replies: p.replies + nuid.Next() + "." + strconv.Itoa(p.stretch) + ".fail."}
-	}
-	return p.batch, p.conn, false
-}
-
-// enter notes an event that is about to be sent, unless the batch has ended.
-func (p *Publisher) enter(b *batch, seq int64, subject string) (entered, severed bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.batch != b {
-		return false, p.behind(seq)
+	if b == nil {
+		b = &batch{used: time.Now(), replies: p.replies + nuid.Next() + "." + strconv.Itoa(p.stretch) + ".fail."}
+		p.batch = b
 	}
 	if len(b.seqs) == 0 {
 		b.until = time.Now().Add(p.options.AckTimeout)
 		p.watchBatch(p.options.AckTimeout)
 	}
 	b.seqs = append(b.seqs, seq)
-	b.subject = subject
 	b.sent++
-	return true, false
+	return b, p.conn, false
 }
 
 // Finish ends the open ordered batch, if any, so that the outcomes of all its
@@ -270,9 +269,10 @@ func (p *Publisher) batchStored(b *batch, count, sequence uint64) {
 	}
 	stored := int(count - b.known) //nolint:gosec // At most len(b.seqs).
 	for _, seq := range b.seqs[:stored] {
-		p.tell(Outcome{Seq: seq})
+		p.done = append(p.done, Outcome{Seq: seq})
 	}
 	p.done[len(p.done)-1].Stored = sequence
+	p.signal()
 	b.seqs = b.seqs[stored:]
 	b.known = count
 	b.used = time.Now()

@@ -16,10 +16,7 @@ func TestBatchFollowsOneThatIsEnding(t *testing.T) {
 	t.Cleanup(func() { p.batchTimer.Stop() })
 	publish := func(seq int64) *batch {
 		t.Helper()
-		b, _, _ := p.openBatch(seq)
-		if entered, _ := p.enter(b, seq, "outbox.t"); !entered {
-			t.Fatalf("event %d cannot enter the open batch", seq)
-		}
+		b, _, _ := p.enter(seq)
 		return b
 	}
 	first := publish(1)

@@ -9,7 +9,7 @@ type composer struct {
 	encoder Encoder
 	msg     nats.Msg
 	values  [plainHeaders]string
-	subject []byte
+	text    []byte // What becomes the message's texts, which share one string.
 }
 
 // plainHeaders is how many headers a message has whose row has none of its own.
@@ -31,12 +31,16 @@ func (c *composer) message(ev *Event, reply string) (*nats.Msg, error) {
 	if len(ev.Headers) > 0 || c.encoder.CloudEventsSource != "" {
 		return c.encoder.Message(ev, reply)
 	}
-	id, seq, at, err := generated(ev)
+	text, ends, err := appendGenerated(c.text[:0], ev)
 	if err != nil {
 		return nil, err
 	}
+	text = c.encoder.Template.AppendSubject(text, ev)
+	c.text = text
+	all := string(text)
 	c.values = [plainHeaders]string{
-		id, seq, at, EncodeHeaderValue(ev.Topic), EncodeHeaderValue(ev.AggregateType), EncodeHeaderValue(ev.AggregateID), EncodeHeaderValue(ev.EventType),
+		all[:ends[0]], all[ends[0]:ends[1]], all[ends[1]:ends[2]],
+		EncodeHeaderValue(ev.Topic), EncodeHeaderValue(ev.AggregateType), EncodeHeaderValue(ev.AggregateID), EncodeHeaderValue(ev.EventType),
 	}
 	size := plainHeaderSize
 	for _, value := range c.values {
@@ -45,8 +49,7 @@ func (c *composer) message(ev *Event, reply string) (*nats.Msg, error) {
 	if size > MaxHeader {
 		return c.encoder.Message(ev, reply) // Which says so.
 	}
-	c.subject = c.encoder.Template.AppendSubject(c.subject[:0], ev)
-	c.msg.Subject, c.msg.Reply, c.msg.Data = string(c.subject), reply, ev.Data
+	c.msg.Subject, c.msg.Reply, c.msg.Data = all[ends[2]:], reply, ev.Data
 	return &c.msg, nil
 }
 

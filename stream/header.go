@@ -160,25 +160,35 @@ func (e Encoder) Header(ev *Event) (nats.Header, error) {
 	return lines.header, nil
 }
 
-// generated returns the values that the relay makes itself.
+// generated returns the values that the relay makes itself. They share one string.
 func generated(ev *Event) (id, seq, at string, err error) {
+	var scratch [96]byte
+	text, ends, err := appendGenerated(scratch[:0], ev)
+	if err != nil {
+		return "", "", "", err
+	}
+	all := string(text)
+	return all[:ends[0]], all[ends[0]:ends[1]], all[ends[1]:], nil
+}
+
+// appendGenerated appends the values that the relay makes itself, id, seq and
+// time, one behind the other, and returns where each ends.
+func appendGenerated(dst []byte, ev *Event) (text []byte, ends [3]int, err error) {
 	if ev.ID == uuid.Nil {
 		// All events with this ID would be duplicates of the first.
-		return "", "", "", rowFault(errors.New("id: is the nil UUID"))
+		return dst, ends, rowFault(errors.New("id: is the nil UUID"))
 	}
 	created := ev.CreatedAt.UTC()
 	if y := created.Year(); y < 0 || y > 9999 {
-		return "", "", "", rowFault(fmt.Errorf("created_at: year %d has no RFC 3339 form", y))
+		return dst, ends, rowFault(fmt.Errorf("created_at: year %d has no RFC 3339 form", y))
 	}
-	// They share one string.
-	var scratch [96]byte
-	text := appendUUID(scratch[:0], ev.ID)
-	endID := len(text)
-	text = strconv.AppendInt(text, ev.Seq, 10)
-	endSeq := len(text)
-	text = created.AppendFormat(text, time.RFC3339Nano)
-	all := string(text)
-	return all[:endID], all[endID:endSeq], all[endSeq:], nil
+	dst = appendUUID(dst, ev.ID)
+	ends[0] = len(dst)
+	dst = strconv.AppendInt(dst, ev.Seq, 10)
+	ends[1] = len(dst)
+	dst = created.AppendFormat(dst, time.RFC3339Nano)
+	ends[2] = len(dst)
+	return dst, ends, nil
 }
 
 // addCloudEvent adds the attributes as the binding's binary mode has them.
@@ -528,12 +538,14 @@ func encodeAttribute(s string) string {
 
 // appendUUID appends the canonical text, lower-case and with hyphens.
 func appendUUID(dst []byte, id uuid.UUID) []byte {
-	dst = hex.AppendEncode(dst, id[:4])
-	for _, group := range [][]byte{id[4:6], id[6:8], id[8:10], id[10:]} {
-		dst = append(dst, '-')
-		dst = hex.AppendEncode(dst, group)
-	}
-	return dst
+	var text [36]byte
+	hex.Encode(text[:], id[:4])
+	hex.Encode(text[9:], id[4:6])
+	hex.Encode(text[14:], id[6:8])
+	hex.Encode(text[19:], id[8:10])
+	hex.Encode(text[24:], id[10:])
+	text[8], text[13], text[18], text[23] = '-', '-', '-', '-'
+	return append(dst, text[:]...)
 }
 
 // hasPrefixFold is strings.HasPrefix without regard to ASCII case.

@@ -354,6 +354,11 @@ func (p *Publisher) failAll(reason error) {
 // tell adds an outcome. The caller holds mu.
 func (p *Publisher) tell(o Outcome) {
 	p.done = append(p.done, o)
+	p.signal()
+}
+
+// signal makes Outcomes tell that there is something to collect.
+func (p *Publisher) signal() {
 	select {
 	case p.outcomes <- struct{}{}:
 	default: // Signalled already.
