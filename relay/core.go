@@ -1,6 +1,8 @@
 package relay
 
 import (
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/go-outbox/go-outbox/store"
@@ -15,10 +17,10 @@ import (
 //
 //	waiting    behind another row of its aggregate, or for a place in the window
 //	in flight  handed to the publisher, outcome open; at most one an aggregate, unless pipelined
-//	stored     acknowledged; its row is to be removed from the table
 //
-// It leaves the relay's hands when its row is removed, or when its aggregate is blocked because one of its rows
-// was refused; then it is fetched again later.
+// It leaves the relay's hands when it is stored, that is, acknowledged: the next exchange removes it from the table before
+// it fetches, and one under way does not return it. Or when its aggregate is blocked because one of its rows was refused;
+// then it is fetched again later.
 //
 // A term begins in doubt, and any open outcome brings it back there: the stream may hold rows that are still in the
 // table. In doubt nothing is published or fetched. Once nothing is in flight the stream is read back, what it holds is
@@ -33,6 +35,7 @@ type core struct {
 
 	hands     map[int64]*item // Every row in the relay's hands, by seq.
 	lanes     map[aggregate]*lane
+	spare     []*lane     // To be used again.
 	ready     fifo[*lane] // Lanes whose first row may be published.
 	open      int         // Rows waiting or in flight,
 	openBytes int         // and their payloads.
@@ -58,21 +61,24 @@ type core struct {
 
 	stored   [2][]int64 // To be recorded by the next exchange, by the parity of the epoch in which they were sent.
 	storedAt time.Time  // When the first of them was acknowledged.
+	oldest   time.Time  // When the oldest was created that was stored since takeOldest; zero if none was.
 	failed   []store.Failure
 	dead     []burial
 	under    *exchange // Under way; nil for none.
 
-	more   bool          // A fetch may find something.
-	asleep bool          // Producers notify: nothing can be missed.
-	nap    time.Duration // The latest pause between attempts to fall asleep.
-	next   time.Time     // When to try to fall asleep again or, asleep, to poll.
+	more    bool      // A fetch may find something.
+	asleep  bool      // Producers notify: nothing can be missed.
+	fetched time.Time // When a fetch last found something.
+	next    time.Time // When to try to fall asleep again or, asleep, to poll.
 }
 
 const (
 	// shortNap and longNap bound the pauses between attempts to fall asleep, while a producer's transaction is
-	// under way that would not notify.
-	shortNap = time.Millisecond
+	// under way that would not notify. A pause is that part, napShare, of the time for which nothing has been found, so
+	// that what is committed in it has not been delayed by much more than its producer was.
+	shortNap = time.Millisecond / 2
 	longNap  = 50 * time.Millisecond
+	napShare = 4
 	// settleAfter is how long an acknowledged row waits for others that are removed in the same round trip, if
 	// nothing else calls for one.
 	settleAfter = 20 * time.Millisecond
@@ -102,9 +108,9 @@ type lane struct {
 	queued      bool // It is in core.ready.
 }
 
-// item is a row in the relay's hands. It is in its lane until it is stored.
+// item is a row in the relay's hands.
 type item struct {
-	row    store.Row
+	row    *store.Row
 	lane   *lane
 	next   *item
 	flying bool
@@ -134,6 +140,7 @@ func (c *core) begin(term store.Term, readsBack bool, now time.Time) {
 		c.block(aggregate{b.AggregateType, b.AggregateID}, now.Add(b.For))
 	}
 	c.readsBack, c.doubt = readsBack, readsBack
+	c.fetched = now
 }
 
 // suspect tells that the stream may hold what is in the table, or not hold what it has acknowledged.
@@ -162,6 +169,7 @@ func (c *core) recovered(fence uint64, ok bool, now time.Time) {
 	c.doubt, c.more = c.stale, true
 	clear(c.hands)
 	clear(c.lanes)
+	c.spare = nil
 	c.ready = fifo[*lane]{}
 	c.open, c.openBytes = 0, 0
 	c.stored = [2][]int64{}
@@ -238,7 +246,7 @@ func (c *core) publishable(limit int) (*store.Row, bool) {
 	l.flying++
 	c.flying++
 	c.line(l)
-	return &it.row, true
+	return it.row, true
 }
 
 // finish reports whether an open pipe is to be closed, so that the last of its rows become known: because the relay
@@ -269,10 +277,13 @@ func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
 			c.storedAt = now
 		}
 		c.stored[it.epoch&1] = append(c.stored[it.epoch&1], seq)
+		if c.oldest.IsZero() || it.row.CreatedAt.Before(c.oldest) {
+			c.oldest = it.row.CreatedAt
+		}
+		delete(c.hands, seq)
 		c.open--
 		c.openBytes -= len(it.row.Data)
 		l.first = it.next // Rows are stored in the order in which they were sent.
-		*it = item{}      // Only its seq, the key, is still of use.
 		c.line(l)
 		return published
 	case fault.Fault != stream.FaultRow:
@@ -311,11 +322,19 @@ const (
 	forgotten // Fetched again later, as its aggregate was blocked meanwhile.
 )
 
+// takeOldest returns when the oldest row was created that was stored since the last call; zero if none was.
+func (c *core) takeOldest() time.Time {
+	oldest := c.oldest
+	c.oldest = time.Time{}
+	return oldest
+}
+
 // line puts a lane where it belongs after its rows have changed.
 func (c *core) line(l *lane) {
 	switch {
 	case l.first == nil:
 		delete(c.lanes, l.aggregate)
+		c.spare = append(c.spare, l)
 	case l.queued || l.waiting == nil:
 	case l.flying == 0 || c.pipelined || mutant("one-in-flight"):
 		l.queued = true
@@ -362,7 +381,7 @@ func (c *core) add(rows []store.Row) {
 	items := make([]item, len(rows))
 	for i := range rows {
 		it := &items[i]
-		it.row = rows[i]
+		it.row = &rows[i]
 		a := aggregate{it.row.AggregateType, it.row.AggregateID}
 		if _, held := c.hands[it.row.Seq]; held {
 			continue
@@ -376,12 +395,24 @@ func (c *core) add(rows []store.Row) {
 		c.openBytes += len(it.row.Data)
 		l := c.lanes[a]
 		if l == nil {
-			l = &lane{aggregate: a}
-			c.lanes[a] = l
+			l = c.lane(a)
 		}
 		l.insert(it)
 		c.line(l)
 	}
+}
+
+// lane makes an aggregate's lane.
+func (c *core) lane(a aggregate) *lane {
+	var l *lane
+	if last := len(c.spare) - 1; last >= 0 {
+		l, c.spare = c.spare[last], c.spare[:last]
+	} else {
+		l = new(lane)
+	}
+	*l = lane{aggregate: a}
+	c.lanes[a] = l
+	return l
 }
 
 // insert keeps seq order, behind the rows that are in flight. A row that committed late comes before those already
@@ -496,12 +527,7 @@ func (c *core) start(fetch bool, sleep store.SleepChange) store.Request {
 func (c *core) fetch() *store.Fetch {
 	f := &store.Fetch{Rows: c.batch, Bytes: c.batchBytes, Highest: c.highest}
 	if c.open > 0 {
-		f.Held = make([]int64, 0, c.open)
-		for seq, it := range c.hands {
-			if it.lane != nil { // Otherwise it is stored.
-				f.Held = append(f.Held, seq)
-			}
-		}
+		f.Held = slices.AppendSeq(make([]int64, 0, c.open), maps.Keys(c.hands))
 	}
 	for a := range c.blocked {
 		f.BlockedTypes = append(f.BlockedTypes, a.kind)
@@ -514,11 +540,6 @@ func (c *core) fetch() *store.Fetch {
 func (c *core) exchanged(reply store.Reply, now time.Time) {
 	done := c.under
 	c.under = nil
-	for _, s := range done.request.Settled {
-		for _, seq := range s.Seqs {
-			delete(c.hands, seq)
-		}
-	}
 	for _, a := range done.buried {
 		delete(c.blocked, a)
 		c.unblocked, c.more = true, true
@@ -539,11 +560,10 @@ func (c *core) exchanged(reply store.Reply, now time.Time) {
 	case c.asleep:
 		c.next = now.Add(c.poll)
 	case len(reply.Rows) > 0:
-		c.nap = shortNap
+		c.fetched = now
 		c.next = now.Add(shortNap)
 	default:
-		c.nap = min(max(2*c.nap, shortNap), longNap)
-		c.next = now.Add(c.nap)
+		c.next = now.Add(min(max(now.Sub(c.fetched)/napShare, shortNap), longNap))
 	}
 }
 

@@ -210,13 +210,14 @@ func TestRefusedBehindOpen(t *testing.T) {
 func TestSleep(t *testing.T) {
 	now := time.Now()
 	c := newTestCore(t, Options{PollInterval: time.Minute})
+	c.begin(store.Term{}, false, now)
 	c.mustExchange(t, now)
 	c.exchanged(store.Reply{}, now)
-	nap := time.Duration(0)
-	for range 10 { // A producer's transaction is under way.
+	begun, nap := now, shortNap
+	for range 30 { // A producer's transaction is under way.
 		at := c.deadline()
-		if at.Sub(now) < nap || at.Sub(now) > longNap {
-			t.Errorf("nap of %v after one of %v", at.Sub(now), nap)
+		if at.Sub(now) < nap || at.Sub(now) > max(now.Sub(begun)/napShare, shortNap) {
+			t.Errorf("nap of %v after one of %v, %v after the beginning", at.Sub(now), nap, now.Sub(begun))
 		}
 		nap = at.Sub(now)
 		if _, due := c.exchange(at.Add(-1)); due {

@@ -540,8 +540,6 @@ func (e *encoder) core(c *core, rows int64) {
 		switch {
 		case it == nil:
 			e.number(0)
-		case it.lane == nil:
-			e.number(1)
 		default:
 			e.number(2, age(it.epoch))
 			e.flag(it.flying, it.lane.waiting == it, it.lane.first == it, it.lane.queued)
