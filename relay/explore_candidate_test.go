@@ -537,15 +537,14 @@ func (e *encoder) core(c *core, rows int64) {
 	}
 	for seq := int64(1); seq <= rows; seq++ {
 		it := c.hands[seq]
-		switch {
-		case it == nil:
+		if it == nil {
 			e.number(0)
-		default:
-			e.number(2, age(it.epoch))
-			e.flag(it.flying, it.lane.waiting == it, it.lane.first == it, it.lane.queued)
-			if it.next != nil {
-				e.number(uint64(it.next.row.Seq))
-			}
+			continue
+		}
+		e.number(1, age(it.epoch))
+		e.flag(it.flying, it.lane.waiting == it, it.lane.first == it, it.lane.queued)
+		if it.next != nil {
+			e.number(uint64(it.next.row.Seq))
 		}
 	}
 	e.number(uint64(c.ready.len()))

@@ -96,9 +96,9 @@ type queries struct {
 	fail, bury string
 	remove     string
 	archive    [archiveParts]string // Remove, for that part of the archive.
-	checkpoint         string
-	clear              string       // Whether nobody with a number below $1 has drawn a seq and is still at it.
-	fetch              [2][2]string // By whether payloads are measured, and aggregates blocked.
+	checkpoint string
+	clear      string       // Whether nobody with a number below $1 has drawn a seq and is still at it.
+	fetch      [2][2]string // By whether payloads are measured, and aggregates blocked.
 }
 
 // prelude takes or leaves the sleep lock and observes the transactions, before the fetch takes its snapshot.

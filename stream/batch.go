@@ -62,8 +62,8 @@ type batch struct {
 	seqs    []int64
 	known   uint64 // So many from the first on are stored; seqs[0] is the one behind.
 	sent    uint64 // Changed by the goroutine that publishes only.
-	ending  bool // The end was sent.
-	counted bool // The server has said how many are stored: the others are not.
+	ending  bool   // The end was sent.
+	counted bool   // The server has said how many are stored: the others are not.
 
 	used    time.Time // When it last had nothing outstanding.
 	fault   *Error    // What stopped it, if that is known,

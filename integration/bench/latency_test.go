@@ -16,20 +16,33 @@ import (
 )
 
 // BenchmarkLatency measures the time from the return of an event's commit to its arrival at a JetStream consumer, at a
-// steady rate. An event may arrive before its producer knows of the commit; that counts as 0.
+// steady rate. An event may arrive before its producer knows of the commit; that counts as 0. The maximum is what eight
+// producers get through, one event a transaction, as fast as they can, with relay, servers and consumer beside them.
 func BenchmarkLatency(b *testing.B) {
-	for _, rate := range []int{100, 300, 1000} {
-		b.Run(fmt.Sprintf("%d per second", rate), func(b *testing.B) {
+	for _, rate := range []int{100, 300, 1000, 0} {
+		name := fmt.Sprintf("%d a second", rate)
+		if rate == 0 {
+			name = "70 % of the maximum"
+		}
+		b.Run(name, func(b *testing.B) {
 			w := harness.NewWorld(b, harness.Options{})
 			relay := w.Relay("OUTBOX_LOGGING_LEVEL=info")
 			harness.Eventually(b, 10*time.Second, "the relay is ready", func() bool { return relay.Get("/readyz") == 200 })
-			for b.Loop() {
-				took := steady(w, rate, 10*rate)
-				slices.Sort(took)
-				b.ReportMetric(took[len(took)/2].Seconds()*1e3, "p50-ms")
-				b.ReportMetric(took[len(took)*99/100].Seconds()*1e3, "p99-ms")
-				b.ReportMetric(took[len(took)-1].Seconds()*1e3, "max-ms")
+			if rate == 0 {
+				const all = 30_000
+				start := time.Now()
+				steady(w, 1_000_000, all)
+				rate = int(0.7 * all / time.Since(start).Seconds())
+				report(b, float64(rate), "events/s")
 			}
+			var took []time.Duration
+			for b.Loop() {
+				took = append(took, steady(w, rate, 10*rate)...)
+			}
+			slices.Sort(took)
+			report(b, took[len(took)/2].Seconds()*1e3, "p50-ms")
+			report(b, took[len(took)*99/100].Seconds()*1e3, "p99-ms")
+			report(b, took[len(took)-1].Seconds()*1e3, "max-ms")
 		})
 	}
 }
@@ -93,10 +106,9 @@ func steady(w *harness.World, rate, n int) []time.Duration {
 			}
 		})
 	}
-	tick := time.NewTicker(time.Second / time.Duration(rate))
-	defer tick.Stop()
+	start := time.Now()
 	for i := range n {
-		<-tick.C
+		harness.Pause(w.Context(), time.Until(start.Add(time.Duration(i)*time.Second/time.Duration(rate))))
 		next <- i
 	}
 	close(next)

@@ -25,7 +25,7 @@ func BenchmarkLibrary(b *testing.B) {
 		b.StartTimer()
 		l.drain(false, 0)
 	}
-	b.ReportMetric(libraryEvents*float64(b.N)/b.Elapsed().Seconds(), "events/s")
+	report(b, libraryEvents*float64(b.N)/b.Elapsed().Seconds(), "events/s")
 }
 
 // BenchmarkExactlyOnce measures what exactly-once costs while nothing goes wrong: the same backlog is drained by a relay
@@ -44,9 +44,9 @@ func BenchmarkExactlyOnce(b *testing.B) {
 			*way.took += l.drain(way.windowOnly, way.retain)
 		}
 	}
-	b.ReportMetric(libraryEvents*float64(b.N)/window.Seconds(), "events/s-window-only")
-	b.ReportMetric(window.Seconds()/recovering.Seconds(), "recovering/window-only")
-	b.ReportMetric(window.Seconds()/archiving.Seconds(), "archiving/window-only")
+	report(b, libraryEvents*float64(b.N)/window.Seconds(), "events/s-window-only")
+	report(b, window.Seconds()/recovering.Seconds(), "recovering/window-only")
+	report(b, window.Seconds()/archiving.Seconds(), "archiving/window-only")
 }
 
 const libraryEvents = 200_000
@@ -69,7 +69,7 @@ func newLibrary(b *testing.B) *library {
 
 func (l *library) fill() {
 	l.Helper()
-	fill(l.World, l.conn, libraryEvents, aggregates, eventSize)
+	fill(l.World, l.conn, backlog{libraryEvents, aggregates, eventSize})
 	l.total += libraryEvents
 }
 

@@ -27,8 +27,8 @@ import (
 var binary string //nolint:gochecknoglobals // Built once for all tests.
 
 // Main is the body of a TestMain: it builds outbox-relay and runs the tests. In a process that NewWorld started it is
-// a nats-server instead.
-func Main(m *testing.M) {
+// a nats-server instead. M is a [testing.M], or something around one.
+func Main(m interface{ Run() int }) {
 	if role := os.Getenv(natsRole); role != "" {
 		beNATS(role)
 		return

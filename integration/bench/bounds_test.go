@@ -1,0 +1,129 @@
+package bench_test
+
+import (
+	"context"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/go-outbox/go-outbox/integration/harness"
+	"github.com/go-outbox/go-outbox/store"
+	"github.com/go-outbox/go-outbox/stream"
+)
+
+// BenchmarkBounds measures what either server does for the relay when the other has nothing to do: how fast rows come and
+// go by way of [store.Outbox], and events by way of [stream.Publisher]. No relay can be faster than the two together allow.
+func BenchmarkBounds(b *testing.B) {
+	load := standard(b)
+	for _, retain := range []time.Duration{0, 5 * time.Minute} {
+		b.Run("Postgres alone, retain "+retain.String(), func(b *testing.B) {
+			var took time.Duration
+			for b.Loop() {
+				w := harness.NewWorld(b, harness.Options{NoNATS: true})
+				w.CommandWith([]string{"OUTBOX_NATS_URL=nats://127.0.0.1:1"}, "migrate")
+				fill(w, w.Connect(), load)
+				took += exchangeAll(w, load, retain)
+			}
+			report(b, float64(load.events*b.N)/took.Seconds(), "events/s")
+		})
+	}
+	for _, batches := range []bool{true, false} {
+		name := "JetStream alone, ordered batches"
+		if !batches {
+			name = "JetStream alone, asynchronous window"
+		}
+		b.Run(name, func(b *testing.B) {
+			var took time.Duration
+			for b.Loop() {
+				took += publishAll(harness.NewWorld(b, harness.Options{}), load, batches)
+			}
+			report(b, float64(load.events*b.N)/took.Seconds(), "events/s")
+		})
+	}
+}
+
+// exchangeAll fetches and settles a backlog, a page in each round trip, as if it had been published.
+func exchangeAll(w *harness.World, load backlog, retain time.Duration) time.Duration {
+	w.Helper()
+	outbox, err := store.Open(w.DSN, store.Options{Retain: retain})
+	if err != nil {
+		w.Fatal(err)
+	}
+	defer outbox.Close(context.WithoutCancel(w.Context()))
+	if _, err := outbox.Begin(w.Context(), "OUTBOX", "bench", 0); err != nil {
+		w.Fatal(err)
+	}
+	start := time.Now()
+	request := store.Request{Fetch: &store.Fetch{Rows: 1000, Bytes: 8 << 20}}
+	for settled := 0; settled < load.events; {
+		reply, err := outbox.Exchange(w.Context(), request)
+		if err != nil {
+			w.Fatal(err)
+		}
+		for _, s := range request.Settled {
+			settled += len(s.Seqs)
+		}
+		request.Settled = nil
+		if len(reply.Rows) > 0 {
+			seqs := make([]int64, len(reply.Rows))
+			for i, row := range reply.Rows {
+				seqs[i] = row.Seq
+			}
+			request.Settled = []store.Settled{{Seqs: seqs}}
+			request.Fetch.Highest = seqs[len(seqs)-1]
+		}
+	}
+	return time.Since(start)
+}
+
+// publishAll publishes as many events as a backlog has, one behind the other without regard to aggregates.
+func publishAll(w *harness.World, load backlog, batches bool) time.Duration {
+	w.Helper()
+	publisher, err := stream.NewPublisher(stream.PublisherOptions{
+		Connect:   stream.ConnectOptions{URL: w.URL()},
+		Setup:     stream.Setup{Create: true},
+		NoBatches: !batches,
+	})
+	if err != nil {
+		w.Fatal(err)
+	}
+	defer publisher.Close()
+	if _, err := publisher.Open(w.Context()); err != nil {
+		w.Fatal(err)
+	}
+	const window = 4096
+	limit, send := window, publisher.Publish
+	if batches {
+		limit, send = publisher.Pipeline(), publisher.PublishInOrder
+	}
+	event := stream.Event{Topic: "bench", AggregateType: "Account", EventType: "Changed", Data: make([]byte, load.size), CreatedAt: time.Now()}
+	ids := make([]string, load.aggregates)
+	for i := range ids {
+		ids[i] = strconv.Itoa(i)
+	}
+	var outcomes []stream.Outcome
+	start := time.Now()
+	for sent, stored := 0, 0; stored < load.events; {
+		for sent < load.events && sent-stored < limit {
+			event.Seq, event.ID, event.AggregateID = int64(sent+1), uuid.New(), ids[sent%len(ids)]
+			if err := send(&event); err != nil {
+				w.Fatal(err)
+			}
+			sent++
+		}
+		if batches && sent == load.events {
+			publisher.Finish()
+		}
+		<-publisher.Outcomes()
+		outcomes = publisher.Collect(outcomes[:0])
+		for _, o := range outcomes {
+			if o.Err != nil {
+				w.Fatal(o.Err)
+			}
+		}
+		stored += len(outcomes)
+	}
+	return time.Since(start)
+}
