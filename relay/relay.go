@@ -127,7 +127,8 @@ type Store interface {
 type Publisher interface {
 	// Open makes it ready, or says why it is not; called again after trouble.
 	Open(ctx context.Context) (warnings []string, err error)
-	// Publish sends an event without waiting. Its error says that nothing was sent.
+	// Publish sends an event without waiting. Its error says that nothing was sent. The event is another one's after the
+	// call; what it refers to stays as it is.
 	Publish(event *stream.Event) error
 	// Outcomes is signalled when Collect has something to return.
 	Outcomes() <-chan struct{}
@@ -165,9 +166,9 @@ type Reader interface {
 	Look(ctx context.Context, before stream.Sight, acked uint64) (stream.Sight, error)
 }
 
-// Guarded is what a [Publisher] may also have: it asks before it puts anything on the network. The relay looks at its lease
-// before each event, but what it hands over may lie in a buffer, and a process can be stopped for any time before that is
-// written.
+// Guarded is what a [Publisher] may also have: it asks before it puts anything on the network. Of another one the relay only
+// knows that its lease was valid before each event, but what it hands over may lie in a buffer, and a process can be stopped
+// for any time before that is written.
 type Guarded interface {
 	// Guard sets what is asked, for connections that are opened from then on. Once the answer is false nothing more is
 	// sent on them.

@@ -102,6 +102,34 @@ func TestInsertWakesTheSleeping(t *testing.T) {
 	s.quiet(t, "while the relay is awake", func() { s.insert(t, event("3")) })
 }
 
+// Nobody's search_path makes the trigger call another function than Postgres' own.
+func TestTriggerWithAnySearchPath(t *testing.T) {
+	s := listen(t, newFixture(t, store.Options{}))
+	s.exec(t, `
+create schema evil;
+create function evil.pg_current_xact_id() returns xid8 language sql as $$ select (1/0)::text::xid8 $$;
+create function evil.pg_try_advisory_xact_lock_shared(bigint) returns boolean language sql as $$ select 1/0 = 0 $$;
+create function evil.current_setting(text, boolean) returns text language sql as $$ select (1/0)::text $$;
+create function evil.texteq(text, text) returns boolean language sql as $$ select 1/0 = 0 $$;
+create function evil.pg_notify(text, text) returns void language sql as $$ select 1/0 $$;
+create function evil.equal(text, text) returns boolean language sql as $$ select 1/0 = 0 $$;
+create operator evil.= (leftarg = text, rightarg = text, function = evil.equal)`)
+	conn := connect(t, s.dsn)
+	if _, err := conn.Exec(t.Context(), `set search_path = evil, pg_catalog, public`); err != nil {
+		t.Fatal(err)
+	}
+	for _, asleep := range []bool{false, true} {
+		if asleep && !s.sleep(t) {
+			t.Fatal("not asleep")
+		}
+		_, err := conn.Exec(t.Context(), `insert into public.outbox (topic, aggregate_type, aggregate_id, event_type, data) values ('t', 'A', 'a', 'e', '')`)
+		if err != nil {
+			t.Errorf("asleep %v: %v", asleep, err)
+		}
+	}
+	await(t, "notification", s.woken)
+}
+
 func TestKeepSleepKeepsIt(t *testing.T) {
 	t.Parallel()
 	s := listen(t, newFixture(t, store.Options{}))

@@ -104,16 +104,19 @@ comment on column {{.Relay}}.part is 'The part of the archive that is being fill
 --
 -- It fires before the rows are made, and sees to it that the transaction has its number before it draws a seq: the
 -- relay concludes from the one to the other which rows may still appear (floor.go).
+--
+-- The caller's search_path does not matter: all names are qualified, and no operator is looked up. One of the function's
+-- own would have to be put in place and taken back at each call, which takes as long as all the rest.
 create function {{.WakeFunction}}() returns trigger
 language plpgsql
-set search_path = pg_catalog, pg_temp
 as $$
 begin
-    perform pg_current_xact_id();
-    if not pg_try_advisory_xact_lock_shared({{.WakeKey}})
-        and current_setting('outbox.notify', true) is distinct from 'off' -- Then the relay's poll finds the event.
-    then
-        perform pg_notify({{.ChannelLiteral}}, '');
+    perform pg_catalog.pg_current_xact_id();
+    if pg_catalog.pg_try_advisory_xact_lock_shared({{.WakeKey}}) then
+        return null;
+    end if;
+    if not pg_catalog.texteq(coalesce(pg_catalog.current_setting('outbox.notify', true), ''), 'off') then -- Then the relay's poll finds the event.
+        perform pg_catalog.pg_notify({{.ChannelLiteral}}, '');
     end if;
     return null;
 end
