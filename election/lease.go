@@ -13,7 +13,7 @@ type Lease struct {
 }
 
 // NewLease returns a lease that ends when until says, for electors outside this package. Until is called
-// before every publish, from any goroutine: it must be fast. Its second result is false once the lease is lost
+// before whatever is written, from any goroutine: it must be fast. Its second result is false once the lease is lost
 // for good. The time must carry a monotonic clock reading, as [time.Now] does: no safety may rest on wall clocks.
 func NewLease(until func() (end time.Time, held bool)) *Lease {
 	return &Lease{until: until}

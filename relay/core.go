@@ -66,10 +66,10 @@ type core struct {
 	dead     []burial
 	under    *exchange // Under way; nil for none.
 
-	more    bool      // A fetch may find something.
-	asleep  bool      // Producers notify: nothing can be missed.
-	fetched time.Time // When a fetch last found something.
-	next    time.Time // When to try to fall asleep again or, asleep, to poll.
+	more   bool      // A fetch may find something.
+	asleep bool      // Producers notify: nothing can be missed.
+	busy   time.Time // When a fetch last found something, or the relay woke up.
+	next   time.Time // When to try to fall asleep again or, asleep, to poll.
 }
 
 const (
@@ -140,7 +140,7 @@ func (c *core) begin(term store.Term, readsBack bool, now time.Time) {
 		c.block(aggregate{b.AggregateType, b.AggregateID}, now.Add(b.For))
 	}
 	c.readsBack, c.doubt = readsBack, readsBack
-	c.fetched = now
+	c.busy = now
 }
 
 // suspect tells that the stream may hold what is in the table, or not hold what it has acknowledged.
@@ -166,7 +166,7 @@ func (c *core) recovered(fence uint64, ok bool, now time.Time) {
 	if !ok {
 		return
 	}
-	c.doubt, c.more = c.stale, true
+	c.doubt, c.more, c.busy = c.stale, true, now
 	clear(c.hands)
 	clear(c.lanes)
 	c.spare = nil
@@ -284,6 +284,7 @@ func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
 		c.open--
 		c.openBytes -= len(it.row.Data)
 		l.first = it.next // Rows are stored in the order in which they were sent.
+		*it = item{}      // It leads to later pages, and others of its own page are still in hand.
 		c.line(l)
 		return published
 	case fault.Fault != stream.FaultRow:
@@ -296,17 +297,17 @@ func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
 		c.line(l)
 		return postponed
 	}
-	failure := store.Failure{Seq: seq, Attempts: it.row.Attempts + 1, Reason: fault.Error()}
+	failure, a := store.Failure{Seq: seq, Attempts: it.row.Attempts + 1, Reason: fault.Error()}, l.aggregate
 	c.forget(l, seq)
 	if failure.Attempts >= c.maxAttempts {
 		// Until that is recorded nothing of the aggregate goes on: after a crash the row would be tried once
 		// more, behind its successors.
-		c.blocked[l.aggregate] = time.Time{}
-		c.dead = append(c.dead, burial{l.aggregate, failure})
+		c.blocked[a] = time.Time{}
+		c.dead = append(c.dead, burial{a, failure})
 		return died
 	}
 	failure.Wait = c.retry.after(failure.Attempts)
-	c.block(l.aggregate, now.Add(failure.Wait))
+	c.block(a, now.Add(failure.Wait))
 	c.failed = append(c.failed, failure)
 	return refused
 }
@@ -334,6 +335,7 @@ func (c *core) line(l *lane) {
 	switch {
 	case l.first == nil:
 		delete(c.lanes, l.aggregate)
+		*l = lane{} // It leads to the rows that were in it.
 		c.spare = append(c.spare, l)
 	case l.queued || l.waiting == nil:
 	case l.flying == 0 || c.pipelined || mutant("one-in-flight"):
@@ -354,11 +356,14 @@ func (c *core) forget(l *lane, seq int64) {
 		}
 		kept = it
 	}
-	for ; it != nil; it = it.next {
-		c.ledger.unsent(it)
-		delete(c.hands, it.row.Seq)
+	for it != nil {
+		gone := it
+		it = it.next
+		c.ledger.unsent(gone)
+		delete(c.hands, gone.row.Seq)
 		c.open--
-		c.openBytes -= len(it.row.Data)
+		c.openBytes -= len(gone.row.Data)
+		*gone = item{}
 	}
 	if kept == nil {
 		l.first = nil
@@ -410,7 +415,7 @@ func (c *core) lane(a aggregate) *lane {
 	} else {
 		l = new(lane)
 	}
-	*l = lane{aggregate: a}
+	l.aggregate = a
 	c.lanes[a] = l
 	return l
 }
@@ -548,7 +553,7 @@ func (c *core) exchanged(reply store.Reply, now time.Time) {
 	case store.FallAsleep:
 		c.asleep = reply.Asleep
 	case store.WakeUp:
-		c.asleep = false
+		c.asleep, c.busy = false, now
 	case store.KeepSleep:
 	}
 	if done.request.Fetch == nil {
@@ -560,10 +565,10 @@ func (c *core) exchanged(reply store.Reply, now time.Time) {
 	case c.asleep:
 		c.next = now.Add(c.poll)
 	case len(reply.Rows) > 0:
-		c.fetched = now
+		c.busy = now
 		c.next = now.Add(shortNap)
 	default:
-		c.next = now.Add(min(max(now.Sub(c.fetched)/napShare, shortNap), longNap))
+		c.next = now.Add(min(max(now.Sub(c.busy)/napShare, shortNap), longNap))
 	}
 }
 

@@ -4,9 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
+	"weak"
 
 	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream"
@@ -204,6 +207,46 @@ func TestRefusedBehindOpen(t *testing.T) {
 	expect(t, "again", c.drain(), []int64{1})
 	c.resolved(1, nil, now)
 	expect(t, "again", c.drain(), []int64{2})
+}
+
+// Whatever a lane or a row once led to, pages that have been stored are garbage, or a long backlog would fill the memory.
+func TestStoredPagesAreLetGo(t *testing.T) {
+	now := time.Now()
+	c := newTestCore(t, Options{})
+	c.begin(store.Term{}, false, now)
+	const size, inFlight = 1000, 500
+	var (
+		pages  []weak.Pointer[store.Row]
+		seq    int64
+		flying []int64
+	)
+	for n := range 20 {
+		page := make([]store.Row, size)
+		for i := range page {
+			seq++
+			page[i] = row(seq, "hot")
+			if n == 0 && i < 400 {
+				page[i] = row(seq, strconv.Itoa(i%50)) // Seen once only.
+			}
+		}
+		pages = append(pages, weak.Make(&page[0]))
+		c.mustExchange(t, now)
+		c.exchanged(store.Reply{Rows: page, Full: true}, now)
+		c.engage(4 * size)
+		for it, ok := c.publishable(4 * size); ok; it, ok = c.publishable(4 * size) {
+			flying = append(flying, it.Seq)
+		}
+		for ; len(flying) > inFlight; flying = flying[1:] {
+			c.resolved(flying[0], nil, now)
+		}
+	}
+	runtime.GC()
+	for n, page := range pages[:len(pages)-2] {
+		if page.Value() != nil {
+			t.Errorf("page %d of %d is still in memory", n, len(pages))
+		}
+	}
+	runtime.KeepAlive(c)
 }
 
 // The relay sleeps only once a fetch made with the sleep lock held has found nothing.

@@ -24,7 +24,7 @@ const (
 //
 // Whatever the new leader stores, the old one may send again until all of this has passed since Postgres last heard of it:
 //
-//	election.LeaseDuration   it looks at its lease before each event, and stops
+//	election.LeaseDuration   it looks at its lease before each write, and stops
 //	+ 10 s                   a write to a frozen server blocks that long, or a server keeps a batch open
 //	+ ackTimeout             its last message is acknowledged, or counts as lost
 //	+ 2 s                    margin

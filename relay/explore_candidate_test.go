@@ -146,6 +146,10 @@ func (c *core) clone() *core {
 	for _, p := range lanes {
 		p.new.first, p.new.last, p.new.waiting = again(p.new.first), again(p.new.last), again(p.new.waiting)
 	}
+	n.spare = nil
+	for range c.spare {
+		n.spare = append(n.spare, new(lane)) // Which of them is used does not matter.
+	}
 	n.blocked = make(map[aggregate]time.Time)
 	for parity := range n.stored {
 		n.stored[parity] = slices.Clone(c.stored[parity])

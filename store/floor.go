@@ -16,7 +16,7 @@ const floorLife = 10 * time.Second
 //
 // Proof. Let D be the number of the transaction of one exchange, and F a seq such that every seq below it had
 // been drawn, and every row below it that was visible had been settled or was in the relay's hands, before D
-// was assigned. A transaction that drew a seq below F therefore has a number below D. When a later snapshot's
+// was assigned, unless D itself settles it. A transaction that drew a seq below F therefore has a number below D. When a later snapshot's
 // xmin is above D, all of them have ended, so a fetch after that snapshot which starts at the old floor sees
 // everything below F that there will ever be. After that fetch, F becomes the floor; were a row below F in the
 // fetched page, then it is in the relay's hands, unsettled, and the floor stays at or below it.

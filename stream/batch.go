@@ -54,14 +54,15 @@ const (
 )
 
 // batch is an ordered batch: one pipe of messages, of which the stream stores
-// all up to some place and none behind it.
+// all up to some place and none behind it. Text and subject belong to the
+// goroutine that publishes.
 type batch struct {
 	replies string // What its reply subjects start with.
-	text    []byte // The latest reply subject; belongs to the goroutine that publishes, like
-	subject string // some subject that the stream takes.
+	text    []byte // The latest reply subject.
+	subject string // Some subject that the stream takes.
 	seqs    []int64
 	known   uint64 // So many from the first on are stored; seqs[0] is the one behind.
-	sent    uint64 // Changed by the goroutine that publishes only.
+	sent    uint64 // Changed under mu, by the goroutine that publishes only, which reads it without.
 	ending  bool   // The end was sent.
 	counted bool   // The server has said how many are stored: the others are not.
 

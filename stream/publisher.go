@@ -71,7 +71,7 @@ type Outcome struct {
 // order. Whoever keeps an order sends an event only when its predecessor's
 // outcome is known, since after a failed message later ones are stored.
 //
-// Open, Publish and Collect belong to one goroutine. Close may be called from
+// Open, Collect and whatever publishes belong to one goroutine. Close may be called from
 // any, also to end a Publish that the network holds up.
 type Publisher struct {
 	options  PublisherOptions

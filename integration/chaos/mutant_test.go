@@ -49,7 +49,7 @@ var mutants = []mutant{
 		"stored twice", lateBatch, false,
 	},
 	{
-		"lease", "the lease is not looked at before each event",
+		"lease", "the lease is not looked at before an event or a write",
 		"a leader stops between two events for longer than lease and duplicate window; another leads meanwhile",
 		"stored twice", stoppedBetweenEvents, true,
 	},
