@@ -115,7 +115,7 @@ type Stream struct {
 	// Create lets the relay create a stream that does not exist. Default true.
 	Create bool
 
-	// Replicas of a stream the relay creates. Default 1.
+	// Replicas of a stream the relay creates and, with [ElectionJetStream], of the bucket. Default 1.
 	Replicas int
 
 	// MaxAge is how long a stream the relay creates keeps a message, 0 for

@@ -161,7 +161,7 @@ func Fields() []Field {
 		},
 		{
 			Key: "stream_replicas", Env: "OUTBOX_STREAM_REPLICAS",
-			Doc:  "Replicas of a stream the relay creates.",
+			Doc:  `Replicas of a stream the relay creates and, with election.kind = "jetstream", of the bucket.`,
 			form: integer(func(c *Config) *int { return &c.Stream.Replicas }, 1, 5),
 		},
 		{

@@ -23,7 +23,7 @@
 //   - The leader's network vanishes: keepalives end the session within about 11 s; the leader stops by itself
 //     LeaseDuration after its last good round trip.
 //   - The leader is frozen (SIGSTOP, a paused VM): Postgres ends the silent session a second after LeaseDuration.
-//     When the process wakes, its lease has run out by its own monotonic clock, which it reads before each publish.
+//     When the process wakes, its lease has run out by its own monotonic clock, which it reads before it writes.
 //     That clock stands still while a whole machine is suspended: what it then publishes on waking, before its first
 //     failed round trip, is left to the duplicate window.
 //   - Postgres stops: everybody campaigns until it is back.
@@ -54,6 +54,10 @@
 //   - A standby reads what is out of date: likewise.
 //   - NATS stops: a restart within the lease deposes nobody. After a longer outage one is elected as soon as NATS is back:
 //     the time that standbys wait goes on meanwhile, and the leader that there was needs not wait for itself.
+//   - A server of a NATS cluster fails: the election goes on if most of the bucket's replicas are left; if it had the only
+//     one, nobody leads until it is back. The bucket is created with KeyValueOptions.Replicas, for which outbox-relay takes
+//     stream_replicas: the election outlasts what the stream does. One that exists is never altered, which
+//     `nats stream edit KV_OUTBOX_election --replicas=3` does.
 //   - NATS forgets the entry (a bucket in memory, one that was deleted, a backup): whoever saw it waits for the lease to
 //     end. A relay that starts just then did not, and may be elected while the old leader still believes in its lease:
 //     until its next update is refused, after 1.1 s.

@@ -560,3 +560,21 @@ func TestKeyValueKnowsItsOwnUpdate(t *testing.T) {
 		t.Errorf("the entry is %v with %v, want it deleted", e, err)
 	}
 }
+
+func TestVerifyBucketCreatesNone(t *testing.T) {
+	t.Parallel()
+	natsServer := streamtest.Start(t)
+	conn := natsServer.Conn(t)
+	for range 2 {
+		if err := election.VerifyBucket(t.Context(), conn, election.KeyValueOptions{}); !errors.Is(err, jetstream.ErrBucketNotFound) {
+			t.Errorf("without a bucket: got %v, want %v", err, jetstream.ErrBucketNotFound)
+		}
+	}
+	campaign(t, contender{elector: newHolder(t, natsServer, election.KeyValueOptions{})}).elected(t)
+	if err := election.VerifyBucket(t.Context(), conn, election.KeyValueOptions{}); err != nil {
+		t.Errorf("with that of an elector: %v", err)
+	}
+	if err := election.VerifyBucket(t.Context(), conn, election.KeyValueOptions{Lease: time.Hour}); err == nil || !strings.Contains(err.Error(), "Lease") {
+		t.Errorf("with a lease out of range: got %v", err)
+	}
+}

@@ -106,33 +106,31 @@ func (l *link) open(ctx context.Context) (seat, error) {
 		return nil, fmt.Errorf("use JetStream: %w", err)
 	}
 	e := &entry{conn: l.conn, options: l.options}
-	err = e.ask(ctx, "look up", func(ctx context.Context) (err error) {
-		e.kv, err = js.KeyValue(ctx, l.options.Bucket)
-		return err
-	})
+	err = e.find(ctx, js)
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
 		if err := e.create(ctx, js); err != nil {
 			return nil, err
 		}
-		err = e.ask(ctx, "look up", func(ctx context.Context) (err error) {
-			e.kv, err = js.KeyValue(ctx, l.options.Bucket)
-			return err
-		})
-	}
-	if errors.Is(err, jetstream.ErrBadBucket) {
-		return nil, e.unfit("its stream, %s, is none that holds a bucket", e.streamName())
+		err = e.find(ctx, js)
 	}
 	if err != nil {
 		return nil, err
 	}
-	err = e.ask(ctx, "look up", func(ctx context.Context) (err error) {
-		e.stream, err = js.Stream(ctx, e.streamName())
-		return err
-	})
+	return e, nil
+}
+
+// VerifyBucket looks at the bucket that a [KeyValue] with these options competes in, as it does itself, but creates none: if
+// there is none, jetstream.ErrBucketNotFound is in the error.
+func VerifyBucket(ctx context.Context, conn *nats.Conn, options KeyValueOptions) error {
+	options, err := options.validated()
 	if err != nil {
-		return nil, err
+		return fmt.Errorf("key-value election: %w", err)
 	}
-	return e, e.verify()
+	js, err := jetstream.New(conn)
+	if err != nil {
+		return fmt.Errorf("use JetStream: %w", err)
+	}
+	return (&entry{conn: conn, options: options}).find(ctx, js)
 }
 
 // entry is a seat in JetStream.
@@ -144,6 +142,28 @@ type entry struct {
 }
 
 func (e *entry) streamName() string { return "KV_" + e.options.Bucket }
+
+// find looks the bucket up, and whether it is fit.
+func (e *entry) find(ctx context.Context, js jetstream.JetStream) error {
+	err := e.ask(ctx, "look up", func(ctx context.Context) (err error) {
+		e.kv, err = js.KeyValue(ctx, e.options.Bucket)
+		return err
+	})
+	if errors.Is(err, jetstream.ErrBadBucket) {
+		return e.unfit("its stream, %s, is none that holds a bucket", e.streamName())
+	}
+	if err != nil {
+		return err
+	}
+	err = e.ask(ctx, "look up", func(ctx context.Context) (err error) {
+		e.stream, err = js.Stream(ctx, e.streamName())
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return e.verify()
+}
 
 // create creates the bucket, unless somebody else just did. Its entries do not expire: the servers would judge that by
 // their wall clocks.

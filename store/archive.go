@@ -176,7 +176,7 @@ func (o *Outbox) Archive(ctx context.Context, from uint64) (events []Archived, e
 		})
 		return err //nolint:wrapcheck // Explained below.
 	})
-	return events, o.table.explain("read the archive", err)
+	return events, o.explain("read the archive", err)
 }
 
 // Settle removes those of the events that are still in the outbox, for the archive if there is one, and returns how many
@@ -199,7 +199,7 @@ func (o *Outbox) Settle(ctx context.Context, found []Ref, after uint64) (settled
 		settled = int(tag.RowsAffected())
 		return err //nolint:wrapcheck // Explained below.
 	})
-	return settled, o.table.explain("settle what the stream holds", err)
+	return settled, o.explain("settle what the stream holds", err)
 }
 
 // PutBack takes lost events out of the archive and puts them back into the outbox, with their ids and seqs, and then
@@ -216,7 +216,7 @@ func (o *Outbox) PutBack(ctx context.Context, lost []Archived, checkpoint Checkp
 			return err
 		})
 		if err != nil {
-			return 0, o.table.explain("put back what the stream has lost", err)
+			return 0, o.explain("put back what the stream has lost", err)
 		}
 		o.rescan.Store(true) // They may be below the floor.
 	}
@@ -224,10 +224,10 @@ func (o *Outbox) PutBack(ctx context.Context, lost []Archived, checkpoint Checkp
 		return back, nil
 	}
 	if err := o.disown(ctx, checkpoint.Created); err != nil {
-		return back, o.table.explain("adjust the archive to the new stream", err)
+		return back, o.explain("adjust the archive to the new stream", err)
 	}
 	err = o.inOfficeTx(ctx, func(tx pgx.Tx) error { return o.record(ctx, tx, checkpoint) })
-	return back, o.table.explain("record the checkpoint", err)
+	return back, o.explain("record the checkpoint", err)
 }
 
 // inOfficeTx runs a transaction on the session of the term.

@@ -52,7 +52,7 @@ select `+columns+` from `+o.table.dead()+`
 		letters, err = pgx.CollectRows(rows, scanDeadLetter)
 		return err //nolint:wrapcheck // Explained below.
 	})
-	return letters, o.table.explain("list dead letters", err)
+	return letters, o.explain("list dead letters", err)
 }
 
 // DeadLetter returns one dead letter with its payload; [ErrNoDeadLetter] if there is none.
@@ -69,7 +69,7 @@ func (o *Outbox) DeadLetter(ctx context.Context, key DeadKey) (DeadLetter, error
 		}
 		return err //nolint:wrapcheck // Explained below.
 	})
-	return letter, o.table.explain("show dead letter", err)
+	return letter, o.explain("show dead letter", err)
 }
 
 func scanDeadLetter(row pgx.CollectableRow) (DeadLetter, error) {
@@ -144,7 +144,7 @@ func (o *Outbox) takeDead(ctx context.Context, operation string, keys []DeadKey,
 		})
 	})
 	if err != nil {
-		return 0, o.table.explain(operation+" dead letters", err)
+		return 0, o.explain(operation+" dead letters", err)
 	}
 	return taken, nil
 }

@@ -55,8 +55,12 @@ const (
 	codeLockNotAvailable      = "55P03"
 )
 
-// explain names what to do about an error that the user can mend; others only get the operation in front.
-func (t Table) explain(operation string, err error) error {
+// explain is explainTo for where it is not known who was refused.
+func (t Table) explain(operation string, err error) error { return t.explainTo("", operation, err) }
+
+// explainTo names what to do about an error that the user can mend; others only get the operation in front. What role lacks
+// it is to be granted; an empty one is not known.
+func (t Table) explainTo(role, operation string, err error) error {
 	var pg *pgconn.PgError
 	switch {
 	case err == nil:
@@ -70,17 +74,25 @@ func (t Table) explain(operation string, err error) error {
 	case codeUndefinedColumn:
 		return fmt.Errorf("%s: %w: %s; compare it with `outbox-relay migrate --print` (%w)", operation, ErrForeignTable, t, err)
 	case codeInsufficientPrivilege:
-		return fmt.Errorf("%s: %w: an owner must run %s (%w)", operation, ErrPrivilege, t.grants(operation), err)
+		return fmt.Errorf("%s: %w: an owner must run `%s` (%w)", operation, ErrPrivilege, t.grants(operation, grantee(role)), err)
 	}
 	return fmt.Errorf("%s: %w", operation, err)
 }
 
 // grants is the statement that the operation lacks: a producer needs far less than the relay.
-func (t Table) grants(operation string) string {
+func (t Table) grants(operation, to string) string {
 	if strings.HasPrefix(operation, "insert into outbox") {
-		return fmt.Sprintf("`GRANT USAGE ON SCHEMA %s TO <role>; GRANT INSERT ON %s TO <role>`", quote(t.orDefault().Schema), t.outbox())
+		return fmt.Sprintf("GRANT USAGE ON SCHEMA %s TO %s; GRANT INSERT ON %s TO %s", quote(t.orDefault().Schema), to, t.outbox(), to)
 	}
-	return "`" + t.Grants("<role>") + "`"
+	return t.Grants(to)
+}
+
+// grantee is whom a GRANT names.
+func grantee(role string) string {
+	if role == "" {
+		return "<role>"
+	}
+	return quote(role)
 }
 
 // explainConnect tells a pooler and an old server apart from a server that is merely not there.

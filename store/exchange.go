@@ -200,7 +200,7 @@ func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
 		return err
 	})
 	if err != nil {
-		return Reply{}, o.table.explain("exchange with outbox "+o.table.String(), err)
+		return Reply{}, o.explain("exchange with outbox "+o.table.String(), err)
 	}
 	return reply, nil
 }

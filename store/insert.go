@@ -46,7 +46,11 @@ func (t Table) Insert(ctx context.Context, tx pgx.Tx, events ...Event) error {
 		c := columns(rows)
 		_, err = tx.Exec(ctx, t.insertMany(), c.ids, c.topics, c.aggregateTypes, c.aggregateIDs, c.eventTypes, c.data, c.headers)
 	}
-	return t.explain("insert into outbox "+t.String(), err)
+	role := ""
+	if isPrivilege(err) && tx.Conn() != nil { // Not every Tx is pgx's own.
+		role = tx.Conn().Config().User
+	}
+	return t.explainTo(role, "insert into outbox "+t.String(), err)
 }
 
 // InsertSQL is [Table.Insert] for a database/sql transaction of any Postgres driver.

@@ -73,7 +73,7 @@ func (o *Outbox) Inspect(ctx context.Context) (found Inspection, err error) {
 		var faults []error
 		look := func(what string, read func() error) {
 			if err := read(); err != nil {
-				faults = append(faults, t.explain("read "+what, err))
+				faults = append(faults, o.explain("read "+what, err))
 			}
 		}
 		look("who leads", func() error { return t.terms(ctx, conn, &found.Terms) })

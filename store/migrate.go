@@ -5,6 +5,7 @@ import (
 	"embed"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"path"
 	"strconv"
 	"strings"
@@ -103,8 +104,8 @@ func (t Table) Script() (string, error) {
 }
 
 // migrate brings the schema to the latest version. Any number of processes may call it at once: they take
-// turns, and all but the first find nothing to do.
-func (t Table) migrate(ctx context.Context, conn *pgx.Conn) error {
+// turns, and all but the first find nothing to do. The log tells who was first.
+func (t Table) migrate(ctx context.Context, conn *pgx.Conn, log *slog.Logger) error {
 	err := t.check(ctx, conn)
 	if !isSchemaError(err) {
 		return err
@@ -120,7 +121,8 @@ func (t Table) migrate(ctx context.Context, conn *pgx.Conn) error {
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // After a commit it does nothing.
 
 	// CREATE … IF NOT EXISTS races with itself, so the lock comes first and everything else is decided under it.
-	if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock($1)`, t.migrateKey()); err != nil {
+	var role string
+	if err := tx.QueryRow(ctx, `select current_user from pg_advisory_xact_lock($1)`, t.migrateKey()).Scan(&role); err != nil {
 		return fmt.Errorf("migrate %s: wait for other migrations: %w", t, err)
 	}
 	version, err := t.version(ctx, tx)
@@ -138,11 +140,11 @@ func (t Table) migrate(ctx context.Context, conn *pgx.Conn) error {
 		if exists {
 			return t.unrecorded()
 		}
-		if err := t.createSchema(ctx, tx); err != nil {
+		if err := t.createSchema(ctx, tx, role); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, t.createMigrations()); err != nil {
-			return t.explainCreate(err)
+			return t.explainCreate(role, err)
 		}
 	}
 	if _, err := tx.Exec(ctx, `set local lock_timeout = '`+migrationLockTimeout+`'`); err != nil {
@@ -150,18 +152,26 @@ func (t Table) migrate(ctx context.Context, conn *pgx.Conn) error {
 	}
 	for i := version; i < len(scripts); i++ {
 		if _, err := tx.Exec(ctx, scripts[i]); err != nil {
-			return fmt.Errorf("version %d: %w", i+1, t.explainCreate(err))
+			return fmt.Errorf("version %d: %w", i+1, t.explainCreate(role, err))
 		}
 		if _, err := tx.Exec(ctx, `insert into `+t.migrations()+` (version) values ($1)`, i+1); err != nil {
-			return t.explainCreate(err)
+			return t.explainCreate(role, err)
 		}
 	}
-	return t.explainCreate(tx.Commit(ctx))
+	if err := tx.Commit(ctx); err != nil {
+		return t.explainCreate(role, err)
+	}
+	if version == 0 {
+		log.InfoContext(ctx, "tables created", slog.String("table", t.String()))
+	} else {
+		log.InfoContext(ctx, "tables upgraded", slog.String("table", t.String()), slog.Int("from", version), slog.Int("to", len(scripts)))
+	}
+	return nil
 }
 
 // createSchema creates the schema if it is absent. IF NOT EXISTS alone would ask for the right to create
 // schemas even where there is nothing to create.
-func (t Table) createSchema(ctx context.Context, tx pgx.Tx) error {
+func (t Table) createSchema(ctx context.Context, tx pgx.Tx, role string) error {
 	var exists bool
 	err := tx.QueryRow(ctx, `select exists (select from pg_catalog.pg_namespace where nspname = $1)`, t.orDefault().Schema).Scan(&exists)
 	if err != nil {
@@ -171,16 +181,20 @@ func (t Table) createSchema(ctx context.Context, tx pgx.Tx) error {
 		return nil
 	}
 	_, err = tx.Exec(ctx, `create schema `+quote(t.orDefault().Schema))
-	return t.explainCreate(err)
+	if isPrivilege(err) { // There is nothing yet to be granted.
+		return fmt.Errorf("migrate %s: %w: an owner must run `CREATE SCHEMA %s AUTHORIZATION %s`, or the script of `outbox-relay migrate --print` (%w)",
+			t, ErrPrivilege, quote(t.orDefault().Schema), quote(role), err)
+	}
+	return t.explainCreate(role, err)
 }
 
-func (t Table) explainCreate(err error) error {
+func (t Table) explainCreate(role string, err error) error {
 	if err == nil {
 		return nil
 	}
 	if isPrivilege(err) {
-		return fmt.Errorf("migrate %s: %w: an owner must run `GRANT CREATE, USAGE ON SCHEMA %s TO <role>`, or the script of `outbox-relay migrate --print` (%w)",
-			t, ErrPrivilege, quote(t.orDefault().Schema), err)
+		return fmt.Errorf("migrate %s: %w: an owner must run `GRANT CREATE, USAGE ON SCHEMA %s TO %s`, or the script of `outbox-relay migrate --print` (%w)",
+			t, ErrPrivilege, quote(t.orDefault().Schema), quote(role), err)
 	}
 	return fmt.Errorf("migrate %s: %w", t, err)
 }

@@ -52,7 +52,7 @@ func TestMigrateWhileAnotherEnds(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = conn.Close(context.WithoutCancel(t.Context())) })
 
-	if err := outbox.table.migrate(t.Context(), conn); err != nil {
+	if err := outbox.table.migrate(t.Context(), conn, outbox.log); err != nil {
 		t.Errorf("the slower process: %v", err)
 	}
 	if between.selects < 2 {

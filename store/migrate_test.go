@@ -1,7 +1,6 @@
 package store_test
 
 import (
-	"context"
 	"errors"
 	"strings"
 	"sync"
@@ -132,28 +131,78 @@ func TestCheckErrors(t *testing.T) {
 	}
 }
 
+// advised is the statement that err says an owner must run, for the role.
+func advised(t *testing.T, err error, role string) string {
+	t.Helper()
+	if !errors.Is(err, store.ErrPrivilege) {
+		t.Fatalf("got %v, want ErrPrivilege", err)
+	}
+	_, text, _ := strings.Cut(err.Error(), "an owner must run `")
+	statement, _, _ := strings.Cut(text, "`")
+	if !strings.Contains(statement, ` "`+role+`"`) || strings.Contains(statement, "<role>") {
+		t.Fatalf("%q does not tell what to run for role %s", err, role)
+	}
+	return statement
+}
+
 func TestPrivileges(t *testing.T) {
 	f := newFixture(t, store.Options{})
-	role := "relay_" + query[string](t, f, `select md5(random()::text)`)
-	f.exec(t, `create role `+role+` login`)
-	t.Cleanup(func() {
-		_, err := f.conn.Exec(context.WithoutCancel(t.Context()), `drop owned by `+role+`; drop role `+role)
-		if err != nil {
-			t.Error(err)
+	role, dsn := f.role(t)
+	limited := open(t, dsn, store.Options{})
+	check := limited.Check(t.Context())
+	_, dead := limited.DeadLetters(t.Context(), store.DeadFilter{}, false)
+	_, inspected := limited.Inspect(t.Context())
+	for _, err := range []error{check, dead, inspected} {
+		if got, want := advised(t, err, role), f.Table().Grants(`"`+role+`"`); got != want {
+			t.Errorf("%v\nadvises %s, want %s", err, got, want)
 		}
-	})
-	limited := open(t, f.dsn+"&user="+role, store.Options{})
-	err := limited.Check(t.Context())
-	if !errors.Is(err, store.ErrPrivilege) || !strings.Contains(err.Error(), "GRANT SELECT, INSERT, UPDATE, DELETE") {
-		t.Fatalf("got %v, want ErrPrivilege with the GRANT", err)
 	}
+	f.exec(t, `grant select on outbox_migrations to `+role)
 	// What the message says is what helps.
-	f.exec(t, f.Table().Grants(role))
+	f.exec(t, advised(t, limited.Check(t.Context()), role))
 	if err := limited.Check(t.Context()); err != nil {
 		t.Errorf("after the grants: %v", err)
 	}
 	f.exec(t, `alter table outbox enable row level security`)
 	if err := limited.Check(t.Context()); !errors.Is(err, store.ErrRowSecurity) {
 		t.Errorf("got %v, want ErrRowSecurity", err)
+	}
+}
+
+// Of the role that migrates, and not of the one that has logged in.
+func TestMigrateSaysWhatIsMissing(t *testing.T) {
+	for name, table := range map[string]store.Table{"no CREATE": {}, "no schema": {Schema: "app"}} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t, store.Options{Table: store.Table{Name: "another"}})
+			f.exec(t, `revoke create on schema public from public`)
+			role, _ := f.role(t)
+			outbox := open(t, f.dsn+"&role="+role, store.Options{Table: table})
+			f.exec(t, advised(t, outbox.Migrate(t.Context()), role))
+			if err := outbox.Migrate(t.Context()); err != nil {
+				t.Errorf("after that: %v", err)
+			}
+		})
+	}
+}
+
+// Of many that migrate at once one creates the tables, and says so.
+func TestMigrateTellsWhatItDid(t *testing.T) {
+	dsn := storetest.NewDatabase(t)
+	var wg sync.WaitGroup
+	logs := make([]strings.Builder, 4)
+	for i := range logs {
+		wg.Go(func() {
+			if err := open(t, dsn, store.Options{Logger: textLogger(&logs[i])}).Migrate(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	created := 0
+	for i := range logs {
+		created += strings.Count(logs[i].String(), `msg="tables created" table=public.outbox`)
+	}
+	if created != 1 {
+		t.Errorf("%d have created the tables, want one", created)
 	}
 }

@@ -22,7 +22,8 @@ type Options struct {
 	// acknowledged it is put back. They are gone by one and a half times as long, while a relay leads. 0 turns the
 	// archive off, and empties it.
 	Retain time.Duration
-	// Logger receives what happens on connections in the background. The default discards it.
+	// Logger receives what happens on connections in the background, and that Migrate has changed something. The default
+	// discards it.
 	Logger *slog.Logger
 }
 
@@ -96,7 +97,7 @@ func (o *Outbox) Close(ctx context.Context) error { return o.session.Close(ctx) 
 // from many processes at once. A table of that name that is not ours is refused with [ErrForeignTable]
 // and never altered.
 func (o *Outbox) Migrate(ctx context.Context) error {
-	return o.with(ctx, func(conn *pgx.Conn) error { return o.table.migrate(ctx, conn) })
+	return o.with(ctx, func(conn *pgx.Conn) error { return o.table.migrate(ctx, conn, o.log) })
 }
 
 // Check verifies that the schema has the right version and shape and that the role may do what the relay
@@ -116,6 +117,11 @@ func (o *Outbox) with(ctx context.Context, task func(conn *pgx.Conn) error) erro
 		return fmt.Errorf("close connection: %w", closeErr)
 	}
 	return err
+}
+
+// explain is Table.explainTo for what the outbox's own connections were refused.
+func (o *Outbox) explain(operation string, err error) error {
+	return o.table.explainTo(o.plain.User, operation, err)
 }
 
 // Blocked is an aggregate whose events wait because one of them was refused.
@@ -152,7 +158,7 @@ func (o *Outbox) Begin(ctx context.Context, stream, leader string, atLeast int64
 			return err
 		}
 		if err := o.takeOffice(ctx, conn, stream, leader, atLeast, &term); err != nil {
-			return o.table.explain("record the leader", err)
+			return o.explain("record the leader", err)
 		}
 		// A term begins awake. The one before it may have ended asleep, and not every elector owns the session.
 		if err := o.awake(ctx, conn); err != nil {
@@ -162,10 +168,10 @@ func (o *Outbox) Begin(ctx context.Context, stream, leader string, atLeast int64
 select aggregate_type, aggregate_id, max(retry_at - clock_timestamp())
   from `+o.table.outbox()+` where retry_at > clock_timestamp() group by 1, 2`)
 		if err != nil {
-			return o.table.explain("read waiting events", err)
+			return o.explain("read waiting events", err)
 		}
 		if term.Blocked, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Blocked]); err != nil {
-			return o.table.explain("read waiting events", err)
+			return o.explain("read waiting events", err)
 		}
 		return nil
 	})
@@ -215,6 +221,9 @@ select $1, greatest(1, $3::bigint), $2, clock_timestamp(), coalesce(l.part, 0), 
 		Scan(&term.Number, &term.Outbox, &created, &sequence, &before, &o.archive.part, &partAge)
 	if err != nil {
 		return err //nolint:wrapcheck // The caller explains it.
+	}
+	if o.archive.part < 0 || o.archive.part >= archiveParts {
+		return fmt.Errorf("%s: part %d of the archive is being filled, and there are %d: has a newer outbox-relay run? then use that", o.table.relay(), o.archive.part, archiveParts)
 	}
 	term.First = created == nil
 	if created != nil {

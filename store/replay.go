@@ -97,7 +97,7 @@ select seq, id, topic, aggregate_type, aggregate_id, event_type, headers::text, 
 		})
 		return err //nolint:wrapcheck // Explained below.
 	})
-	return events, total, o.table.explain("list the archive", err)
+	return events, total, o.explain("list the archive", err)
 }
 
 // Replay puts the archived events that filter selects back into the outbox, in one transaction, and returns how many
@@ -131,7 +131,7 @@ func (o *Outbox) Replay(ctx context.Context, filter ReplayFilter, newIDs bool) (
 		})
 	})
 	if err != nil {
-		return 0, o.table.explain("replay", err)
+		return 0, o.explain("replay", err)
 	}
 	return replayed, nil
 }

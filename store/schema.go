@@ -82,15 +82,16 @@ func (t Table) checkIn(ctx context.Context, q querier) error {
 func (t Table) version(ctx context.Context, q querier) (int, error) {
 	// Not to_regclass, which may answer from a cache that does not know yet what others have just created.
 	var exists bool
+	var role string
 	err := q.QueryRow(ctx, `
 select exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-                where n.nspname = $1 and c.relname = $2)`, t.orDefault().Schema, t.orDefault().Name+"_migrations").Scan(&exists)
+                where n.nspname = $1 and c.relname = $2), current_user`, t.orDefault().Schema, t.orDefault().Name+"_migrations").Scan(&exists, &role)
 	if err != nil || !exists {
 		return 0, t.explain("read the schema version", err)
 	}
 	var version int
 	err = q.QueryRow(ctx, `select coalesce(max(version), 0) from `+t.migrations()).Scan(&version)
-	return version, t.explain("read the schema version", err)
+	return version, t.explainTo(role, "read the schema version", err)
 }
 
 // checkShape reports whether there is a table of the outbox's name, and refuses one that is not ours, naming

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"os"
 	"runtime"
 	"strings"
 	"testing"
@@ -83,6 +84,18 @@ func TestHelpOfACommandIsItsOwn(t *testing.T) {
 		if strings.Contains(got.stdout, "OUTBOX_BATCH_SIZE") {
 			t.Errorf("%s lists the settings, which is what outbox-relay --help is for", args)
 		}
+	}
+}
+
+func TestReadmeHasEveryCommand(t *testing.T) {
+	readme, err := os.ReadFile("../../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(readme), "| command | |\n")
+	table, _, _ = strings.Cut(table, "\n\n")
+	for _, cmd := range newRootCommand(&process{}).Commands() {
+		expectText(t, "the table", table, "`outbox-relay "+cmd.Name())
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/go-outbox/go-outbox/config"
+	"github.com/go-outbox/go-outbox/election"
 	"github.com/go-outbox/go-outbox/relay/assembly"
 	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream"
@@ -34,6 +35,7 @@ func newDoctorCommand(p *process) *cobra.Command {
 		Long: `Check the configuration, Postgres, NATS and the stream for all that exactly-once delivery depends on,
 and say of each whether it is well and, if not, what to do. It changes nothing, works whether or not a
 relay runs, and shows no secrets. What cannot be checked, as something before it failed, is left out.
+To try whether the relay may read back the stream, it has the broker make a consumer for a moment.
 
 The exit code is 1 if something failed or, with strict = true, if there is a warning.`,
 		Args: usage(noArgs),
@@ -265,17 +267,24 @@ func (d *doctor) examineBroker(ctx context.Context) {
 	if _, err := stream.ParseTemplate(d.config.Stream.Subject); err != nil {
 		return // Without subjects there is nothing to ask for.
 	}
-	ctx, cancel := context.WithTimeout(ctx, doctorPatience)
-	defer cancel()
-	d.examineStream(ctx, conn, setup, &asides)
-}
-
-func (d *doctor) examineStream(ctx context.Context, conn *nats.Conn, setup stream.Setup, asides *aside) {
 	js, err := jetstream.New(conn)
 	if err != nil {
 		d.fail("jetstream", "%v", err)
 		return
 	}
+	found, answers := d.examineStream(ctx, js, setup, &asides)
+	if found != nil {
+		d.examineReading(ctx, js, found, &asides)
+	}
+	if answers && d.config.Election.Kind == config.ElectionJetStream {
+		d.examineBucket(ctx, conn, setup)
+	}
+}
+
+// examineStream returns the stream as it is, if there is one, and whether JetStream answers.
+func (d *doctor) examineStream(ctx context.Context, js jetstream.JetStream, setup stream.Setup, asides *aside) (found *jetstream.StreamConfig, answers bool) {
+	ctx, cancel := context.WithTimeout(ctx, doctorPatience)
+	defer cancel()
 	create := setup.Create
 	setup.Create, setup.Strict = false, false // Nothing is to change, and strictness is applied to the findings.
 	switch _, err := js.Stream(ctx, setup.Stream); {
@@ -283,12 +292,12 @@ func (d *doctor) examineStream(ctx context.Context, conn *nats.Conn, setup strea
 		d.ok("jetstream", "enabled")
 		if create {
 			d.examineAbsentStream(ctx, js, setup)
-			return
+			return nil, true
 		}
 	case err != nil:
 		_, err = setup.Ensure(ctx, js) // It knows what the error means.
 		d.fail("jetstream", "%v%s", err, asides)
-		return
+		return nil, false
 	default:
 		d.ok("jetstream", "enabled")
 	}
@@ -302,9 +311,9 @@ func (d *doctor) examineStream(ctx context.Context, conn *nats.Conn, setup strea
 		d.warn("stream", "%q: %s", setup.Stream, warning)
 	}
 	if report.Info == nil {
-		return
+		return nil, true
 	}
-	found := report.Info.Config
+	found = &report.Info.Config
 	if found.Duplicates >= setup.MinWindow {
 		d.ok("duplicate window", "%v, at least %v are needed", found.Duplicates, setup.MinWindow)
 	}
@@ -312,6 +321,61 @@ func (d *doctor) examineStream(ctx context.Context, conn *nats.Conn, setup strea
 		d.ok("ordered batches", "available: backlogs are published with them")
 	} else {
 		d.ok("ordered batches", "not available, which only costs speed: they need nats-server 2.14 and a stream with allow_batch_publish")
+	}
+	return found, true
+}
+
+// examineReading tries what a relay asks to find out what is stored, each time that it takes over or is in doubt.
+func (d *doctor) examineReading(ctx context.Context, js jetstream.JetStream, found *jetstream.StreamConfig, asides *aside) {
+	const check = "reading back"
+	var faults []string
+	may := func(permission string, question func(ctx context.Context) error) bool {
+		err := asides.ask(ctx, question)
+		if errors.Is(err, nats.ErrPermissionViolation) {
+			err = fmt.Errorf("let its NATS user publish to %s", permission)
+		}
+		if err != nil {
+			faults = append(faults, err.Error())
+		}
+		return err == nil
+	}
+	// Any answer to request tells that it is permitted, also that there is no message.
+	request := func(subject, data string) func(ctx context.Context) error {
+		return func(ctx context.Context) error {
+			_, err := js.Conn().RequestWithContext(ctx, subject, []byte(data))
+			return err
+		}
+	}
+	var consumer jetstream.Consumer
+	create := func(ctx context.Context) (err error) {
+		consumer, err = js.OrderedConsumer(ctx, found.Name, jetstream.OrderedConsumerConfig{HeadersOnly: true, InactiveThreshold: doctorPatience})
+		return err
+	}
+	get, next := "$JS.API.STREAM.MSG.GET."+found.Name, "$JS.API.CONSUMER.MSG.NEXT."+found.Name+"."
+	may(get, request(get, `{"seq":1}`))
+	// A stream that removes what was consumed is not read back.
+	if found.Retention == jetstream.LimitsPolicy && may("$JS.API.CONSUMER.CREATE."+found.Name+".>", create) {
+		name := consumer.CachedInfo().Name
+		may(next+">", request(next+name, `{"batch":1,"no_wait":true}`))
+		_ = asides.ask(ctx, func(ctx context.Context) error { return js.DeleteConsumer(ctx, found.Name, name) }) // Otherwise the server does.
+	}
+	if len(faults) > 0 {
+		d.fail(check, "the relay cannot read what stream %q holds, and publishes nothing without: %s", found.Name, strings.Join(faults, "; "))
+		return
+	}
+	d.ok(check, "permitted: the relay can look up what the stream holds")
+}
+
+// examineBucket examines what relays are elected by, if that is in NATS.
+func (d *doctor) examineBucket(ctx context.Context, conn *nats.Conn, setup stream.Setup) {
+	const check = "bucket"
+	switch err := election.VerifyBucket(ctx, conn, election.KeyValueOptions{}); {
+	case err == nil:
+		d.ok(check, "%q is there for the election", election.DefaultBucket)
+	case errors.Is(err, jetstream.ErrBucketNotFound):
+		d.ok(check, "%q does not exist yet; the relay creates it, with %s", election.DefaultBucket, plural(setup.Replicas, "replica"))
+	default:
+		d.fail(check, "no relay is elected: %v", err)
 	}
 }
 
@@ -335,14 +399,39 @@ func (d *doctor) examineAbsentStream(ctx context.Context, js jetstream.JetStream
 
 // aside collects what a connection complains of beside the answers, such as a permission that it lacks.
 type aside struct {
-	mu     sync.Mutex // Protects errors.
+	mu     sync.Mutex // Protects what follows.
 	errors []string
+	refuse context.CancelCauseFunc // Ends the question that is asked; nil if none is.
+}
+
+// ask asks a question. What is not permitted is not answered but complained of, and then that is the error.
+func (a *aside) ask(ctx context.Context, question func(ctx context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, doctorPatience)
+	defer cancel()
+	ctx, refuse := context.WithCancelCause(ctx)
+	defer refuse(nil)
+	a.asking(refuse)
+	defer a.asking(nil)
+	err := question(ctx)
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+func (a *aside) asking(refuse context.CancelCauseFunc) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.refuse = refuse
 }
 
 func (a *aside) add(err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.errors = append(a.errors, err.Error())
+	if a.refuse != nil && errors.Is(err, nats.ErrPermissionViolation) {
+		a.refuse(err)
+	}
 }
 
 // String is to follow another error's text.

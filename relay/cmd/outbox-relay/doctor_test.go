@@ -3,14 +3,16 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
-	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/go-outbox/go-outbox/store/storetest"
@@ -73,7 +75,7 @@ func TestDoctorIsContent(t *testing.T) {
 	d = diagnose(t, env)
 	expectCode(t, d.result, 0)
 	d.expect(t, "ok schema: version 1", "ok privileges: has all that the relay needs", "ok row security", "ok trigger: enabled", "ok leader: term 1 on stream", "ok backlog: nothing waits",
-		"ok dead letters: none", `ok stream: "OUTBOX" takes`, "ok duplicate window: 10m0s", "ok ordered batches: available")
+		"ok dead letters: none", `ok stream: "OUTBOX" takes`, "ok duplicate window: 10m0s", "ok ordered batches: available", "ok reading back: permitted", "no bucket")
 
 	got := execute(t, env, "doctor")
 	expectCode(t, got, 0)
@@ -246,8 +248,96 @@ func TestDoctorTellsOfPermissions(t *testing.T) {
 		o.Users = []*server.User{{Username: "me", Password: "right", Permissions: &server.Permissions{Publish: &server.SubjectPermission{Deny: []string{"$JS.API.>"}}}}}
 		o.Username, o.Password = "", ""
 	})
-	host, port, _ := net.SplitHostPort(strings.TrimPrefix(nats.URL(), "nats://"))
-	d := diagnose(t, environment{"OUTBOX_DATABASE_DSN": storetest.NewDatabase(t), "OUTBOX_NATS_URL": "nats://me:right@" + net.JoinHostPort(host, port)})
+	d := diagnose(t, environment{
+		"OUTBOX_DATABASE_DSN": storetest.NewDatabase(t), "OUTBOX_NATS_URL": strings.Replace(nats.URL(), "://", "://me:right@", 1), "OUTBOX_ELECTION": "jetstream",
+	})
 	expectCode(t, d.result, 1)
-	d.expect(t, "ok nats", "failure jetstream: ermissions")
+	d.expect(t, "ok nats", "failure jetstream: ermissions", "no reading back", "no bucket")
+}
+
+// What a relay needs to read back is tried, and each permission that it lacks is named.
+func TestDoctorTriesToReadBack(t *testing.T) {
+	const get, create, next, remove = "$JS.API.STREAM.MSG.GET.OUTBOX", "$JS.API.CONSUMER.CREATE.OUTBOX.>", "$JS.API.CONSUMER.MSG.NEXT.OUTBOX.>", "$JS.API.CONSUMER.DELETE.>"
+	dsn := storetest.NewDatabase(t)
+	for _, test := range []struct {
+		name      string
+		retention jetstream.RetentionPolicy
+		deny      []string
+		want      []string // To be named; all is well without.
+	}{
+		{"all permitted", jetstream.LimitsPolicy, nil, nil},
+		{"none permitted", jetstream.LimitsPolicy, []string{get, "$JS.API.CONSUMER.>"}, []string{get, create}},
+		{"no message", jetstream.LimitsPolicy, []string{get}, []string{get}},
+		{"no consumer", jetstream.LimitsPolicy, []string{create}, []string{create}},
+		{"nothing of it", jetstream.LimitsPolicy, []string{next}, []string{next}},
+		{"no removal, which the server sees to", jetstream.LimitsPolicy, []string{remove}, nil},
+		{"no consumer, which is not needed", jetstream.WorkQueuePolicy, []string{create}, nil},
+		{"no message of a work queue", jetstream.WorkQueuePolicy, []string{get}, []string{get}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			broker := streamtest.Start(t, func(o *server.Options) {
+				o.Users = []*server.User{{Username: "all", Password: "right"}, {Username: "me", Password: "right", Permissions: &server.Permissions{
+					Publish: &server.SubjectPermission{Deny: test.deny},
+				}}}
+			})
+			js := broker.JetStream(t, nats.UserInfo("all", "right"))
+			str, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "OUTBOX", Subjects: []string{"outbox.>"}, Retention: test.retention})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 2 { // Without a message, and with one.
+				began := time.Now()
+				d := diagnose(t, environment{"OUTBOX_DATABASE_DSN": dsn, "OUTBOX_NATS_URL": strings.Replace(broker.URL(), "://", "://me:right@", 1)})
+				if took := time.Since(began); took >= doctorPatience {
+					t.Errorf("it took %v: what is refused is not waited for", took)
+				}
+				if len(test.want) == 0 {
+					d.expect(t, "ok reading back: permitted")
+				} else {
+					d.expect(t, "failure reading back: let its NATS user publish to "+strings.Join(test.want, "; let its NATS user publish to "))
+				}
+				if _, err := js.Publish(t.Context(), "outbox.a", nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			info, err := str.Info(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if left := info.State.Consumers; left > 0 && !slices.Contains(test.deny, remove) {
+				t.Errorf("it has left %d consumers", left)
+			}
+		})
+	}
+}
+
+// The bucket of an election in NATS is looked at, and not created.
+func TestDoctorLooksAtTheBucket(t *testing.T) {
+	broker := streamtest.Start(t, func(o *server.Options) {
+		o.Users = []*server.User{{Username: "all", Password: "right"}, {Username: "me", Password: "right", Permissions: &server.Permissions{
+			Publish: &server.SubjectPermission{Deny: []string{"$JS.API.STREAM.INFO.KV_OUTBOX_election"}},
+		}}}
+	})
+	js := broker.JetStream(t, nats.UserInfo("all", "right"))
+	env := environment{"OUTBOX_DATABASE_DSN": storetest.NewDatabase(t), "OUTBOX_ELECTION": "jetstream", "OUTBOX_STREAM_REPLICAS": "3"}
+	expect := func(user string, code int, want string) {
+		t.Helper()
+		env["OUTBOX_NATS_URL"] = strings.Replace(broker.URL(), "://", "://"+user+":right@", 1)
+		d := diagnose(t, env)
+		expectCode(t, d.result, code)
+		d.expect(t, "ok election: jetstream", want)
+	}
+	expect("all", 0, `ok bucket: "OUTBOX_election" does not exist yet; the relay creates it, with 3 replicas`)
+	expect("me", 1, `failure bucket: Permissions Violation for Publish to "$JS.API.STREAM.INFO.KV_OUTBOX_election"`)
+	if _, err := js.KeyValue(t.Context(), "OUTBOX_election"); !errors.Is(err, jetstream.ErrBucketNotFound) {
+		t.Errorf("doctor has created the bucket: %v", err)
+	}
+	if _, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "OUTBOX_election", TTL: time.Second}); err != nil {
+		t.Fatal(err)
+	}
+	expect("all", 1, "failure bucket: no relay is elected: bucket \"OUTBOX_election\" is unfit for an election: its entries expire after 1s")
+	if _, err := js.UpdateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "OUTBOX_election"}); err != nil {
+		t.Fatal(err)
+	}
+	expect("all", 0, `ok bucket: "OUTBOX_election" is there`)
 }

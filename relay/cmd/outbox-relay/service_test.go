@@ -114,7 +114,8 @@ func TestAnEventArrives(t *testing.T) {
 	expectCode(t, execute(t, env, "healthcheck"), 1)
 }
 
-// The permissions that the README names suffice: to create the stream, to publish, and for the next one to read back.
+// The permissions that the README names suffice: to create the stream, to publish, and for the next one to read back; and to
+// be elected.
 func TestPermissionsOfTheReadme(t *testing.T) {
 	readme, err := os.ReadFile("../../../README.md")
 	if err != nil {
@@ -122,7 +123,8 @@ func TestPermissionsOfTheReadme(t *testing.T) {
 	}
 	_, text, _ := strings.Cut(string(readme), "A NATS user with permissions of its own needs to publish ")
 	publish, text, _ := strings.Cut(text, "and to subscribe to ")
-	subscribe, _, _ := strings.Cut(text, ".\n")
+	subscribe, text, _ := strings.Cut(text, ". With `election.kind = \"jetstream\"` it also needs to publish")
+	elect, _, _ := strings.Cut(text, ". ")
 	subjects := func(text string) (all []string) {
 		for i, part := range strings.Split(text, "`") {
 			if i%2 == 1 {
@@ -131,22 +133,36 @@ func TestPermissionsOfTheReadme(t *testing.T) {
 		}
 		return all
 	}
-	user := &server.User{Username: "relay", Password: "secret", Permissions: &server.Permissions{
-		Publish: &server.SubjectPermission{Allow: subjects(publish)}, Subscribe: &server.SubjectPermission{Allow: subjects(subscribe)},
-	}}
-	nats := streamtest.Start(t, func(o *server.Options) { o.Users = []*server.User{user, {Username: "admin", Password: "secret"}} })
-	dsn := storetest.NewDatabase(t)
-	url := "nats://relay:secret@" + strings.TrimPrefix(nats.URL(), "nats://")
-	for term := range 2 {
-		relay := start(t, environment{"OUTBOX_DATABASE_DSN": dsn, "OUTBOX_NATS_URL": url})
-		relay.logged("leading")
-		insert(t, dsn, "users", "User", strconv.Itoa(term), "UserCreated", "x")
-		base := relay.base()
-		eventually(t, "the event is published", func() bool {
-			return strings.Contains(get(t, base+"/metrics").body, "outbox_relay_published_total 1\n")
+	for kind, allow := range map[string][]string{"postgres": subjects(publish), "jetstream": subjects(publish + elect)} {
+		t.Run(kind, func(t *testing.T) {
+			user := &server.User{Username: "relay", Password: "secret", Permissions: &server.Permissions{
+				Publish: &server.SubjectPermission{Allow: allow}, Subscribe: &server.SubjectPermission{Allow: subjects(subscribe)},
+			}}
+			nats := streamtest.Start(t, func(o *server.Options) { o.Users = []*server.User{user, {Username: "admin", Password: "secret"}} })
+			dsn := storetest.NewDatabase(t)
+			url := "nats://relay:secret@" + strings.TrimPrefix(nats.URL(), "nats://")
+			env := environment{"OUTBOX_DATABASE_DSN": dsn, "OUTBOX_NATS_URL": url, "OUTBOX_ELECTION": kind, "OUTBOX_LOGGING_LEVEL": "debug"}
+			relay := start(t, env)
+			for term := range 3 {
+				relay.logged("leading")
+				insert(t, dsn, "users", "User", strconv.Itoa(term), "UserCreated", "x")
+				base := relay.base()
+				eventually(t, "the event is published", func() bool {
+					return strings.Contains(get(t, base+"/metrics").body, "outbox_relay_published_total 1\n")
+				})
+				expectCode(t, diagnose(t, env).result, 0)
+				standby := start(t, env)
+				standby.logged("standing by: another relay leads")
+				relay.stop()
+				relay.wait()
+				for _, log := range []string{relay.stderr.String(), standby.stderr.String()} {
+					if strings.Contains(log, "cannot watch") || strings.Contains(log, "ermissions") {
+						t.Errorf("not all is permitted:\n%s", log)
+					}
+				}
+				relay = standby
+			}
 		})
-		relay.stop()
-		relay.wait()
 	}
 }
 
