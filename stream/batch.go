@@ -30,7 +30,9 @@ const (
 	batchEnd    = ".3" + batchSuffix // The batch ends before this message, which is not stored.
 
 	// batchFlow is how many messages a flow ack covers, the most that the
-	// server does, and batchAcks how many such stretches may be on their way.
+	// server does, and batchAcks how many such stretches may be on their way:
+	// with two, the pipe runs dry now and then while the processors have much
+	// else to do.
 	batchFlow = 500
 	batchAcks = 4
 
