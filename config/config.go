@@ -139,7 +139,7 @@ type Relay struct {
 	// BatchSize is how many rows one fetch reads. Default 1000.
 	BatchSize int
 
-	// BatchBytes is how many bytes of payload one fetch reads. Default 8 MiB.
+	// BatchBytes is how many bytes of payload one fetch reads. Default 2 MiB.
 	BatchBytes int
 
 	// MaxAttempts is how often a row that is refused for its own sake is
@@ -283,7 +283,7 @@ func Default() Config {
 		Relay: Relay{
 			PollInterval:    time.Second,
 			BatchSize:       1000,
-			BatchBytes:      8 << 20,
+			BatchBytes:      2 << 20,
 			MaxAttempts:     3,
 			OnDead:          OnDeadSkip,
 			RetryBackoff:    time.Second,

@@ -19,7 +19,7 @@ import (
 // Defaults of [Options].
 const (
 	DefaultBatchSize       = 1000
-	DefaultBatchBytes      = 8 << 20
+	DefaultBatchBytes      = 2 << 20
 	DefaultWindow          = 4096
 	DefaultPollInterval    = time.Second
 	DefaultMaxAttempts     = 3

@@ -36,6 +36,10 @@ const (
 	batchFlow = 500
 	batchAcks = 4
 
+	// batchBytes is how much payload a stretch is to cover, by the size of the
+	// batch's first event: of large events, fewer are on their way.
+	batchBytes = 1 << 20
+
 	// batchIdle is how long a batch may rest and be gone on with; the server ends
 	// one after 10 s.
 	batchIdle = 5 * time.Second
@@ -93,7 +97,7 @@ func (p *Publisher) Pipeline() int {
 // stretches; Finish hastens those of the last ones. Its error, an *Error, says
 // that this event was not sent, which those before and after it do not feel.
 func (p *Publisher) PublishInOrder(ev *Event) error {
-	b, conn, severed := p.enter(ev.Seq)
+	b, conn, severed := p.enter(ev.Seq, len(ev.Data))
 	switch {
 	case severed:
 		return nil
@@ -163,7 +167,7 @@ func (p *Publisher) behind(seq int64) bool {
 
 // enter notes an event that is about to be sent, in the open batch or in a new
 // one.
-func (p *Publisher) enter(seq int64) (b *batch, conn *nats.Conn, severed bool) {
+func (p *Publisher) enter(seq int64, size int) (b *batch, conn *nats.Conn, severed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.behind(seq) {
@@ -178,7 +182,8 @@ func (p *Publisher) enter(seq int64) (b *batch, conn *nats.Conn, severed bool) {
 		b = nil
 	}
 	if b == nil {
-		b = &batch{used: time.Now(), replies: p.replies + nuid.Next() + "." + strconv.Itoa(p.stretch) + ".fail."}
+		p.flow = min(p.stretch, max(batchBytes/max(size, 1), 1))
+		b = &batch{used: time.Now(), replies: p.replies + nuid.Next() + "." + strconv.Itoa(p.flow) + ".fail."}
 		p.batch = b
 	}
 	if len(b.seqs) == 0 {

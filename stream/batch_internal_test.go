@@ -16,7 +16,7 @@ func TestBatchFollowsOneThatIsEnding(t *testing.T) {
 	t.Cleanup(func() { p.batchTimer.Stop() })
 	publish := func(seq int64) *batch {
 		t.Helper()
-		b, _, _ := p.enter(seq)
+		b, _, _ := p.enter(seq, 1)
 		return b
 	}
 	first := publish(1)

@@ -9,6 +9,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/go-outbox/go-outbox/integration/harness"
+	"github.com/go-outbox/go-outbox/relay"
 	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream"
 )
@@ -56,7 +57,7 @@ func exchangeAll(w *harness.World, load backlog, retain time.Duration) time.Dura
 		w.Fatal(err)
 	}
 	start := time.Now()
-	request := store.Request{Fetch: &store.Fetch{Rows: 1000, Bytes: 8 << 20}}
+	request := store.Request{Fetch: &store.Fetch{Rows: relay.DefaultBatchSize, Bytes: relay.DefaultBatchBytes}}
 	for settled := 0; settled < load.events; {
 		reply, err := outbox.Exchange(w.Context(), request)
 		if err != nil {
