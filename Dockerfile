@@ -16,7 +16,7 @@ COPY . .
 ARG VERSION=dev
 RUN CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=${VERSION}" -o /out/ \
         ./relay/cmd/outbox-relay ./examples/producer ./examples/consumer \
-    && mkdir /out/app
+    && mkdir -p /out/app/data/nats
 
 
 # What the images share: certificates for TLS, a user that is not root, and a directory that it may write to.

@@ -3,9 +3,6 @@
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 IMAGE   ?= outbox-relay:latest
 
-# For docker-compose.yml.
-export VERSION
-
 # Arguments for the tests: make test ARGS='-run TestCrash -v' PACKAGES=./store/...
 PACKAGES ?= ./...
 ARGS     ?=
@@ -47,7 +44,8 @@ demo: need-go ## show it all in one process, nothing to install but Postgres
 	go run ./examples/demo
 
 up: need-docker ## start Postgres, NATS, two producers and a consumer in containers
-	$(COMPOSE) up --detach --build
+	$(COMPOSE) --profile relay build --build-arg VERSION='$(VERSION)'
+	$(COMPOSE) up --detach
 	@echo 'Waiting until all are healthy.'
 	@for i in $$(seq 60); do \
 		docker inspect --format '{{.State.Health.Status}}' $$($(COMPOSE) ps --all -q) | grep -qv '^healthy$$' || exit 0; \
@@ -59,7 +57,7 @@ up: need-docker ## start Postgres, NATS, two producers and a consumer in contain
 	@echo "  curl -H 'Content-Type: application/json' -d '{\"name\":\"john.doe\",\"email\":\"john@example.com\"}' 127.0.0.1:8081/users"
 	@echo "  curl -X PATCH 127.0.0.1:8082/users/1/verify"
 	@echo
-	@echo "Stop one producer, and the other takes over the leadership of the relay:"
+	@echo "Stop one producer, and the other takes over the leadership of the relay, if it was there:"
 	@echo
 	@echo "  $(COMPOSE) stop sample-server-1"
 
