@@ -32,7 +32,7 @@ type Published struct {
 	Events, Duplicates int
 	// InOrder tells that they went in an ordered pipe, rather than each by itself: see [Pipeline].
 	InOrder bool
-	// Oldest is when the oldest of them was inserted, by the database's clock.
+	// Oldest is when the oldest of them was inserted, by the database's clock; zero if the relay has let go of them.
 	Oldest time.Time
 }
 

@@ -111,7 +111,9 @@ func (m *metrics) onPublished(p relay.Published) {
 	if p.InOrder {
 		m.batched.Add(float64(p.Events))
 	}
-	m.lag.Observe(max(time.Since(p.Oldest), 0).Seconds())
+	if !p.Oldest.IsZero() { // The relay may have let go of all of them meanwhile.
+		m.lag.Observe(max(time.Since(p.Oldest), 0).Seconds())
+	}
 }
 
 func (m *metrics) onRefused(r relay.Refused) {
