@@ -366,6 +366,8 @@ func (p *port) PublishInOrder(event *stream.Event) error {
 	return nil
 }
 
+func (p *port) Flush() {} // What is on its way is in the queue.
+
 func (p *port) Finish() {
 	if o := p.candidate; o.pipe != nil && !o.pipe.ending {
 		o.pipe.ending = true

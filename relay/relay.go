@@ -146,8 +146,10 @@ type Publisher interface {
 type Pipeline interface {
 	// Pipeline returns how many events may be in flight in a pipe; 0 if there can be none now.
 	Pipeline() int
-	// PublishInOrder is Publish into the pipe, which it opens if need be.
+	// PublishInOrder is Publish into the pipe, which it opens if need be. It may keep the event back until Flush, which
+	// follows when there are no more just now, or Finish.
 	PublishInOrder(event *stream.Event) error
+	Flush()
 	// Finish closes the pipe, so that the outcomes of all events in it become known.
 	Finish()
 }
@@ -180,6 +182,7 @@ type noPipeline struct{ Publisher }
 
 func (noPipeline) Pipeline() int                              { return 0 }
 func (p noPipeline) PublishInOrder(event *stream.Event) error { return p.Publish(event) }
+func (noPipeline) Flush()                                     {}
 func (noPipeline) Finish()                                    {}
 
 // Elector decides who may publish. Package election has some.

@@ -278,6 +278,8 @@ func (t *term) publish(ctx context.Context, now time.Time) {
 	}
 	if t.core.finish(t.stopping) {
 		t.pipeline.Finish()
+	} else if t.core.pipelined {
+		t.pipeline.Flush()
 	}
 }
 

@@ -63,6 +63,7 @@ const (
 // all up to some place and none behind it. Text and subject belong to the
 // goroutine that publishes.
 type batch struct {
+	wired   bool   // Its messages go past nats.go.
 	replies string // What its reply subjects start with.
 	text    []byte // The latest reply subject.
 	subject string // Some subject that the stream takes.
@@ -91,11 +92,12 @@ func (p *Publisher) Pipeline() int {
 }
 
 // PublishInOrder sends an event in an ordered batch, beginning one if none is
-// open, and returns without waiting. Events so sent are stored in this order,
-// and none that follows one that is not: so there is no need to wait for the
-// outcome of an aggregate's former event. The outcomes become known in
-// stretches; Finish hastens those of the last ones. Its error, an *Error, says
-// that this event was not sent, which those before and after it do not feel.
+// open, and returns without waiting; it may keep the event back until Flush.
+// Events so sent are stored in this order, and none that follows one that is
+// not: so there is no need to wait for the outcome of an aggregate's former
+// event. The outcomes become known in stretches; Finish hastens those of the
+// last ones. Its error, an *Error, says that this event was not sent, which
+// those before and after it do not feel.
 func (p *Publisher) PublishInOrder(ev *Event) error {
 	b, conn, severed := p.enter(ev.Seq, len(ev.Data))
 	switch {
@@ -104,30 +106,86 @@ func (p *Publisher) PublishInOrder(ev *Event) error {
 	case conn == nil:
 		return Classify(nats.ErrInvalidConnection)
 	}
-	msg, err := p.composer.message(ev, b.reply())
+	var err error
+	if b.wired {
+		err = p.wireEvent(b, ev)
+	} else {
+		err = p.publishEvent(b, ev, conn)
+	}
 	if err != nil {
 		return p.unsent(b, Classify(err))
-	}
-	b.subject = msg.Subject
-	if b.sent == 1 {
-		msg = p.fenced(msg)
-	}
-	if err := conn.PublishMsg(msg); err != nil {
-		return p.unsent(b, Classify(publishError(err)))
 	}
 	return nil
 }
 
-// reply returns the reply subject of the message entered last.
-func (b *batch) reply() string {
+// wireEvent sends a batch's last event past nats.go.
+func (p *Publisher) wireEvent(b *batch, ev *Event) error {
+	var fence []headerLine
+	if b.sent == 1 {
+		fence = p.fenceLines()
+	}
+	subject, head, err := p.composer.wire(ev, fence...)
+	if err != nil {
+		return err
+	}
+	if b.sent == 1 {
+		b.subject = string(subject)
+	}
+	if err := p.wire.send(subject, b.reply(), head, ev.Data); err != nil {
+		return publishError(err)
+	}
+	return nil
+}
+
+// publishEvent sends a batch's last event by way of nats.go.
+func (p *Publisher) publishEvent(b *batch, ev *Event, conn *nats.Conn) error {
+	msg, err := p.composer.message(ev, string(b.reply()))
+	if err != nil {
+		return err
+	}
+	if b.sent == 1 {
+		b.subject = msg.Subject
+		msg = fenced(msg, p.fenceLines())
+	}
+	if err := conn.PublishMsg(msg); err != nil {
+		return publishError(err)
+	}
+	return nil
+}
+
+// Flush sends the events that PublishInOrder has kept back. If that fails, it
+// is their outcome.
+func (p *Publisher) Flush() {
+	p.mu.Lock()
+	b := p.batch
+	p.mu.Unlock()
+	if b != nil && b.wired {
+		p.flush(b, nil)
+	}
+}
+
+// flush is Flush, unless a write has failed already.
+func (p *Publisher) flush(b *batch, err error) {
+	if err == nil {
+		err = p.wire.flush()
+	}
+	if err != nil {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.endBatch(b, Classify(publishError(err)))
+	}
+}
+
+// reply returns the reply subject of the message entered last, until the next call.
+func (b *batch) reply() []byte {
 	operation := batchAppend
 	if b.sent == 1 {
 		operation = batchStart
 	}
-	text := append(b.text[:0], b.replies...)
-	text = strconv.AppendUint(text, b.sent, 10)
-	b.text = append(text, operation...)
-	return string(b.text)
+	b.text = append(b.text[:0], b.replies...)
+	b.text = strconv.AppendUint(b.text, b.sent, 10)
+	b.text = append(b.text, operation...)
+	return b.text
 }
 
 // unsent deals with the failure to send a batch's last event. What the composer
@@ -184,6 +242,10 @@ func (p *Publisher) enter(seq int64, size int) (b *batch, conn *nats.Conn, sever
 	if b == nil {
 		p.flow = min(p.stretch, max(batchBytes/max(size, 1), 1))
 		b = &batch{used: time.Now(), replies: p.replies + nuid.Next() + "." + strconv.Itoa(p.flow) + ".fail."}
+		if socket := p.line.plain(); socket != nil {
+			b.wired = true
+			p.wire.begin(socket, p.maxPayload)
+		}
 		p.batch = b
 	}
 	if len(b.seqs) == 0 {
@@ -206,9 +268,13 @@ func (p *Publisher) Finish() {
 		return
 	}
 	b.ending = true
-	end := &nats.Msg{Subject: b.subject, Reply: b.replies + strconv.FormatUint(b.sent+1, 10) + batchEnd}
 	p.mu.Unlock()
-	if err := conn.PublishMsg(end); err != nil {
+	reply := b.replies + strconv.FormatUint(b.sent+1, 10) + batchEnd
+	if b.wired {
+		p.flush(b, p.wire.send([]byte(b.subject), []byte(reply), nil, nil))
+		return
+	}
+	if err := conn.PublishMsg(&nats.Msg{Subject: b.subject, Reply: reply}); err != nil {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.endBatch(b, Classify(fmt.Errorf("end ordered batch: %w", err)))

@@ -3,13 +3,13 @@ package stream
 import "github.com/nats-io/nats.go"
 
 // composer makes the messages of one goroutine, one after the other, in the same
-// memory: nats.go has written a message out by the time that PublishMsg returns.
-// What it makes is what the Encoder makes.
+// memory. What it makes is what the Encoder makes.
 type composer struct {
 	encoder Encoder
 	msg     nats.Msg
 	values  [plainHeaders]string
 	text    []byte // What becomes the message's texts, which share one string.
+	block   []byte // A header block.
 }
 
 // plainHeaders is how many headers a message has whose row has none of its own.
@@ -26,9 +26,15 @@ func newComposer(e Encoder) *composer {
 	return c
 }
 
-// message returns the event's message, which is valid until the next call.
+// plain reports whether an event's message has the plain headers only.
+func (c *composer) plain(ev *Event) bool {
+	return len(ev.Headers) == 0 && c.encoder.CloudEventsSource == ""
+}
+
+// message returns the event's message, which is valid until the next call: nats.go
+// has copied all of it by the time that PublishMsg returns.
 func (c *composer) message(ev *Event, reply string) (*nats.Msg, error) {
-	if len(ev.Headers) > 0 || c.encoder.CloudEventsSource != "" {
+	if !c.plain(ev) {
 		return c.encoder.Message(ev, reply)
 	}
 	text, ends, err := appendGenerated(c.text[:0], ev)
@@ -56,3 +62,62 @@ func (c *composer) message(ev *Event, reply string) (*nats.Msg, error) {
 // plainHeaderSize is the size of a header block without its values.
 const plainHeaderSize = headerOverhead + plainHeaders*len(": \r\n") +
 	len(HeaderMsgID) + len(HeaderSeq) + len(HeaderCreatedAt) + len(HeaderTopic) + len(HeaderAggregateType) + len(HeaderAggregateID) + len(HeaderEventType)
+
+// wire returns what of the event's message comes before its payload, as it is
+// on the wire: the subject, and the header block with some further lines. Both are
+// valid until the next call.
+func (c *composer) wire(ev *Event, further ...headerLine) (subject, head []byte, err error) {
+	b := append(c.block[:0], "NATS/1.0\r\n"...)
+	if c.plain(ev) {
+		b, err = c.appendPlain(b, ev)
+	} else {
+		b, err = c.appendLines(b, ev)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, line := range further {
+		b = appendLine(b, line.name, line.value)
+	}
+	c.block = append(b, "\r\n"...)
+	c.text = c.encoder.Template.AppendSubject(c.text[:0], ev)
+	return c.text, c.block, nil
+}
+
+func (c *composer) appendPlain(b []byte, ev *Event) ([]byte, error) {
+	text, ends, err := appendGenerated(c.text[:0], ev)
+	if err != nil {
+		return nil, err
+	}
+	c.text = text
+	b = appendLine(b, HeaderMsgID, text[:ends[0]])
+	b = appendLine(b, HeaderSeq, text[ends[0]:ends[1]])
+	b = appendLine(b, HeaderCreatedAt, text[ends[1]:])
+	b = appendLine(b, HeaderTopic, EncodeHeaderValue(ev.Topic))
+	b = appendLine(b, HeaderAggregateType, EncodeHeaderValue(ev.AggregateType))
+	b = appendLine(b, HeaderAggregateID, EncodeHeaderValue(ev.AggregateID))
+	b = appendLine(b, HeaderEventType, EncodeHeaderValue(ev.EventType))
+	if len(b)+len("\r\n") > MaxHeader {
+		_, err := c.encoder.lines(ev) // Which says so.
+		return nil, err
+	}
+	return b, nil
+}
+
+func (c *composer) appendLines(b []byte, ev *Event) ([]byte, error) {
+	lines, err := c.encoder.lines(ev)
+	if err != nil {
+		return nil, err
+	}
+	for _, line := range lines.lines {
+		b = appendLine(b, line.name, line.value)
+	}
+	return b, nil
+}
+
+func appendLine[T string | []byte](b []byte, name string, value T) []byte {
+	b = append(b, name...)
+	b = append(b, ": "...)
+	b = append(b, value...)
+	return append(b, "\r\n"...)
+}

@@ -89,7 +89,7 @@ func (p *Publisher) control(outbox string) (*nats.Conn, string) {
 	if p.config.Retention != jetstream.LimitsPolicy {
 		return p.conn, ""
 	}
-	return p.conn, p.options.Setup.controlSubject(outbox, p.config)
+	return p.conn, p.options.Setup.ControlSubject(outbox, p.config)
 }
 
 // Fence stores a message that says that a term has begun, or goes on after an
@@ -250,20 +250,28 @@ func publishAwaiting(ctx context.Context, conn *nats.Conn, msg *nats.Msg) (uint6
 	return outcome.Stored, nil
 }
 
-// fenced makes a message the first of an ordered batch: it, and so all of the
-// batch, is refused if another fence has come since ours. The server looks for
-// a duplicate before it looks for that.
-func (p *Publisher) fenced(msg *nats.Msg) *nats.Msg {
+// fenceLines returns what the first message of an ordered batch has beside the
+// event's headers: it, and so all of the batch, is refused if another fence has
+// come since ours. The server looks for a duplicate before it looks for that.
+func (p *Publisher) fenceLines() []headerLine {
 	p.mu.Lock()
-	fence, subject := p.fence, p.fenceSubject
-	p.mu.Unlock()
-	if subject == "" || mutant("fence") {
-		return msg
+	defer p.mu.Unlock()
+	if p.fenceSubject == "" || mutant("fence") {
+		return nil
 	}
+	return []headerLine{
+		{jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(p.fence, 10)},
+		{jetstream.ExpectedLastSubjSeqSubjHeader, p.fenceSubject},
+	}
+}
+
+// fenced returns a message with further headers.
+func fenced(msg *nats.Msg, lines []headerLine) *nats.Msg {
 	first := *msg
-	first.Header = make(nats.Header, len(msg.Header)+2) // The composer uses its map again.
+	first.Header = make(nats.Header, len(msg.Header)+len(lines)) // The composer uses its map again.
 	maps.Copy(first.Header, msg.Header)
-	first.Header[jetstream.ExpectedLastSubjSeqHeader] = []string{strconv.FormatUint(fence, 10)}
-	first.Header[jetstream.ExpectedLastSubjSeqSubjHeader] = []string{subject}
+	for _, line := range lines {
+		first.Header[line.name] = []string{line.value}
+	}
 	return &first
 }

@@ -115,49 +115,66 @@ func (e Encoder) Message(ev *Event, reply string) (*nats.Msg, error) {
 // Header returns the headers of the event's message: the relay's, then the
 // row's own, then those of CloudEvents. Errors are those of Message.
 func (e Encoder) Header(ev *Event) (nats.Header, error) {
+	lines, err := e.lines(ev)
+	if err != nil {
+		return nil, err
+	}
+	header := make(nats.Header, len(lines.lines))
+	values := make([]string, len(lines.lines))
+	for i, line := range lines.lines {
+		if several, ok := header[line.name]; ok {
+			header[line.name] = append(several, line.value)
+			continue
+		}
+		// A capacity of one: a later append to this header must not write into
+		// the value of the next.
+		values[i] = line.value
+		header[line.name] = values[i : i+1 : i+1]
+	}
+	return header, nil
+}
+
+// lines returns what Header does, in the order in which it is to be sent.
+func (e Encoder) lines(ev *Event) (*headerLines, error) {
 	id, seq, at, err := generated(ev)
 	if err != nil {
 		return nil, err
 	}
-	n := 7
+	n := plainHeaders
 	if e.CloudEventsSource != "" {
 		n += 7
 	}
 	if len(ev.Headers) > 0 {
 		n += 4 // a guess
 	}
-	lines := headerLines{
-		header: make(nats.Header, n),
-		values: make([]string, 0, n),
-		size:   headerOverhead,
-	}
+	lines := &headerLines{lines: make([]headerLine, 0, n), size: headerOverhead}
 	lines.add(HeaderMsgID, id)
 	lines.add(HeaderSeq, seq)
+	lines.add(HeaderCreatedAt, at)
 	lines.add(HeaderTopic, EncodeHeaderValue(ev.Topic))
 	lines.add(HeaderAggregateType, EncodeHeaderValue(ev.AggregateType))
 	lines.add(HeaderAggregateID, EncodeHeaderValue(ev.AggregateID))
 	lines.add(HeaderEventType, EncodeHeaderValue(ev.EventType))
-	lines.add(HeaderCreatedAt, at)
 
 	if len(ev.Headers) > 0 {
 		if err := e.eachHeader(ev.Headers, lines.add); err != nil {
 			return nil, rowFault(err)
 		}
-		if _, ok := lines.header["Status"]; ok && len(ev.Data) == 0 {
+		if len(ev.Data) == 0 && slices.ContainsFunc(lines.lines, func(l headerLine) bool { return l.name == "Status" }) {
 			// Clients tell a server's "no messages", "timeout" and so on
 			// by just this.
 			return nil, rowFault(errors.New(`header "Status": on an event without data, consumers take it for a message of the server`))
 		}
 	}
 	if e.CloudEventsSource != "" {
-		if err := e.addCloudEvent(&lines, ev, id, at); err != nil {
+		if err := e.addCloudEvent(lines, ev, id, at); err != nil {
 			return nil, rowFault(err)
 		}
 	}
 	if lines.size > MaxHeader {
 		return nil, rowFault(fmt.Errorf("headers: %d bytes exceed %d", lines.size, MaxHeader))
 	}
-	return lines.header, nil
+	return lines, nil
 }
 
 // generated returns the values that the relay makes itself. They share one string.
@@ -194,9 +211,9 @@ func appendGenerated(dst []byte, ev *Event) (text []byte, ends [3]int, err error
 // addCloudEvent adds the attributes as the binding's binary mode has them.
 func (e Encoder) addCloudEvent(lines *headerLines, ev *Event, id, at string) error {
 	contentType := ""
-	for name, values := range lines.header {
-		if strings.EqualFold(name, "Content-Type") && len(values) > 0 {
-			contentType = values[0]
+	for _, line := range lines.lines {
+		if strings.EqualFold(line.name, "Content-Type") && contentType == "" {
+			contentType = line.value
 		}
 	}
 	if hasPrefixFold(contentType, "application/cloudevents") {
@@ -223,21 +240,15 @@ func (e Encoder) addCloudEvent(lines *headerLines, ev *Event, id, at string) err
 
 // headerLines gathers a header block and its size on the wire.
 type headerLines struct {
-	header nats.Header
-	values []string
-	size   int
+	lines []headerLine
+	size  int
 }
+
+type headerLine struct{ name, value string }
 
 func (l *headerLines) add(name, value string) {
 	l.size += len(name) + len(": ") + len(value) + len("\r\n")
-	if values, ok := l.header[name]; ok {
-		l.header[name] = append(values, value)
-		return
-	}
-	// A capacity of one: a later append to this header must not write into
-	// the value of the next.
-	l.values = append(l.values, value)
-	l.header[name] = l.values[len(l.values)-1 : len(l.values) : len(l.values)]
+	l.lines = append(l.lines, headerLine{name, value})
 }
 
 // ValidateHeaders says whether a row's own headers can be published by any

@@ -75,7 +75,8 @@ type Outcome struct {
 // any, also to end a Publish that the network holds up.
 type Publisher struct {
 	options  PublisherOptions
-	composer *composer // Belongs to the goroutine that publishes.
+	composer *composer // Belongs to the goroutine that publishes,
+	wire     wire      // as this does.
 	outcomes chan struct{}
 
 	mu sync.Mutex // Protects what follows, which the connection's goroutines share.
@@ -95,6 +96,7 @@ type Publisher struct {
 
 	batches    bool // The stream takes ordered batches.
 	clustered  bool
+	maxPayload int64     // The server's, headers included.
 	rest       time.Time // Until when there are to be no ordered batches.
 	stretch    int       // How many messages we ask the server to acknowledge at once,
 	flow       int       // and how many it does.
@@ -159,6 +161,7 @@ func (p *Publisher) Open(ctx context.Context) (warnings []string, err error) {
 	if err != nil {
 		return nil, Classify(err)
 	}
+	maxPayload := conn.MaxPayload() // It may wait for the network.
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if report.Created && p.seen {
@@ -166,6 +169,7 @@ func (p *Publisher) Open(ctx context.Context) (warnings []string, err error) {
 	}
 	config := report.Info.Config
 	p.seen, p.config = true, config
+	p.maxPayload = maxPayload
 	p.batches, p.clustered, p.flow = config.AllowBatchPublish && !p.options.NoBatches, config.Replicas > 1, p.stretch
 	if p.clustered {
 		p.rest = time.Now().Add(batchRest)
@@ -405,62 +409,5 @@ func (p *Publisher) Close() {
 	select {
 	case <-p.outcomes:
 	default:
-	}
-}
-
-// line is what a connection runs over. Closing a nats.Conn sends what is still
-// in its buffer; a leader whose lease has ended must not, so it cuts the line
-// first.
-type line struct {
-	dialer net.Dialer
-	valid  func() bool // Asked before each write; nil for nobody.
-
-	mu   sync.Mutex // Protects what follows.
-	conn net.Conn   // The latest.
-	gone bool       // It is cut, for good.
-}
-
-// Dial implements nats.CustomDialer.
-func (l *line) Dial(network, address string) (net.Conn, error) {
-	conn, err := l.dialer.Dial(network, address)
-	if err != nil {
-		return nil, err //nolint:wrapcheck // nats.go says what it was for.
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.gone {
-		_ = conn.Close() // Nothing was sent on it.
-		return nil, net.ErrClosed
-	}
-	l.conn = conn
-	if l.valid != nil {
-		conn = &guardedConn{conn, l.valid}
-	}
-	return conn, nil
-}
-
-// guardedConn writes only while it may. What nats.go had buffered when its
-// process was stopped is not sent when that goes on, if it may not be any more.
-type guardedConn struct {
-	net.Conn
-
-	valid func() bool
-}
-
-func (c *guardedConn) Write(b []byte) (int, error) {
-	if !c.valid() {
-		return 0, errForbidden
-	}
-	return c.Conn.Write(b) //nolint:wrapcheck // nats.go says what it was for.
-}
-
-var errForbidden = errors.New("the right to send has ended")
-
-func (l *line) cut() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.gone = true
-	if l.conn != nil {
-		_ = l.conn.Close() // It may be closed already.
 	}
 }

@@ -207,11 +207,11 @@ func (s Setup) subjects() []string {
 	return []string{events, control}
 }
 
-// controlSubject returns the subject of the messages that a relay writes for
+// ControlSubject returns the subject of the messages that a relay writes for
 // itself, one for each outbox: apart from the events, if the stream listens
 // there, so that whoever consumes all events gets nothing else; otherwise among
 // them.
-func (s Setup) controlSubject(outbox string, config jetstream.StreamConfig) string {
+func (s Setup) ControlSubject(outbox string, config jetstream.StreamConfig) string {
 	apart := controlSubject(s.Stream, outbox)
 	for _, subject := range config.Subjects {
 		if covers(subject, apart) {

@@ -82,6 +82,7 @@ type windowOnly struct {
 
 func (w windowOnly) Pipeline() int                            { return w.pipe.Pipeline() }
 func (w windowOnly) PublishInOrder(event *stream.Event) error { return w.pipe.PublishInOrder(event) } //nolint:wrapcheck // It is what w hides.
+func (w windowOnly) Flush()                                   { w.pipe.Flush() }
 func (w windowOnly) Finish()                                  { w.pipe.Finish() }
 
 // drain returns when the backlog is in the stream and the relay has stopped. It tells how long that took from when the
@@ -118,11 +119,12 @@ func (l *library) drain(withoutReader bool, retain time.Duration) time.Duration 
 	if err != nil {
 		l.Fatal(err)
 	}
+	m := warm(l.World, backlog{l.total, aggregates, eventSize})
 	ctx, stop := context.WithCancel(l.b.Context())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
 	start := <-ready
-	drained(l.World, l.JetStream(), l.conn, l.total)
+	drained(l.World, l.JetStream(), l.conn, l.total, m)
 	took := time.Since(start)
 	stop()
 	if err := <-done; err != nil {

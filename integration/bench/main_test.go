@@ -58,3 +58,37 @@ func (t table) print() {
 	}
 	fmt.Fprintln(os.Stdout)
 }
+
+// within calls a function with a test of its own, so to say: what that started, and the files that it made, are gone
+// when it returns, and do not take processor and memory from what comes next.
+func within[T any](tb testing.TB, do func(tb testing.TB) T) T {
+	tb.Helper()
+	s := &scope{TB: tb}
+	defer s.end() // In a test that fails, too.
+	return do(s)
+}
+
+// scope is a part of a test that ends before it.
+type scope struct {
+	testing.TB
+
+	cleanups []func()
+}
+
+func (s *scope) Cleanup(f func()) { s.cleanups = append(s.cleanups, f) }
+
+func (s *scope) TempDir() string {
+	s.Helper()
+	dir, err := os.MkdirTemp("", "bench-")
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.Cleanup(func() { _ = os.RemoveAll(dir) }) // It is for somebody else to see to.
+	return dir
+}
+
+func (s *scope) end() {
+	for _, f := range slices.Backward(s.cleanups) {
+		f()
+	}
+}

@@ -140,13 +140,13 @@ func (s *Server) JetStream(tb testing.TB, options ...nats.Option) jetstream.JetS
 const termHeader = "Outbox-Term"
 
 // Messages returns all messages that a stream holds just now, in order, but for
-// those that a relay wrote for itself.
-func (s *Server) Messages(tb testing.TB, stream string) []*jetstream.RawStreamMsg {
+// those that a relay wrote for itself. Options are those of Conn.
+func (s *Server) Messages(tb testing.TB, stream string, options ...nats.Option) []*jetstream.RawStreamMsg {
 	tb.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 
-	str, err := s.JetStream(tb).Stream(ctx, stream)
+	str, err := s.JetStream(tb, options...).Stream(ctx, stream)
 	if err != nil {
 		tb.Fatalf("stream %s: %v", stream, err)
 	}

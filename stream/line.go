@@ -1,0 +1,103 @@
+package stream
+
+import (
+	"bytes"
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// line is what a connection runs over. Closing a nats.Conn sends what is still
+// in its buffer; a leader whose lease has ended must not, so it cuts the line
+// first.
+type line struct {
+	dialer net.Dialer
+	valid  func() bool // Asked before each write; nil for nobody.
+
+	mu   sync.Mutex // Protects what follows.
+	conn *socket    // The latest; nil before there was one.
+	gone bool       // It is cut, for good.
+}
+
+// Dial implements nats.CustomDialer.
+func (l *line) Dial(network, address string) (net.Conn, error) {
+	conn, err := l.dialer.Dial(network, address)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // nats.go says what it was for.
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.gone {
+		_ = conn.Close() // Nothing was sent on it.
+		return nil, net.ErrClosed
+	}
+	l.conn = &socket{Conn: conn, valid: l.valid}
+	return l.conn, nil
+}
+
+// plain returns the connection if it carries NATS' protocol as it is, and nil
+// otherwise.
+func (l *line) plain() *socket {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.conn == nil || l.conn.protocol.Load() != protocolNATS {
+		return nil
+	}
+	return l.conn
+}
+
+func (l *line) cut() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.gone = true
+	if l.conn != nil {
+		_ = l.conn.Close() // It may be closed already.
+	}
+}
+
+// socket is what a connection of nats.go's writes to. It writes only while it
+// may: what nats.go had buffered when its process was stopped is not sent when
+// that goes on, if it may not be any more.
+type socket struct {
+	net.Conn
+
+	valid    func() bool // Nil for always.
+	protocol atomic.Int32
+}
+
+// What a socket carries, as the first bytes show that are written to it.
+const (
+	protocolUnknown = iota
+	protocolNATS
+	protocolOther
+)
+
+func (s *socket) Write(b []byte) (int, error) {
+	if s.valid != nil && !s.valid() {
+		return 0, errForbidden
+	}
+	if s.protocol.Load() == protocolUnknown {
+		if bytes.HasPrefix(b, []byte("CONNECT ")) {
+			s.protocol.Store(protocolNATS)
+		} else {
+			s.protocol.Store(protocolOther)
+		}
+	}
+	return s.Conn.Write(b) //nolint:wrapcheck // nats.go says what it was for.
+}
+
+// writeAll writes all of the buffers, with nobody else's bytes in between.
+func (s *socket) writeAll(buffers net.Buffers) error {
+	if s.valid != nil && !s.valid() {
+		return errForbidden
+	}
+	if err := s.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		return err //nolint:wrapcheck // The caller says what it was for.
+	}
+	_, err := buffers.WriteTo(s.Conn)
+	return err //nolint:wrapcheck // As above.
+}
+
+var errForbidden = errors.New("the right to send has ended")

@@ -1,0 +1,340 @@
+package stream
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"reflect"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+
+	"github.com/go-outbox/go-outbox/stream/streamtest"
+)
+
+// What is written to the wire is what nats.go would have written, but for the order of the headers.
+func TestWireEqualsNATS(t *testing.T) {
+	plain := Event{
+		Seq: 7, ID: uuid.MustParse("6ba7b810-9dad-11d1-80b4-00c04fd430c8"), Topic: "t", AggregateType: "A", AggregateID: "a.b\r\n", EventType: "",
+		Data: []byte("x\r\ny"), CreatedAt: time.Unix(1, 5),
+	}
+	own, several, empty, large, huge, nobody := plain, plain, plain, plain, plain, plain
+	own.Headers = []byte(`{"Trace": "1", "Content-Type": "text/plain"}`)
+	several.Headers = []byte(`{"Trace": ["1", "2"], "N": 3}`)
+	empty.Data = nil
+	large.Data = bytes.Repeat([]byte("x"), wireCopy+1)
+	huge.AggregateID = strings.Repeat("x", MaxHeader)
+	nobody.ID = uuid.Nil
+	events := map[string]Event{"plain": plain, "own headers": own, "several values": several, "no payload": empty, "large": large, "huge header": huge, "no ID": nobody}
+	fence := []headerLine{{"Fence", "1"}, {"Fence-Subject", "s"}}
+	template, err := ParseTemplate(DefaultTemplate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, encoder := range []Encoder{{Template: template}, {Template: template, CloudEventsSource: "/s"}} {
+		for name, ev := range events {
+			for _, further := range [][]headerLine{nil, fence} {
+				t.Run(fmt.Sprintf("%s, source %q, %d further", name, encoder.CloudEventsSource, len(further)), func(t *testing.T) {
+					want, wantErr := encoder.Message(&ev, "r.1")
+					c := newComposer(encoder)
+					subject, head, err := c.wire(&ev, further...)
+					if !reflect.DeepEqual(err, wantErr) {
+						t.Fatalf("got error %v, want %v", err, wantErr)
+					}
+					if err != nil {
+						return
+					}
+					sent := &sink{}
+					w := &wire{}
+					w.begin(&socket{Conn: sent}, 1<<20)
+					if err := errors.Join(w.send(subject, []byte("r.1"), head, ev.Data), w.flush()); err != nil {
+						t.Fatal(err)
+					}
+					got := parse(t, &sent.Buffer)
+					if got.Subject != want.Subject || got.Reply != want.Reply || !bytes.Equal(got.Data, want.Data) {
+						t.Errorf("got %+v, want %+v", got, want)
+					}
+					if want = fenced(want, further); !reflect.DeepEqual(got.Header, want.Header) {
+						t.Errorf("got headers %q, want %q", got.Header, want.Header)
+					}
+				})
+			}
+		}
+	}
+}
+
+// parse reads one HPUB, and nothing may follow it.
+func parse(t *testing.T, sent *bytes.Buffer) *nats.Msg {
+	t.Helper()
+	line, err := sent.ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	msg := &nats.Msg{}
+	var head, all int
+	if _, err := fmt.Sscanf(line, "HPUB %s %s %d %d\r\n", &msg.Subject, &msg.Reply, &head, &all); err != nil {
+		t.Fatalf("%q: %v", line, err)
+	}
+	if msg.Header, err = nats.DecodeHeadersMsg(sent.Next(head)); err != nil {
+		t.Fatal(err)
+	}
+	msg.Data = bytes.Clone(sent.Next(all - head))
+	if end := sent.String(); end != "\r\n" {
+		t.Errorf("the message ends with %q", end)
+	}
+	return msg
+}
+
+// sink is a connection that keeps what is written to it.
+type sink struct {
+	net.Conn
+	bytes.Buffer
+
+	err    error // Of every write.
+	closed bool
+}
+
+func (s *sink) Read([]byte) (int, error)         { return 0, io.EOF }
+func (s *sink) Close() error                     { s.closed = true; return nil }
+func (s *sink) SetWriteDeadline(time.Time) error { return nil }
+func (s *sink) Write(b []byte) (int, error) {
+	if s.err != nil {
+		return 0, s.err
+	}
+	return s.Buffer.Write(b)
+}
+
+// After a write that failed there may be half a message on the connection.
+func TestWireClosesTheConnectionAfterAFailure(t *testing.T) {
+	errCut := errors.New("cut")
+	for name, s := range map[string]*socket{
+		"failed":    {Conn: &sink{err: errCut}},
+		"forbidden": {Conn: &sink{}, valid: func() bool { return false }},
+	} {
+		w := &wire{}
+		w.begin(s, 100)
+		if err := w.send([]byte("s"), []byte("r"), nil, []byte("x")); err != nil {
+			t.Errorf("%s: %v, although nothing has been written yet", name, err)
+		}
+		err := w.flush()
+		if !errors.Is(err, errCut) && !errors.Is(err, errForbidden) || !Classify(err).Ambiguous() {
+			t.Errorf("%s: got %v, want it to be open what was sent", name, err)
+		}
+		out, _ := s.Conn.(*sink)
+		if !out.closed || out.Len() > 0 {
+			t.Errorf("%s: closed is %v, and %q was written", name, out.closed, out.Buffer.String())
+		}
+		if err := w.send([]byte("s"), []byte("r"), nil, make([]byte, 101)); !errors.Is(err, nats.ErrMaxPayload) || len(w.buf) > 0 {
+			t.Errorf("%s: a payload over the limit: got %v, and %d bytes kept", name, err, len(w.buf))
+		}
+	}
+}
+
+// Ordered batches work over whatever a connection may be: those that are encrypted or framed are nats.go's to write.
+func TestBatchOverAnyConnection(t *testing.T) {
+	ca := newAuthority(t)
+	cert, key := ca.issue(t, time.Now().Add(time.Hour))
+	secure := &tls.Config{Certificates: []tls.Certificate{loadPair(t, cert, key)}, MinVersion: tls.VersionTLS12}
+	for _, tt := range []struct {
+		name      string
+		ca        string
+		configure func(*server.Options)
+		url       func(*streamtest.Server) string
+		wired     bool
+	}{
+		{"TCP", "", func(*server.Options) {}, (*streamtest.Server).URL, true},
+		{"TLS", ca.file, func(o *server.Options) { o.TLSConfig, o.TLSTimeout = secure, 2 }, (*streamtest.Server).URL, false},
+		{"WebSocket", "", func(o *server.Options) {
+			o.Websocket = server.WebsocketOpts{Host: "127.0.0.1", Port: -1, NoTLS: true}
+		}, func(s *streamtest.Server) string { return s.NATS().WebsocketURL() }, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			srv := streamtest.Start(t, tt.configure)
+			p, err := NewPublisher(PublisherOptions{
+				Connect: ConnectOptions{URL: tt.url(srv), TLSCA: tt.ca},
+				Setup:   Setup{Stream: "OUTBOX", Create: true},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(p.Close)
+			if _, err := p.Open(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			// All the while nats.go sends on the same connection.
+			stop, sending := make(chan struct{}), sync.WaitGroup{}
+			sending.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+						_ = p.conn.Publish("elsewhere", make([]byte, 100))
+					}
+				}
+			})
+			const events = 2000
+			sizes := []int{0, wireCopy, wireCopy + 1, 2 * wireBuffer}
+			for i := range events {
+				size := 300
+				if i%10 < len(sizes) {
+					size = sizes[i%10]
+				}
+				ev := Event{Seq: int64(i + 1), ID: uuid.New(), Topic: "t", AggregateType: "A", AggregateID: "1", Data: make([]byte, size), CreatedAt: time.Now()}
+				if err := p.PublishInOrder(&ev); err != nil {
+					t.Fatal(err)
+				}
+				if p.mu.Lock(); i == 0 && p.batch.wired != tt.wired {
+					t.Errorf("past nats.go: %v, want %v", p.batch.wired, tt.wired)
+				}
+				p.mu.Unlock()
+			}
+			p.Finish()
+			deadline := time.After(15 * time.Second)
+			for done := 0; done < events; {
+				select {
+				case <-p.Outcomes():
+				case <-deadline:
+					t.Fatalf("%d of %d outcomes", done, events)
+				}
+				for _, o := range p.Collect(nil) {
+					if done++; o.Err != nil || o.Seq != int64(done) {
+						t.Fatalf("outcome %d is of event %d: %v", done, o.Seq, o.Err)
+					}
+				}
+			}
+			close(stop)
+			sending.Wait()
+			var trust []nats.Option
+			if tt.ca != "" {
+				trust = append(trust, nats.RootCAs(tt.ca))
+			}
+			for i, msg := range srv.Messages(t, "OUTBOX", trust...) {
+				if ev, err := Decode(msg.Header, msg.Data); err != nil || ev.Seq != int64(i+1) {
+					t.Fatalf("message %d is event %d: %v", i+1, ev.Seq, err)
+				}
+			}
+		})
+	}
+}
+
+// What has been kept back when the lease ends is not sent any more, and its outcome is open.
+func TestBatchIsNotSentWithoutTheLease(t *testing.T) {
+	srv := streamtest.Start(t)
+	p, err := NewPublisher(PublisherOptions{Connect: ConnectOptions{URL: srv.URL()}, Setup: Setup{Stream: "OUTBOX", Create: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	var ended atomic.Bool
+	p.Guard(func() bool { return !ended.Load() })
+	if _, err := p.Open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ev := Event{Seq: 1, ID: uuid.New(), CreatedAt: time.Now()}
+	if err := p.PublishInOrder(&ev); err != nil {
+		t.Fatal(err)
+	}
+	ended.Store(true)
+	p.Flush()
+	select {
+	case <-p.Outcomes():
+	case <-time.After(5 * time.Second):
+		t.Fatal("no outcome")
+	}
+	if got := p.Collect(nil); len(got) == 0 || got[0].Seq != 1 || got[0].Err == nil || !got[0].Err.Ambiguous() {
+		t.Errorf("got %+v, want that the outcome of event 1 is open", got)
+	}
+	if n := len(srv.Messages(t, "OUTBOX")); n > 0 {
+		t.Errorf("the stream holds %d messages", n)
+	}
+}
+
+// BenchmarkWire compares what an event costs to publish past nats.go with what it costs through it: both to a server
+// that reads and forgets.
+func BenchmarkWire(b *testing.B) {
+	template, err := ParseTemplate(DefaultTemplate)
+	if err != nil {
+		b.Fatal(err)
+	}
+	c := newComposer(Encoder{Template: template})
+	reply := []byte("_INBOX.jZlFXGGkGVLOzvXBGGY4Dl.jZlFXGGkGVLOzvXBGGY4Fg.500.fail.12345.1.$FI")
+	ev := Event{Seq: 1_234_567, ID: uuid.New(), Topic: "users", AggregateType: "User", AggregateID: "12345", EventType: "UserCreated", Data: make([]byte, 256), CreatedAt: time.Now()}
+	b.Run("past nats.go", func(b *testing.B) {
+		w := &wire{}
+		w.begin(&socket{Conn: forget(b)}, 1<<20)
+		b.ReportAllocs()
+		for b.Loop() {
+			subject, head, err := c.wire(&ev)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if err := w.send(subject, reply, head, ev.Data); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("through nats.go", func(b *testing.B) {
+		nc, err := nats.Connect("", nats.InProcessServer(forgetful{b}))
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(nc.Close)
+		b.ReportAllocs()
+		for b.Loop() {
+			msg, err := c.message(&ev, string(reply))
+			if err != nil {
+				b.Fatal(err)
+			}
+			if err := nc.PublishMsg(msg); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+// forgetful is a server that answers the first PING and nothing else.
+type forgetful struct{ b *testing.B }
+
+func (f forgetful) InProcessConn() (net.Conn, error) { return forget(f.b), nil }
+
+// forget returns a connection to such a server.
+func forget(b *testing.B) net.Conn {
+	b.Helper()
+	listener, err := new(net.ListenConfig).Listen(b.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		conn, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		_, _ = io.WriteString(conn, `INFO {"headers":true,"max_payload":1048576}`+"\r\n")
+		in := bufio.NewReader(conn)
+		for line := ""; err == nil && line != "PING\r\n" && !strings.HasPrefix(line, "HPUB"); {
+			line, err = in.ReadString('\n')
+		}
+		_, _ = io.WriteString(conn, "PONG\r\n")
+		_, _ = io.Copy(io.Discard, in)
+	}()
+	conn, err := new(net.Dialer).DialContext(b.Context(), "tcp", listener.Addr().String())
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
