@@ -274,6 +274,7 @@ func (d *doctor) examineBroker(ctx context.Context) {
 	}
 	found, answers := d.examineStream(ctx, js, setup, &asides)
 	if found != nil {
+		d.examinePublishing(ctx, conn, setup, found, &asides)
 		d.examineReading(ctx, js, found, &asides)
 	}
 	if answers && d.config.Election.Kind == config.ElectionJetStream {
@@ -323,6 +324,34 @@ func (d *doctor) examineStream(ctx context.Context, js jetstream.JetStream, setu
 		d.ok("ordered batches", "not available, which only costs speed: they need nats-server 2.14 and a stream with allow_batch_publish")
 	}
 	return found, true
+}
+
+// examinePublishing tries the subjects that a relay publishes to, with messages that the stream will not store.
+func (d *doctor) examinePublishing(ctx context.Context, conn *nats.Conn, setup stream.Setup, found *jetstream.StreamConfig, asides *aside) {
+	const check, anybody = "publishing", "outbox-relay-doctor"
+	if found.NoAck {
+		return // Nothing would be answered; the stream's check has said so.
+	}
+	permitted := func(subject string) bool {
+		msg := nats.NewMsg(subject)
+		msg.Header.Set(jetstream.ExpectedStreamHeader, "outbox-relay doctor") // No stream has such a name.
+		err := asides.ask(ctx, func(ctx context.Context) error {
+			_, err := conn.RequestMsgWithContext(ctx, msg)
+			return err
+		})
+		return !errors.Is(err, nats.ErrPermissionViolation)
+	}
+	// A stream that removes what was consumed has no such messages.
+	if control := setup.ControlSubject(anybody, *found); found.Retention == jetstream.LimitsPolicy && !permitted(control) {
+		d.fail(check, "the relay cannot begin a term: let its NATS user publish to %s", strings.Replace(control, anybody, "*", 1))
+		return
+	}
+	somebody := stream.Event{Topic: anybody, AggregateType: anybody, AggregateID: anybody, EventType: anybody}
+	if subject := setup.Template.Subject(&somebody); !permitted(subject) {
+		d.warn(check, "an event for %s would be refused: let the relay's NATS user publish to %s, unless it may for the topics that there are", subject, setup.Template.StreamSubject())
+		return
+	}
+	d.ok(check, "permitted: the relay can send events, and what it writes for itself")
 }
 
 // examineReading tries what a relay asks to find out what is stored, each time that it takes over or is in doubt.

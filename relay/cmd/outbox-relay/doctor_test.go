@@ -75,7 +75,7 @@ func TestDoctorIsContent(t *testing.T) {
 	d = diagnose(t, env)
 	expectCode(t, d.result, 0)
 	d.expect(t, "ok schema: version 1", "ok privileges: has all that the relay needs", "ok row security", "ok trigger: enabled", "ok leader: term 1 on stream", "ok backlog: nothing waits",
-		"ok dead letters: none", `ok stream: "OUTBOX" takes`, "ok duplicate window: 10m0s", "ok ordered batches: available", "ok reading back: permitted", "no bucket")
+		"ok dead letters: none", `ok stream: "OUTBOX" takes`, "ok duplicate window: 10m0s", "ok ordered batches: available", "ok publishing: permitted", "ok reading back: permitted", "no bucket")
 
 	got := execute(t, env, "doctor")
 	expectCode(t, got, 0)
@@ -253,6 +253,42 @@ func TestDoctorTellsOfPermissions(t *testing.T) {
 	})
 	expectCode(t, d.result, 1)
 	d.expect(t, "ok nats", "failure jetstream: ermissions", "no reading back", "no bucket")
+}
+
+// What a relay publishes is tried, without a trace in the stream.
+func TestDoctorTriesToPublish(t *testing.T) {
+	dsn := storetest.NewDatabase(t)
+	for _, test := range []struct {
+		name, deny, want string
+		code             int
+	}{
+		{"all permitted", "elsewhere", "ok publishing: permitted", 0},
+		{"no fences", "_outbox.>", "failure publishing: let its NATS user publish to _outbox.OUTBOX.*", 1},
+		{"no events", "outbox.>", "warning publishing: let the relay's NATS user publish to outbox.>", 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			broker := streamtest.Start(t, func(o *server.Options) {
+				o.Users = []*server.User{{Username: "all", Password: "right"}, {Username: "me", Password: "right", Permissions: &server.Permissions{
+					Publish: &server.SubjectPermission{Deny: []string{test.deny}},
+				}}}
+			})
+			js := broker.JetStream(t, nats.UserInfo("all", "right"))
+			str, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "OUTBOX", Subjects: []string{"outbox.>", "_outbox.OUTBOX.*"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			d := diagnose(t, environment{"OUTBOX_DATABASE_DSN": dsn, "OUTBOX_NATS_URL": strings.Replace(broker.URL(), "://", "://me:right@", 1)})
+			expectCode(t, d.result, test.code)
+			d.expect(t, test.want)
+			info, err := str.Info(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if left := info.State.LastSeq; left > 0 {
+				t.Errorf("it has left %d messages", left)
+			}
+		})
+	}
 }
 
 // What a relay needs to read back is tried, and each permission that it lacks is named.
