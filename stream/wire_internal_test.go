@@ -132,7 +132,7 @@ func TestWireClosesTheConnectionAfterAFailure(t *testing.T) {
 		}
 		out, _ := s.Conn.(*sink)
 		if !out.closed || out.Len() > 0 {
-			t.Errorf("%s: closed is %v, and %q was written", name, out.closed, out.Buffer.String())
+			t.Errorf("%s: closed is %v, and %q was written", name, out.closed, out.String())
 		}
 		if err := w.send([]byte("s"), []byte("r"), nil, make([]byte, 101)); !errors.Is(err, nats.ErrMaxPayload) || len(w.buf) > 0 {
 			t.Errorf("%s: a payload over the limit: got %v, and %d bytes kept", name, err, len(w.buf))

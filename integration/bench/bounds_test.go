@@ -23,6 +23,7 @@ func BenchmarkBounds(b *testing.B) {
 			var took time.Duration
 			for b.Loop() {
 				took += within(b, func(tb testing.TB) time.Duration {
+					tb.Helper()
 					w := harness.NewWorld(tb, harness.Options{NoNATS: true})
 					w.CommandWith([]string{"OUTBOX_NATS_URL=nats://127.0.0.1:1"}, "migrate")
 					fill(w, w.Connect(), load)
@@ -41,6 +42,7 @@ func BenchmarkBounds(b *testing.B) {
 			var took time.Duration
 			for b.Loop() {
 				took += within(b, func(tb testing.TB) time.Duration {
+					tb.Helper()
 					return publishAll(harness.NewWorld(tb, harness.Options{}), load, batches)
 				})
 			}

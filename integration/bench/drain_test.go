@@ -90,6 +90,7 @@ func BenchmarkDrain(b *testing.B) {
 					before = c.measure(b, c.afternoonLoop)
 				case jetStream:
 					took := within(b, func(tb testing.TB) time.Duration {
+						tb.Helper()
 						return publishAll(harness.NewWorld(tb, harness.Options{}), c.backlog, true)
 					})
 					before = drain{rate: float64(c.backlog.events) / took.Seconds()}
@@ -148,6 +149,7 @@ func median(drains []drain, of func(drain) float64) float64 {
 func (c drainCase) measure(b *testing.B, drainer func(w *harness.World, js jetstream.JetStream, conn *pgx.Conn, m *memory) drain) drain {
 	b.Helper()
 	return within(b, func(tb testing.TB) drain {
+		tb.Helper()
 		w := harness.NewWorld(tb, harness.Options{})
 		w.Command("migrate")
 		conn, js := w.Connect(), w.JetStream()
