@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"strconv"
 	"strings"
 	"time"
 
@@ -35,15 +34,6 @@ type archive struct {
 
 // archiveSpan is how long one part is filled.
 func (o *Outbox) archiveSpan() time.Duration { return o.retain / (archiveParts - 1) }
-
-// toArchive makes a statement that removes events from the outbox o put them into a part of the archive. Its further
-// parameters are the stream, and the sequence that they are stored behind. To find the part by way of the archive would
-// cost half as much again for each row.
-func (t Table) toArchive(remove string, part int) string {
-	return `
-with gone as (` + remove + ` returning ` + of("o", eventColumns) + `)
-insert into ` + t.part(part) + ` (part, stream, after, ` + eventColumns + `) select ` + strconv.Itoa(part) + `, $2, $3, ` + eventColumns + ` from gone`
-}
 
 // of puts a table's name before each of its columns.
 func of(table, columns string) string {
@@ -183,21 +173,16 @@ func (o *Outbox) Archive(ctx context.Context, from uint64) (events []Archived, e
 // those were: they were found in the stream behind after. Like Exchange it works on the session, for the leader only.
 func (o *Outbox) Settle(ctx context.Context, found []Ref, after uint64) (settled int, err error) {
 	seqs, ids := split(found)
-	remove := `delete from ` + o.table.outbox() + ` o using unnest($1::bigint[], $4::uuid[]) as found (seq, id) where o.seq = found.seq and o.id = found.id`
-	args := []any{seqs, o.stream, int64(after), ids} //nolint:gosec // A stream ends long before.
-	if o.retain == 0 {
-		remove = strings.Replace(remove, "$4", "$2", 1)
-		args = []any{seqs, ids}
-	} else {
-		remove = o.table.toArchive(remove, o.archive.part)
-	}
 	err = o.session.Do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		if err := o.inOffice(); err != nil {
 			return err
 		}
-		tag, err := conn.Exec(ctx, remove, args...)
-		settled = int(tag.RowsAffected())
-		return err //nolint:wrapcheck // Explained below.
+		batch := &pgx.Batch{}
+		o.remove(batch, o.queries.found, after, seqs, ids).Exec(func(tag pgconn.CommandTag) error {
+			settled = int(tag.RowsAffected())
+			return nil
+		})
+		return conn.SendBatch(ctx, batch).Close() //nolint:wrapcheck // Explained below.
 	})
 	return settled, o.explain("settle what the stream holds", err)
 }

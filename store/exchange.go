@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -93,12 +94,30 @@ type Reply struct {
 
 // queries are the statements of an exchange with the table's name in them.
 type queries struct {
+	near, far  removal // Of rows that are close together, and of others: see keys.
+	found      removal // Of rows by their ids, too.
 	fail, bury string
-	remove     string
-	archive    [archiveParts]string // Remove, for that part of the archive.
 	checkpoint string
 	clear      string       // Whether nobody with a number below $1 has drawn a seq and is still at it.
 	fetch      [2][2]string // By whether payloads are measured, and aggregates blocked.
+}
+
+// removal takes settled rows out of the outbox.
+type removal struct {
+	archive [archiveParts]string // Copies them to that part of the archive, first; its last parameters are the stream and after.
+	remove  string
+}
+
+// removal is of the rows o for which a condition holds. To find the archive's part by way of the archive would cost half
+// as much again for each row, and so would a deletion that returns what it deletes: that goes through a temporary store.
+func (t Table) removal(condition, stream, after string) removal {
+	r := removal{remove: `delete from ` + t.outbox() + ` o where ` + condition}
+	for part := range r.archive {
+		r.archive[part] = `
+insert into ` + t.part(part) + ` (part, stream, after, ` + eventColumns + `)
+select ` + strconv.Itoa(part) + `, ` + stream + `, ` + after + `, ` + eventColumns + ` from ` + t.outbox() + ` o where ` + condition
+	}
+	return r
 }
 
 // prelude takes or leaves the sleep lock and observes the transactions, before the fetch takes its snapshot.
@@ -118,8 +137,9 @@ func (t Table) queries(holdDead bool) queries {
                             where d.aggregate_type = o.aggregate_type and d.aggregate_id = o.aggregate_id)`
 	}
 	q := queries{
-		// By explicit keys, never by range: a range removes rows that were committed late.
-		remove: `delete from ` + t.outbox() + ` o where o.seq = any($1::bigint[])`,
+		near:  t.removal(near, "$4", "$5"),
+		far:   t.removal(far, "$2", "$3"),
+		found: t.removal(`(o.seq, o.id) in (select * from unnest($1::bigint[], $2::uuid[]))`, "$3", "$4"),
 		fail: `update ` + t.outbox() + `
    set attempts = $2, retry_at = clock_timestamp() + $3::bigint * interval '1 microsecond', last_error = $4
  where seq = $1`,
@@ -130,10 +150,7 @@ insert into ` + t.dead() + ` (` + eventColumns + `, attempts, last_error) select
 update ` + t.relay() + ` set checkpoint = $1, checkpoint_before = checkpoint where stream = $2 and term = $3`,
 	}
 	if mutant("delete-by-key") {
-		q.remove = `delete from ` + t.outbox() + ` o where o.seq <= (select max(seq) from unnest($1::bigint[]) seq)`
-	}
-	for part := range q.archive {
-		q.archive[part] = t.toArchive(q.remove, part)
+		q.near = t.removal(`o.seq <= $2 and $1::bigint <= $2::bigint and $3::bytea is not null`, "$4", "$5")
 	}
 	q.clear = `
 with locks as materialized (select * from pg_catalog.pg_locks) -- Looked at once: a transaction that is prepared meanwhile changes its name.
@@ -160,23 +177,24 @@ select not exists (
 // large payload is left out, as null: the page then ends before it, and the next one, or if nothing is left of this
 // one the same again, is measured.
 func (t Table) fetch(measured, blocked bool, hold string) string {
+	// Those in hand are keys: a range with bits, and a list.
 	where := `
- where seq >= $1 and (seq > $2 or seq not in (select unnest($3::bigint[])))`
+ where seq >= $1 and (seq > $2 or case when seq between $3::bigint and $4::bigint then get_bit($5::bytea, (seq - $3::bigint)::int) = 0 else seq not in (select unnest($6::bigint[])) end)`
 	if blocked {
 		where += `
-   and (aggregate_type, aggregate_id) not in (select * from unnest($6::text[], $7::text[]))`
+   and (aggregate_type, aggregate_id) not in (select * from unnest($9::text[], $10::text[]))`
 	}
 	if !measured {
 		return `
-select seq, id, topic, aggregate_type, aggregate_id, event_type, case when octet_length(data) <= $5 then data end, headers::text, created_at, attempts
+select seq, id, topic, aggregate_type, aggregate_id, event_type, case when octet_length(data) <= $8 then data end, headers::text, created_at, attempts
   from ` + t.outbox() + ` o` + where + hold + `
- order by seq limit $4`
+ order by seq limit $7`
 	}
 	return `
 select seq, id, topic, aggregate_type, aggregate_id, event_type, data, headers::text, created_at, attempts
   from (select page.*, sum(octet_length(data)) over (order by seq rows unbounded preceding) - octet_length(data) as before
-          from (select ` + eventColumns + `, attempts from ` + t.outbox() + ` o` + where + hold + ` order by seq limit $4) page) sized
- where before < $5
+          from (select ` + eventColumns + `, attempts from ` + t.outbox() + ` o` + where + hold + ` order by seq limit $7) page) sized
+ where before < $8
  order by seq`
 }
 
@@ -221,6 +239,14 @@ func text(reason string) string {
 	return strings.ToValidUTF8(strings.ReplaceAll(reason, "\x00", `\0`), "\uFFFD")
 }
 
+// remove queues a removal by these parameters, and returns the query that removes.
+func (o *Outbox) remove(batch *pgx.Batch, r removal, after uint64, keys ...any) *pgx.QueuedQuery {
+	if o.retain > 0 {
+		batch.Queue(r.archive[o.archive.part], append(slices.Clone(keys), o.stream, int64(after))...) //nolint:gosec // A stream ends long before.
+	}
+	return batch.Queue(r.remove, keys...)
+}
+
 func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) (Reply, error) {
 	var (
 		reply     Reply
@@ -230,10 +256,12 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 		batch     = &pgx.Batch{}
 	)
 	for _, s := range request.Settled {
-		if o.retain == 0 {
-			batch.Queue(o.queries.remove, s.Seqs)
-		} else {
-			batch.Queue(o.queries.archive[o.archive.part], s.Seqs, o.stream, int64(s.After)) //nolint:gosec // A stream ends long before.
+		k := keysOf(s.Seqs)
+		if len(k.bits) > 0 {
+			o.remove(batch, o.queries.near, s.After, k.from, k.to, k.bits)
+		}
+		if len(k.rest) > 0 {
+			o.remove(batch, o.queries.far, s.After, k.rest)
 		}
 	}
 	for _, f := range request.Failed {
@@ -269,7 +297,8 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 		if o.large {
 			measured, bound = 1, f.Bytes
 		}
-		args := []any{o.floor.start(now), f.Highest, f.Held, f.Rows, bound}
+		held := keysOf(f.Held)
+		args := []any{o.floor.start(now), f.Highest, held.from, held.to, held.bits, held.rest, f.Rows, bound}
 		blocked := 0
 		if len(f.BlockedIDs) > 0 {
 			blocked = 1

@@ -41,6 +41,41 @@ func TestSettleRemovesWhatItNames(t *testing.T) {
 	}
 }
 
+// Seqs that are close together and others go to Postgres in different ways: either holds back, removes and archives the rows
+// that it names, and none of those in between.
+func TestSeqsNearAndFar(t *testing.T) {
+	f := newFixture(t, store.Options{Retain: time.Hour})
+	f.begin(t)
+	f.exec(t, `
+insert into outbox (seq, topic, aggregate_type, aggregate_id, event_type, data) overriding system value
+select seq, 'users', 'User', '1', 'UserChanged', '' from (
+    select generate_series(1, 10) union all select generate_series(1000000, 1000099) union all select generate_series(9000000000, 9000000009)) s (seq)`)
+	var named, others []int64
+	for i, seq := range f.inserted(t) {
+		if i%2 == 0 {
+			named = append(named, seq)
+		} else {
+			others = append(others, seq)
+		}
+	}
+	for _, near := range []bool{true, false} { // By the seq in the middle.
+		rand.Shuffle(len(named), func(i, j int) { named[i], named[j] = named[j], named[i] })
+		middle := slices.IndexFunc(named, func(seq int64) bool { return near == (1_000_000 <= seq && seq < 2_000_000) })
+		named[middle], named[len(named)/2] = named[len(named)/2], named[middle]
+		if got := seqs(f.exchange(t, store.Request{Fetch: page(9_999_999_999, named...)}).Rows); !slices.Equal(got, others) {
+			t.Errorf("with %d in the middle of those in hand, fetched %v, want the others, %v", named[len(named)/2], got, others)
+		}
+	}
+	f.exchange(t, store.Request{Settled: settledSeqs(named)})
+	if got := f.inserted(t); !slices.Equal(got, others) {
+		t.Errorf("left are %v, want %v", got, others)
+	}
+	slices.Sort(named)
+	if got := refs(f.archived(t, 0)); !slices.Equal(got, named) {
+		t.Errorf("the archive has %v, want %v", got, named)
+	}
+}
+
 func TestFetchReturnsEachRowOnce(t *testing.T) {
 	f := newFixture(t, store.Options{})
 	late, err := connect(t, f.dsn).Begin(t.Context())

@@ -120,7 +120,6 @@ func (s *Session) connect(ctx context.Context) (*pgx.Conn, error) {
 		_ = conn.Close(context.WithoutCancel(ctx)) // The check's error is the one that matters.
 		return nil, err
 	}
-	registerBigints(conn.TypeMap())
 	return conn, nil
 }
 
