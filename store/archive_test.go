@@ -116,6 +116,36 @@ func TestSettleFound(t *testing.T) {
 	}
 }
 
+// Many are found at once in a table that Postgres takes for empty, as it was when it was vacuumed last. To compare each pair to each row takes minutes,
+// where the relay gives it the four seconds that its lease lasts.
+func TestSettleFoundAmongMany(t *testing.T) {
+	f := newFixture(t, store.Options{Retain: time.Hour})
+	f.begin(t)
+	const rows = 60_000
+	insert := fmt.Sprintf(`insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) select 'users', 'User', '1', 'UserChanged', '' from generate_series(1, %d)`, rows)
+	for _, sql := range []string{`alter table outbox set (autovacuum_enabled = off)`, insert, `delete from outbox`, `vacuum analyze outbox`, insert} {
+		f.exec(t, sql)
+	}
+	var found []store.Ref
+	for _, row := range f.exchange(t, store.Request{Fetch: &store.Fetch{Rows: rows, Bytes: 1 << 30}}).Rows {
+		if row.Seq%2 == 0 {
+			found = append(found, store.Ref{Seq: row.Seq, ID: row.ID})
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for some := range slices.Chunk(found, 2000) {
+		for _, want := range []int{len(some), 0} {
+			if settled, err := f.Settle(ctx, some, 5); err != nil || settled != want {
+				t.Fatalf("settled %d, %v, want %d", settled, err, want)
+			}
+		}
+	}
+	if got := len(f.archived(t, 5)); got != len(found) {
+		t.Errorf("the archive has %d, want %d", got, len(found))
+	}
+}
+
 // The checkpoint moves with what is settled, and keeps its predecessor.
 func TestCheckpoint(t *testing.T) {
 	f := newFixture(t, store.Options{})

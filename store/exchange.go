@@ -139,7 +139,7 @@ func (t Table) queries(holdDead bool) queries {
 	q := queries{
 		near:  t.removal(near, "$4", "$5"),
 		far:   t.removal(far, "$2", "$3"),
-		found: t.removal(`(o.seq, o.id) in (select * from unnest($1::bigint[], $2::uuid[]))`, "$3", "$4"),
+		found: t.removal(found, "$3", "$4"),
 		fail: `update ` + t.outbox() + `
    set attempts = $2, retry_at = clock_timestamp() + $3::bigint * interval '1 microsecond', last_error = $4
  where seq = $1`,

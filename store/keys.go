@@ -41,9 +41,12 @@ func keysOf(seqs []int64) keys {
 	return k
 }
 
-// near and far are conditions on a seq: that it is among the keys' bits, given as the parameters from, to and bits, or in
-// their list. Postgres compares numbers before it looks for a bit, even where it cannot use the index.
+// Conditions on rows: that the seq is among the keys' bits, given as the parameters from, to and bits; that it is in their
+// list; or that the seq and the id are among pairs, given as two lists. Postgres compares numbers before it looks for a bit,
+// even where it cannot use the index. And it makes a hash table of the pairs: without the "is true" it may join the two, and
+// as long as it believes the table to be empty, compares each pair to each row.
 const (
-	near = `o.seq between $1::bigint and $2::bigint and get_bit($3::bytea, (o.seq - $1::bigint)::int) = 1`
-	far  = `o.seq = any($1::bigint[])`
+	near  = `o.seq between $1::bigint and $2::bigint and get_bit($3::bytea, (o.seq - $1::bigint)::int) = 1`
+	far   = `o.seq = any($1::bigint[])`
+	found = `o.seq = any($1::bigint[]) and ((o.seq, o.id) in (select * from unnest($1::bigint[], $2::uuid[]))) is true`
 )
