@@ -244,7 +244,7 @@ func (w *World) MessagesOf(name string) (messages []*jetstream.RawStreamMsg) {
 	w.Helper()
 	js := w.JetStream()
 	var err error
-	for range 20 { // A cluster that has just lost a node may fail to answer.
+	for range 120 { // A cluster that has just lost a node may fail to answer, for longer where there is much else to do.
 		if messages, err = read(w.Context(), js, name); err == nil {
 			return messages
 		}
