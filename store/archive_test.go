@@ -116,8 +116,8 @@ func TestSettleFound(t *testing.T) {
 	}
 }
 
-// Many are found at once in a table that Postgres takes for empty, as it was when it was vacuumed last. To compare each pair to each row takes minutes,
-// where the relay gives it the four seconds that its lease lasts.
+// Many are found at once in a table that Postgres takes for empty, as it was when it was vacuumed last. To compare each
+// pair to each row takes longer than the four seconds that the relay gives it.
 func TestSettleFoundAmongMany(t *testing.T) {
 	f := newFixture(t, store.Options{Retain: time.Hour})
 	f.begin(t)
