@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -48,9 +49,10 @@ type core struct {
 	pipelined bool
 	closing   bool
 
-	blocked   map[aggregate]time.Time // Until when; zero: until its dead letter is recorded.
-	unblockAt time.Time               // The earliest of these times; zero for none.
-	unblocked bool                    // The next fetch must look from the head.
+	blocked blocks
+	back    bool  // The next fetch must go back, since aggregates were let go on:
+	backTo  int64 // to this seq.
+	maxData int   // The largest payload that the broker takes; 0 if that is not known.
 
 	ledger ledger
 
@@ -64,6 +66,9 @@ type core struct {
 	oldest   time.Time  // When the oldest was created that was stored since takeOldest; zero if none was.
 	failed   []store.Failure
 	dead     []burial
+	unfit    []refusal // Rows that were not read, since they can never be published: for the log.
+	aside    []aside   // Rows that the database did not let go, each for its own sake.
+	asideAt  time.Time // When that is tried again.
 	under    *exchange // Under way; nil for none.
 
 	more   bool      // A fetch may find something.
@@ -82,12 +87,31 @@ const (
 	// settleAfter is how long an acknowledged row waits for others that are removed in the same round trip, if
 	// nothing else calls for one.
 	settleAfter = 20 * time.Millisecond
+	// asideRetry is when rows that the database did not let go are tried again, and asideMost how many of them there may be
+	// before nothing more is published.
+	asideRetry = 10 * time.Second
+	asideMost  = 100
 )
 
 // exchange is a round trip under way.
 type exchange struct {
 	request store.Request
 	buried  []aggregate
+	epochs  []uint64 // Of each of request.Settled.
+}
+
+// aside is a row for which the database refused what was asked, so that it is still in the outbox.
+type aside struct {
+	seq     int64
+	epoch   uint64  // In which it was sent, if it is stored.
+	refused *burial // Otherwise what is to be recorded.
+}
+
+// refusal is an event that was refused, as the log tells it, and what becomes of it.
+type refusal struct {
+	row     store.Row
+	err     error
+	verdict verdict
 }
 
 // burial is a row to be moved to the dead letters.
@@ -128,7 +152,7 @@ func newCore(o Options) *core {
 		poll:        o.PollInterval,
 		hands:       make(map[int64]*item),
 		lanes:       make(map[aggregate]*lane),
-		blocked:     make(map[aggregate]time.Time),
+		blocked:     newBlocks(),
 		ledger:      ledger{epoch: 1},
 		more:        true,
 	}
@@ -137,7 +161,7 @@ func newCore(o Options) *core {
 // begin sets out from what the former leader left behind.
 func (c *core) begin(term store.Term, readsBack bool, now time.Time) {
 	for _, b := range term.Blocked {
-		c.block(aggregate{b.AggregateType, b.AggregateID}, now.Add(b.For))
+		c.blocked.add(aggregate{b.AggregateType, b.AggregateID}, now.Add(min(b.For, c.retry.most)), b.From)
 	}
 	c.readsBack, c.doubt = readsBack, readsBack
 	c.busy = now
@@ -160,8 +184,9 @@ func (c *core) recover() bool {
 }
 
 // recovered takes note that no row in the table has been published to the stream up to the fence, if the stream could
-// be read. What was read before there was new reason for doubt is out of date: then it has to be read once more.
-func (c *core) recovered(fence uint64, ok bool, now time.Time) {
+// be read. What was read before there was new reason for doubt is out of date: then it has to be read once more. Kept are
+// events that the stream holds and the database does not let go.
+func (c *core) recovered(fence uint64, ok bool, kept []store.Ref, now time.Time) {
 	c.recovering = false
 	if !ok {
 		return
@@ -174,32 +199,51 @@ func (c *core) recovered(fence uint64, ok bool, now time.Time) {
 	c.open, c.openBytes = 0, 0
 	c.stored = [2][]int64{}
 	c.ledger.restart(fence, now)
-}
-
-// block keeps an aggregate's rows away until then, because one of them was refused.
-func (c *core) block(a aggregate, until time.Time) {
-	c.blocked[a] = until
-	if c.unblockAt.IsZero() || until.Before(c.unblockAt) {
-		c.unblockAt = until
+	c.aside = nil
+	for _, ref := range kept {
+		c.setAside(aside{seq: ref.Seq, epoch: c.ledger.epoch}, now)
+		c.ledger.unsettled[c.ledger.epoch&1]++
 	}
 }
 
-// unblock lets the aggregates go on whose time has come.
+// unblock lets aggregates go on whose time has come.
 func (c *core) unblock(now time.Time) {
-	if c.unblockAt.IsZero() || now.Before(c.unblockAt) {
+	for range releasedAtOnce {
+		from, ok := c.blocked.next(now)
+		if !ok {
+			return
+		}
+		c.goBack(from)
+	}
+}
+
+// goBack makes the next fetch begin at a seq at the latest.
+func (c *core) goBack(to int64) {
+	if !c.back || to < c.backTo {
+		c.back, c.backTo = true, to
+	}
+	c.more = true
+}
+
+// setAside keeps a row that the database did not let go, to try again later.
+func (c *core) setAside(a aside, now time.Time) {
+	c.aside = append(c.aside, a)
+	c.asideAt = now.Add(asideRetry)
+}
+
+// retryAside has the rows removed again that the database did not let go.
+func (c *core) retryAside(now time.Time) {
+	if len(c.aside) == 0 || now.Before(c.asideAt) {
 		return
 	}
-	c.unblockAt = time.Time{}
-	for a, until := range c.blocked {
-		switch {
-		case until.IsZero():
-		case now.Before(until):
-			c.block(a, until)
-		default:
-			delete(c.blocked, a)
-			c.unblocked, c.more = true, true
+	for _, a := range c.aside {
+		if a.refused != nil {
+			c.dead = append(c.dead, *a.refused)
+		} else {
+			c.stored[a.epoch&1] = append(c.stored[a.epoch&1], a.seq)
 		}
 	}
+	c.aside = nil
 }
 
 // wake tells that a fetch may find something.
@@ -282,7 +326,7 @@ func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
 		}
 		delete(c.hands, seq)
 		c.open--
-		c.openBytes -= len(it.row.Data)
+		c.openBytes -= it.row.Size()
 		l.first = it.next // Rows are stored in the order in which they were sent.
 		*it = item{}      // It leads to later pages, and others of its own page are still in hand.
 		c.line(l)
@@ -297,17 +341,24 @@ func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
 		c.line(l)
 		return postponed
 	}
-	failure, a := store.Failure{Seq: seq, Attempts: it.row.Attempts + 1, Reason: fault.Error()}, l.aggregate
+	row, a := it.row, l.aggregate
 	c.forget(l, seq)
-	if failure.Attempts >= c.maxAttempts {
+	return c.refuse(row, a, fault.Error(), false, now)
+}
+
+// refuse notes that a row was refused for its own sake: it is tried again later or, if that has been done as often as
+// allowed or cannot help, given up. Its aggregate is blocked meanwhile.
+func (c *core) refuse(row *store.Row, a aggregate, reason string, forGood bool, now time.Time) verdict {
+	failure := store.Failure{Ref: store.Ref{Seq: row.Seq, ID: row.ID}, Attempts: row.Attempts + 1, Reason: reason}
+	if forGood || failure.Attempts >= c.maxAttempts {
 		// Until that is recorded nothing of the aggregate goes on: after a crash the row would be tried once
 		// more, behind its successors.
-		c.blocked[a] = time.Time{}
+		c.blocked.record(a, row.Seq)
 		c.dead = append(c.dead, burial{a, failure})
 		return died
 	}
 	failure.Wait = c.retry.after(failure.Attempts)
-	c.block(a, now.Add(failure.Wait))
+	c.blocked.add(a, now.Add(failure.Wait), row.Seq)
 	c.failed = append(c.failed, failure)
 	return refused
 }
@@ -362,7 +413,7 @@ func (c *core) forget(l *lane, seq int64) {
 		c.ledger.unsent(gone)
 		delete(c.hands, gone.row.Seq)
 		c.open--
-		c.openBytes -= len(gone.row.Data)
+		c.openBytes -= gone.row.Size()
 		*gone = item{}
 	}
 	if kept == nil {
@@ -382,7 +433,7 @@ func (c *core) forget(l *lane, seq int64) {
 }
 
 // add takes fetched rows into the relay's hands.
-func (c *core) add(rows []store.Row) {
+func (c *core) add(rows []store.Row, now time.Time) {
 	items := make([]item, len(rows))
 	for i := range rows {
 		it := &items[i]
@@ -391,13 +442,17 @@ func (c *core) add(rows []store.Row) {
 		if _, held := c.hands[it.row.Seq]; held {
 			continue
 		}
-		if _, blocked := c.blocked[a]; blocked {
-			continue // It was blocked while the fetch was under way.
+		c.highest = max(c.highest, it.row.Seq)
+		if c.blocked.pass(a, it.row.Seq) {
+			continue // It is one of too many to be named, or was blocked while the fetch was under way.
+		}
+		if it.row.Unfit != "" {
+			c.unfit = append(c.unfit, refusal{*it.row, errors.New(it.row.Unfit), c.refuse(it.row, a, it.row.Unfit, true, now)})
+			continue
 		}
 		c.hands[it.row.Seq] = it
-		c.highest = max(c.highest, it.row.Seq)
 		c.open++
-		c.openBytes += len(it.row.Data)
+		c.openBytes += it.row.Size()
 		l := c.lanes[a]
 		if l == nil {
 			l = c.lane(a)
@@ -463,6 +518,7 @@ func (c *core) exchange(now time.Time) (store.Request, bool) {
 		return store.Request{}, false
 	}
 	c.unblock(now)
+	c.retryAside(now)
 	var (
 		idle     = c.open == 0
 		room     = c.room()
@@ -506,14 +562,14 @@ func (c *core) settle() (store.Request, bool) {
 
 func (c *core) start(fetch bool, sleep store.SleepChange) store.Request {
 	request := store.Request{Failed: c.failed, Sleep: sleep}
+	c.under = &exchange{}
 	for epoch := max(c.ledger.epoch, 2) - 1; epoch <= c.ledger.epoch; epoch++ {
 		if seqs := c.stored[epoch&1]; len(seqs) > 0 {
 			request.Settled = append(request.Settled, store.Settled{Seqs: seqs, After: c.ledger.after(epoch)})
-			c.ledger.settled(epoch, len(seqs))
+			c.under.epochs = append(c.under.epochs, epoch)
 		}
 	}
 	request.Checkpoint = c.ledger.checkpoint()
-	c.under = &exchange{}
 	for _, b := range c.dead {
 		request.Dead = append(request.Dead, b.failure)
 		c.under.buried = append(c.under.buried, b.aggregate)
@@ -521,7 +577,7 @@ func (c *core) start(fetch bool, sleep store.SleepChange) store.Request {
 	c.stored, c.failed, c.dead = [2][]int64{}, nil, nil
 	if fetch {
 		request.Fetch = c.fetch()
-		request.Unblocked, c.unblocked = c.unblocked, false
+		c.back = false
 		c.more = false // A wake-up from now on may be about rows that this fetch does not see.
 	}
 	c.under.request = request
@@ -530,14 +586,14 @@ func (c *core) start(fetch bool, sleep store.SleepChange) store.Request {
 
 // fetch describes the page to fetch when all stored rows are removed before.
 func (c *core) fetch() *store.Fetch {
-	f := &store.Fetch{Rows: c.batch, Bytes: c.batchBytes, Highest: c.highest}
-	if c.open > 0 {
-		f.Held = slices.AppendSeq(make([]int64, 0, c.open), maps.Keys(c.hands))
+	f := &store.Fetch{Rows: c.batch, Bytes: c.batchBytes, MaxData: c.maxData, Highest: c.highest, Passed: c.blocked.seqs(), Back: c.back, BackTo: c.backTo}
+	if held := c.open + len(c.aside); held > 0 {
+		f.Held = slices.AppendSeq(make([]int64, 0, held), maps.Keys(c.hands))
+		for _, a := range c.aside {
+			f.Held = append(f.Held, a.seq)
+		}
 	}
-	for a := range c.blocked {
-		f.BlockedTypes = append(f.BlockedTypes, a.kind)
-		f.BlockedIDs = append(f.BlockedIDs, a.id)
-	}
+	f.BlockedTypes, f.BlockedIDs = c.blocked.names()
 	return f
 }
 
@@ -545,9 +601,16 @@ func (c *core) fetch() *store.Fetch {
 func (c *core) exchanged(reply store.Reply, now time.Time) {
 	done := c.under
 	c.under = nil
+	if reply.Remaining == 0 { // Otherwise it is not known which of them are gone.
+		for i, s := range done.request.Settled {
+			c.ledger.settled(done.epochs[i], len(s.Seqs))
+		}
+		c.keep(done, reply.Kept, now)
+	}
 	for _, a := range done.buried {
-		delete(c.blocked, a)
-		c.unblocked, c.more = true, true
+		if from, ok := c.blocked.recorded(a); ok {
+			c.goBack(from)
+		}
 	}
 	switch done.request.Sleep {
 	case store.FallAsleep:
@@ -559,7 +622,7 @@ func (c *core) exchanged(reply store.Reply, now time.Time) {
 	if done.request.Fetch == nil {
 		return
 	}
-	c.add(reply.Rows)
+	c.add(reply.Rows, now)
 	c.more = c.more || reply.Full
 	switch {
 	case c.asleep:
@@ -572,13 +635,35 @@ func (c *core) exchanged(reply store.Reply, now time.Time) {
 	}
 }
 
+// keep deals with rows for which the database refused what was asked.
+func (c *core) keep(done *exchange, kept []store.Kept, now time.Time) {
+	for _, k := range kept {
+		switch {
+		case k.Settle:
+			for i, s := range done.request.Settled {
+				if slices.Contains(s.Seqs, k.Seq) {
+					c.setAside(aside{seq: k.Seq, epoch: done.epochs[i]}, now)
+					c.ledger.settled(done.epochs[i], -1)
+				}
+			}
+		case !k.Marked:
+			// It can neither be moved nor marked. Its aggregate goes on; the row must not be fetched again and again.
+			for _, f := range slices.Concat(done.request.Failed, done.request.Dead) {
+				if f.Seq == k.Seq {
+					c.setAside(aside{seq: k.Seq, refused: &burial{failure: f}}, now)
+				}
+			}
+		}
+	}
+}
+
 // deadline returns when exchange may have something to do without anything else having happened; zero for
 // never.
 func (c *core) deadline() time.Time {
 	if c.under != nil || c.recovering {
 		return time.Time{}
 	}
-	at := c.unblockAt
+	at := c.blocked.deadline()
 	earlier := func(t time.Time) {
 		if at.IsZero() || t.Before(at) {
 			at = t
@@ -589,6 +674,9 @@ func (c *core) deadline() time.Time {
 	}
 	if c.recordable() > 0 {
 		earlier(c.storedAt.Add(settleAfter))
+	}
+	if len(c.aside) > 0 {
+		earlier(c.asideAt)
 	}
 	return at
 }

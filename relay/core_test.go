@@ -134,7 +134,7 @@ func TestRefusedRowBlocksItsAggregateOnly(t *testing.T) {
 		t.Errorf("got verdict %v, want refused", v)
 	}
 	request := c.mustExchange(t, now)
-	want := []store.Failure{{Seq: 1, Attempts: 1, Wait: time.Second, Reason: "too large"}}
+	want := []store.Failure{{Ref: store.Ref{Seq: 1}, Attempts: 1, Wait: time.Second, Reason: "too large"}}
 	if !slices.Equal(request.Failed, want) {
 		t.Errorf("got %+v, want %+v", request.Failed, want)
 	}
@@ -161,7 +161,7 @@ func TestRefusedRowBlocksItsAggregateOnly(t *testing.T) {
 		t.Errorf("deadline %v, want %v", at, later)
 	}
 	request = c.mustExchange(t, later)
-	if len(request.Fetch.BlockedIDs) != 0 || !request.Unblocked {
+	if len(request.Fetch.BlockedIDs) != 0 || !request.Fetch.Back || request.Fetch.BackTo != 1 {
 		t.Errorf("at its time: %+v", request)
 	}
 	again := row(1, "a")
@@ -180,7 +180,7 @@ func TestRefusedRowBlocksItsAggregateOnly(t *testing.T) {
 	}
 	c.exchanged(store.Reply{}, later)
 	request = c.mustExchange(t, later)
-	if request.Fetch == nil || !request.Unblocked || len(request.Fetch.BlockedIDs) != 0 {
+	if request.Fetch == nil || !request.Fetch.Back || request.Fetch.BackTo != 1 || len(request.Fetch.BlockedIDs) != 0 {
 		t.Errorf("after it was recorded: %+v", request)
 	}
 }
@@ -563,7 +563,7 @@ func (s *simulation) readBack(c *core) {
 		}
 	}
 	s.recoveries++
-	c.recovered(uint64(len(s.stored)+s.recoveries), ok, s.now)
+	c.recovered(uint64(len(s.stored)+s.recoveries), ok, nil, s.now)
 }
 
 // exchange carries out the round trip under way.
@@ -592,7 +592,7 @@ func (s *simulation) exchange(c *core) {
 	if f := request.Fetch; f != nil {
 		for seq := int64(1); seq <= s.seq && len(reply.Rows) < f.Rows; seq++ {
 			r, visible := s.rows[seq]
-			if visible && !slices.Contains(f.Held, seq) && !slices.Contains(f.BlockedIDs, r.AggregateID) {
+			if visible && !slices.Contains(f.Held, seq) && !slices.Contains(f.Passed, seq) && !slices.Contains(f.BlockedIDs, r.AggregateID) {
 				reply.Rows = append(reply.Rows, r)
 			}
 		}

@@ -150,7 +150,7 @@ func (c *core) clone() *core {
 	for range c.spare {
 		n.spare = append(n.spare, new(lane)) // Which of them is used does not matter.
 	}
-	n.blocked = make(map[aggregate]time.Time)
+	n.blocked, n.aside = newBlocks(), nil
 	for parity := range n.stored {
 		n.stored[parity] = slices.Clone(c.stored[parity])
 	}
@@ -306,9 +306,9 @@ func (p *port) Archive(_ context.Context, above uint64) ([]store.Archived, error
 	return a.archived, a.err
 }
 
-func (p *port) Settle(_ context.Context, found []store.Ref, after uint64) (int, error) {
+func (p *port) Settle(_ context.Context, found []store.Ref, after uint64) (int, []store.Ref, error) {
 	a := p.ask(answer{kind: "settle", refs: slices.Clone(found), above: after})
-	return a.n, a.err
+	return a.n, nil, a.err
 }
 
 func (p *port) PutBack(_ context.Context, lost []store.Archived, checkpoint store.Checkpoint) (int, error) {
@@ -558,7 +558,7 @@ func (e *encoder) core(c *core, rows int64) {
 		e.number(uint64(l.aggregate.id[0]))
 	}
 	e.number(uint64(c.open), uint64(c.flying))
-	e.flag(c.pipelined, c.closing, c.readsBack, c.doubt, c.recovering, c.stale, c.more, c.asleep, c.next.IsZero(), c.unblocked)
+	e.flag(c.pipelined, c.closing, c.readsBack, c.doubt, c.recovering, c.stale, c.more, c.asleep, c.next.IsZero(), c.back)
 	l := &c.ledger
 	for back := range uint64(2) {
 		parity := (l.epoch - back) & 1

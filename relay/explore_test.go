@@ -490,7 +490,7 @@ func (x *explorer) take(w *world, s step) {
 			failed(errSessionGone)
 			break
 		}
-		t.exchanged(reply)
+		t.exchanged(context.Background(), reply)
 		pump(now)
 	case opens:
 		w.tell("relay %d finds the stream in order", name)

@@ -3,6 +3,7 @@ package relay
 import (
 	"time"
 
+	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream"
 )
 
@@ -24,6 +25,8 @@ type Hooks struct {
 	Recovered func(Recovered)
 	// Exchanged tells of a round trip to the outbox.
 	Exchanged func(Exchanged)
+	// Kept tells of a row for which the database refused what was asked, for its own sake.
+	Kept func(store.Kept)
 }
 
 // Published is what [Hooks.Published] is told.
@@ -91,6 +94,9 @@ func (h Hooks) orNop() Hooks {
 	}
 	if h.Exchanged == nil {
 		h.Exchanged = func(Exchanged) {}
+	}
+	if h.Kept == nil {
+		h.Kept = func(store.Kept) {}
 	}
 	return h
 }

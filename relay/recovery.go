@@ -9,6 +9,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream"
 )
@@ -34,7 +36,8 @@ type recovery struct {
 
 	fence      stream.Fence
 	checkpoint store.Checkpoint
-	err        error // An *stream.Error if the stream failed, and otherwise the outbox.
+	kept       []store.Ref // Events that the stream holds and the database does not let go.
+	err        error       // An *stream.Error if the stream failed, and otherwise the outbox.
 }
 
 // recover has the stream read back when that is due.
@@ -53,7 +56,11 @@ func (t *term) recover(ctx context.Context) {
 
 // recovered takes the answer to the recovery under way.
 func (t *term) recovered(ctx context.Context, r recovery) error {
-	t.core.recovered(r.fence.Sequence, r.err == nil, time.Now())
+	t.core.recovered(r.fence.Sequence, r.err == nil, r.kept, time.Now())
+	if errors.Is(r.err, store.ErrKept) {
+		t.pause(ctx, keptFault(r.err), time.Now())
+		return nil
+	}
 	if r.err != nil {
 		var fault *stream.Error
 		if !errors.As(r.err, &fault) {
@@ -143,20 +150,20 @@ func (t *term) compare(ctx context.Context, r *recovery, above uint64, archived 
 	if r.fence.Gaps {
 		archived = nil
 	}
-	missing := make(map[store.Ref]struct{}, len(archived))
+	missing := make(map[uuid.UUID]struct{}, len(archived))
 	for _, a := range archived {
 		above = min(above, a.After)
 		// What the stream itself has removed at its beginning is not lost.
 		if !known || a.After+1 >= r.fence.First {
-			missing[a.Ref] = struct{}{}
+			missing[a.ID] = struct{}{}
 		}
 	}
-	r.Read = 0
+	r.Read, r.kept = 0, nil
 	if kept, err = t.scan(ctx, above, r, missing); err != nil {
 		return nil, 0, err
 	}
 	for _, a := range archived {
-		if _, ok := missing[a.Ref]; ok {
+		if _, ok := missing[a.ID]; ok {
 			lost = append(lost, a)
 		}
 	}
@@ -189,7 +196,11 @@ func (t *term) restore(ctx context.Context, r *recovery, lost []store.Archived) 
 		chunk := lost[:n]
 		lost = lost[n:]
 		checkpoint := store.Checkpoint{}
-		if len(lost) == 0 {
+		switch {
+		case len(lost) > 0:
+		case len(r.kept) > 0:
+			r.checkpoint = t.checkpoint // What is kept is to be found again.
+		default:
 			checkpoint = r.checkpoint
 		}
 		back, err := t.putBack(ctx, chunk, checkpoint)
@@ -202,7 +213,7 @@ func (t *term) restore(ctx context.Context, r *recovery, lost []store.Archived) 
 
 // scan reads the stream from above up to the fence, settles what it finds, and strikes it off missing. It returns the
 // highest sequence of what it struck off.
-func (t *term) scan(ctx context.Context, above uint64, r *recovery, missing map[store.Ref]struct{}) (kept uint64, err error) {
+func (t *term) scan(ctx context.Context, above uint64, r *recovery, missing map[uuid.UUID]struct{}) (kept uint64, err error) {
 	reading, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stalled := time.AfterFunc(recoveryPatience, func() { cancel(errStalled) })
@@ -210,8 +221,9 @@ func (t *term) scan(ctx context.Context, above uint64, r *recovery, missing map[
 	chunk, size, before := make([]store.Ref, 0, settleChunk), 0, above
 	settle := func(upTo uint64) error {
 		stalled.Stop() // Meanwhile it is the outbox that takes its time.
-		settled, err := t.settleFound(ctx, chunk, before)
+		settled, kept, err := t.settleFound(ctx, chunk, before)
 		r.Found += settled
+		r.kept = append(r.kept, kept...)
 		chunk, size, before = chunk[:0], 0, upTo
 		return err
 	}
@@ -221,8 +233,8 @@ func (t *term) scan(ctx context.Context, above uint64, r *recovery, missing map[
 			return nil // Somebody else's.
 		}
 		ref := store.Ref{Seq: found.Seq, ID: found.ID}
-		if _, ok := missing[ref]; ok {
-			delete(missing, ref)
+		if _, ok := missing[found.ID]; ok {
+			delete(missing, found.ID)
 			kept = max(kept, found.Stored)
 		}
 		r.Read++
@@ -248,7 +260,7 @@ func (t *term) archive(ctx context.Context, from uint64) ([]store.Archived, erro
 
 // settleFound and putBack make one round trip to the outbox each.
 
-func (t *term) settleFound(ctx context.Context, found []store.Ref, after uint64) (int, error) {
+func (t *term) settleFound(ctx context.Context, found []store.Ref, after uint64) (int, []store.Ref, error) {
 	ctx, cancel := context.WithTimeout(ctx, exchangeTimeout)
 	defer cancel()
 	return t.store.Settle(ctx, found, after) //nolint:wrapcheck // It says what it was.

@@ -114,8 +114,8 @@ type Store interface {
 	// Archive returns what is in the archive as published to the stream behind a sequence, for all from this one on.
 	Archive(ctx context.Context, from uint64) ([]store.Archived, error)
 	// Settle removes those of the events found in the stream, behind after, that are still in the outbox, and returns
-	// how many those were.
-	Settle(ctx context.Context, found []store.Ref, after uint64) (settled int, err error)
+	// how many those were, and which of them the database does not let go, each for its own sake.
+	Settle(ctx context.Context, found []store.Ref, after uint64) (settled int, kept []store.Ref, err error)
 	// PutBack puts archived events that the stream has lost back into the outbox, and records the checkpoint unless it
 	// is zero.
 	PutBack(ctx context.Context, lost []store.Archived, checkpoint store.Checkpoint) (int, error)

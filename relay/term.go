@@ -29,6 +29,9 @@ const (
 // reopen spaces out the attempts to publish again after trouble that is nobody's or the set-up's fault.
 var reopen = backoff{first: 50 * time.Millisecond, most: time.Second} //nolint:gochecknoglobals // Immutable.
 
+// resettle spaces out the attempts to remove published events that the database keeps.
+var resettle = backoff{first: time.Second, most: 30 * time.Second} //nolint:gochecknoglobals // Immutable.
+
 // term is one term of office: the single goroutine of loop owns it, feeds core with what happened and carries
 // out what core decides.
 type term struct {
@@ -55,6 +58,7 @@ type term struct {
 	guarded  bool         // The publisher looks at the lease before it writes.
 
 	audit    audit
+	refusals refusalLog
 	gate     gate
 	opening  bool
 	lost     *stream.Error // That the connection broke during the opening under way, which may not know; nil if not.
@@ -208,7 +212,7 @@ func (t *term) loop(ctx context.Context) error {
 			if r.err != nil {
 				return &setbackError{r.err}
 			}
-			t.exchanged(r.Reply)
+			t.exchanged(ctx, r.Reply)
 		case o := <-t.opened:
 			if errors.Is(o.err, stream.ErrRefused) {
 				return o.err // No waiting mends that.
@@ -345,26 +349,20 @@ func (t *term) resolve(ctx context.Context, o stream.Outcome, now time.Time) {
 	if it := t.core.hands[o.Seq]; it != nil {
 		row = *it.row
 	}
-	verdict := t.core.resolved(o.Seq, o.Err, now)
-	switch verdict {
+	switch verdict := t.core.resolved(o.Seq, o.Err, now); verdict {
 	case postponed, forgotten:
 		if !o.Again {
 			t.pause(ctx, o.Err, now)
 		}
-		return
 	case published, refused, died:
+		t.refused(ctx, refusal{row, o.Err, verdict}, now)
 	}
-	attributes := []slog.Attr{
-		slog.Int64("seq", o.Seq), slog.String("id", row.ID.String()), slog.String("event_type", row.EventType),
-		slog.String("aggregate_type", row.AggregateType), slog.String("aggregate_id", row.AggregateID),
-		slog.Int("attempt", row.Attempts+1), slog.Any("error", o.Err),
-	}
-	if verdict == died {
-		t.log.LogAttrs(ctx, slog.LevelError, "event given up; see `outbox-relay dead`", attributes...)
-	} else {
-		t.log.LogAttrs(ctx, slog.LevelWarn, "event refused; trying again later", attributes...)
-	}
-	t.hooks.Refused(Refused{EventType: row.EventType, Attempts: row.Attempts + 1, Dead: verdict == died, Err: o.Err})
+}
+
+// refused tells of an event that was refused for its own sake.
+func (t *term) refused(ctx context.Context, r refusal, now time.Time) {
+	t.refusals.tell(ctx, t.log, r, now)
+	t.hooks.Refused(Refused{EventType: r.row.EventType, Attempts: r.row.Attempts + 1, Dead: r.verdict == died, Err: r.err})
 }
 
 // pause stops publishing until the publisher has been opened again.
@@ -381,6 +379,9 @@ func (t *term) pause(ctx context.Context, fault *stream.Error, now time.Time) {
 func (t *term) setback(ctx context.Context, fault *stream.Error, now time.Time) {
 	t.troubles++
 	t.reopenAt = now.Add(reopen.after(t.troubles))
+	if errors.Is(fault, store.ErrKept) {
+		t.reopenAt = now.Add(resettle.after(t.troubles)) // Each attempt reads back the stream.
+	}
 	if reason := fault.Error(); reason != t.reason {
 		t.reason = reason
 		t.log.LogAttrs(ctx, slog.LevelWarn, "publishing paused; nothing is lost and no attempts are spent",
@@ -468,11 +469,12 @@ func (t *term) exchange(ctx context.Context, now time.Time) (done bool) {
 	return done
 }
 
-func (t *term) exchanged(answer store.Reply) {
+func (t *term) exchanged(ctx context.Context, answer store.Reply) {
+	now := time.Now()
 	done := t.core.under.request
-	t.core.exchanged(answer, time.Now())
+	t.core.exchanged(answer, now)
 	t.healthy()
-	if done.Checkpoint > 0 {
+	if done.Checkpoint > 0 && len(answer.Kept) == 0 {
 		t.checkpoint.Sequence, t.checkpoint.Before = done.Checkpoint, t.checkpoint.Sequence
 	}
 	settled := 0
@@ -480,4 +482,31 @@ func (t *term) exchanged(answer store.Reply) {
 		settled += len(s.Seqs)
 	}
 	t.hooks.Exchanged(Exchanged{Settled: settled, Fetched: len(answer.Rows), Asleep: t.core.asleep})
+	for _, r := range t.core.unfit {
+		t.refused(ctx, r, now)
+	}
+	t.core.unfit = nil
+	for _, k := range answer.Kept {
+		t.kept(ctx, k)
+	}
+	switch {
+	case answer.Remaining > 0:
+		t.pause(ctx, keptFault(store.StillThere(answer.Remaining)), now)
+	case len(t.core.aside) > asideMost:
+		t.pause(ctx, keptFault(fmt.Errorf("%w: more than %d of them; see the reasons given for the first", store.ErrKept, asideMost)), now)
+	}
+}
+
+// keptFault is a fault of the database's set-up that stops publishing.
+func keptFault(err error) *stream.Error { return &stream.Error{Fault: stream.FaultSetup, Err: err} }
+
+// kept tells of a row for which the database refused what was asked.
+func (t *term) kept(ctx context.Context, k store.Kept) {
+	what := "the database does not record that an event was refused; its row stays in the outbox"
+	if k.Settle {
+		what = "the database does not let a published event's row go; trying again later"
+	}
+	t.log.LogAttrs(ctx, slog.LevelError, what, slog.Int64("seq", k.Seq), slog.String("id", k.ID.String()),
+		slog.Bool("marked", k.Marked), slog.String("error", cut(k.Err.Error())))
+	t.hooks.Kept(k)
 }

@@ -1,9 +1,12 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -170,26 +173,82 @@ func (o *Outbox) Archive(ctx context.Context, from uint64) (events []Archived, e
 }
 
 // Settle removes those of the events that are still in the outbox, for the archive if there is one, and returns how many
-// those were: they were found in the stream behind after. Like Exchange it works on the session, for the leader only.
-func (o *Outbox) Settle(ctx context.Context, found []Ref, after uint64) (settled int, err error) {
-	seqs, ids := split(found)
+// those were: they were found in the stream after a sequence. Kept are those that the database does not let go, each for
+// its own sake. Like Exchange it works on the session, for the leader only.
+//
+// Rows that are still there although the database reported no error are an [ErrKept].
+func (o *Outbox) Settle(ctx context.Context, found []Ref, after uint64) (settled int, kept []Ref, err error) {
 	err = o.session.Do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		if err := o.inOffice(); err != nil {
 			return err
 		}
-		batch := &pgx.Batch{}
-		o.remove(batch, o.queries.found, after, seqs, ids).Exec(func(tag pgconn.CommandTag) error {
-			settled = int(tag.RowsAffected())
-			return nil
+		var err error
+		settled, err = o.settleFound(ctx, conn, found, after)
+		if !ofRow(err) {
+			return err
+		}
+		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+			settled, kept = 0, nil
+			return o.settleHalves(ctx, tx, found, after, &settled, &kept)
 		})
-		return conn.SendBatch(ctx, batch).Close() //nolint:wrapcheck // Explained below.
 	})
-	return settled, o.explain("settle what the stream holds", err)
+	return settled, kept, o.explain("settle what the stream holds", err)
+}
+
+// settleFound removes events in one round trip.
+func (o *Outbox) settleFound(ctx context.Context, on interface {
+	SendBatch(ctx context.Context, batch *pgx.Batch) pgx.BatchResults
+}, found []Ref, after uint64,
+) (settled int, err error) {
+	var (
+		n         tally
+		remaining int
+		seqs, ids = split(found)
+		batch     = &pgx.Batch{}
+	)
+	o.remove(batch, &n, o.queries.found, after, seqs, ids)
+	batch.Queue(o.queries.stillThere, seqs, ids).QueryRow(func(row pgx.Row) error { return row.Scan(&remaining) })
+	if err := on.SendBatch(ctx, batch).Close(); err != nil {
+		return 0, err //nolint:wrapcheck // Settle explains it.
+	}
+	if remaining > 0 {
+		return 0, StillThere(remaining)
+	}
+	return int(n.removed), nil
+}
+
+// settleHalves removes events, in halves of halves where the database refuses that for the sake of one of them.
+func (o *Outbox) settleHalves(ctx context.Context, tx pgx.Tx, found []Ref, after uint64, settled *int, kept *[]Ref) error {
+	n := 0
+	err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) (err error) {
+		n, err = o.settleFound(ctx, tx, found, after)
+		return err
+	})
+	switch {
+	case err == nil:
+		*settled += n
+		return nil
+	case !ofRow(err):
+		return err
+	case len(found) == 1:
+		*kept = append(*kept, found[0])
+		return nil
+	}
+	half := len(found) / 2
+	if err := o.settleHalves(ctx, tx, found[:half], after, settled, kept); err != nil {
+		return err
+	}
+	return o.settleHalves(ctx, tx, found[half:], after, settled, kept)
+}
+
+// StillThere says that the database keeps so many rows of events that the stream has stored: an [ErrKept].
+func StillThere(rows int) error {
+	return fmt.Errorf("%w: %d rows were deleted and are still there; look for a trigger or rule on the table that keeps deleted rows (psql's \\d shows them) and drop it", ErrKept, rows)
 }
 
 // PutBack takes lost events out of the archive and puts them back into the outbox, with their ids and seqs, and then
-// records the checkpoint; the zero checkpoint records none. It returns how many there were. Like Exchange it works on the
-// session, for the leader only.
+// records the checkpoint; the zero checkpoint records none. It returns how many there were. Those whose seq another event
+// has by now stay in the archive. Like Exchange it works on the session, for the leader only.
 //
 // A checkpoint of a stream that was created anew makes the sequences in the archive those of another stream: they become
 // 0, which is always true. That may take long, on a connection of its own.
@@ -203,7 +262,8 @@ func (o *Outbox) PutBack(ctx context.Context, lost []Archived, checkpoint Checkp
 		if err != nil {
 			return 0, o.explain("put back what the stream has lost", err)
 		}
-		o.rescan.Store(true) // They may be below the floor.
+		lowest := slices.MinFunc(lost, func(a, b Archived) int { return cmp.Compare(a.Seq, b.Seq) })
+		o.back.lower(lowest.Seq) // They may be below the floor.
 	}
 	if checkpoint == (Checkpoint{}) {
 		return back, nil
@@ -239,16 +299,23 @@ func (o *Outbox) putBack(ctx context.Context, tx pgx.Tx, lost []Archived) (int, 
 		if len(seqs[part]) == 0 {
 			continue
 		}
-		// One that is in the outbox already is to be published again anyway.
-		tag, err := tx.Exec(ctx, `
-with back as (delete from `+o.table.part(part)+` p using unnest($1::tid[], $2::bigint[], $3::uuid[]) as lost (at, seq, id)
-               where p.ctid = lost.at and p.seq = lost.seq and p.id = lost.id returning `+of("p", eventColumns)+`)
-insert into `+o.table.outbox()+` (`+eventColumns+`) overriding system value select `+eventColumns+` from back
-    on conflict (seq) do nothing`, at[part], seqs[part], ids[part])
+		// What is in the outbox already is to be published anyway. What is not put there, since another event has its seq,
+		// stays in the archive: ids decide.
+		var put int
+		err := tx.QueryRow(ctx, `
+with lost as (select p.ctid as at, `+of("p", eventColumns)+` from `+o.table.part(part)+` p
+               where p.ctid = any($1::tid[]) and ((p.seq, p.id) in (select * from unnest($2::bigint[], $3::uuid[]))) is true),
+     back as (insert into `+o.table.outbox()+` (`+eventColumns+`) overriding system value select `+eventColumns+` from lost
+                  on conflict (seq) do nothing returning seq, id),
+     there as (select seq, id from back
+               union select seq, id from `+o.table.outbox()+` o where o.seq = any($2::bigint[]) and ((o.seq, o.id) in (select seq, id from lost)) is true),
+     gone as (delete from `+o.table.part(part)+` p where p.ctid = any($1::tid[]) and ((p.seq, p.id) in (select seq, id from there)) is true),
+     lowered as (update `+o.table.relay()+` set scan_from = least(scan_from, (select min(seq) from back)))
+select count(*) from there`, at[part], seqs[part], ids[part]).Scan(&put)
 		if err != nil {
 			return 0, err //nolint:wrapcheck // The caller explains it.
 		}
-		back += int(tag.RowsAffected())
+		back += put
 	}
 	return back, nil
 }

@@ -96,7 +96,7 @@ func TestSettleFound(t *testing.T) {
 			f.begin(t)
 			f.insert(t, event("1"), event("2"), event("3"))
 			rows := f.fetch(t)
-			settled, err := f.Settle(t.Context(), []store.Ref{
+			settled, _, err := f.Settle(t.Context(), []store.Ref{
 				{Seq: 1, ID: rows[0].ID}, {Seq: 2, ID: uuid.New()}, {Seq: 99, ID: uuid.New()},
 			}, 5)
 			if err != nil || settled != 1 {
@@ -136,7 +136,7 @@ func TestSettleFoundAmongMany(t *testing.T) {
 	defer cancel()
 	for some := range slices.Chunk(found, 2000) {
 		for _, want := range []int{len(some), 0} {
-			if settled, err := f.Settle(ctx, some, 5); err != nil || settled != want {
+			if settled, _, err := f.Settle(ctx, some, 5); err != nil || settled != want {
 				t.Fatalf("settled %d, %v, want %d", settled, err, want)
 			}
 		}
@@ -294,7 +294,7 @@ func TestGrantsSuffice(t *testing.T) {
 	defer func() { _ = outbox.Close(context.WithoutCancel(t.Context())) }()
 	limited.begin(t)
 	f.insert(t, event("1"), event("2"), event("3"), event("4"))
-	limited.exchange(t, store.Request{Settled: settledSeqs([]int64{1}), Failed: []store.Failure{{Seq: 2, Attempts: 1}}, Dead: []store.Failure{{Seq: 3, Attempts: 1}}, Checkpoint: 5})
+	limited.exchange(t, store.Request{Settled: settledSeqs([]int64{1}), Failed: []store.Failure{{Ref: store.Ref{Seq: 2}, Attempts: 1}}, Dead: []store.Failure{{Ref: store.Ref{Seq: 3}, Attempts: 1}}, Checkpoint: 5})
 	limited.putBack(t, limited.archived(t, 0), store.Checkpoint{Created: time.Now(), Sequence: 1})
 	if _, err := limited.Requeue(t.Context(), store.DeadKey{Seq: 3}); err != nil {
 		t.Error(err)

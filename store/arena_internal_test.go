@@ -51,8 +51,8 @@ func BenchmarkRowDecoding(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
 			page.n = rows
-			if got, _, _, err := a.scan(&page, fetch); err != nil || len(got) != rows {
-				b.Fatalf("%d rows, %v", len(got), err)
+			if got, err := a.scan(&page, fetch); err != nil || len(got.rows) != rows {
+				b.Fatalf("%d rows, %v", len(got.rows), err)
 			}
 		}
 		perRow(b)

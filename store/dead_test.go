@@ -28,7 +28,7 @@ func cemetery(t *testing.T) (f *fixture, twin uuid.UUID) {
 	f.insert(t, events...)
 	var dead []store.Failure
 	for _, seq := range []int64{5, 1, 6, 2, 4} {
-		dead = append(dead, store.Failure{Seq: seq, Attempts: 3, Reason: "refused " + events[seq-1].EventType})
+		dead = append(dead, store.Failure{Ref: store.Ref{Seq: seq}, Attempts: 3, Reason: "refused " + events[seq-1].EventType})
 	}
 	f.exchange(t, store.Request{Dead: dead})
 	return f, twin
@@ -201,7 +201,7 @@ func TestDiesTwice(t *testing.T) {
 	if _, err := f.Requeue(t.Context(), store.DeadKey{Seq: 1}); err != nil {
 		t.Fatal(err)
 	}
-	f.exchange(t, store.Request{Dead: []store.Failure{{Seq: 1, Attempts: 1, Reason: "refused again"}}})
+	f.exchange(t, store.Request{Dead: []store.Failure{{Ref: store.Ref{Seq: 1}, Attempts: 1, Reason: "refused again"}}})
 	letter, err := f.DeadLetter(t.Context(), store.DeadKey{Seq: 1})
 	if err != nil {
 		t.Fatal(err)

@@ -26,6 +26,8 @@ var (
 	ErrServerVersion = errors.New("PostgreSQL 14 or later is needed")
 	// ErrRowSecurity: row-level security would hide rows from the relay, and a hidden row is a lost event.
 	ErrRowSecurity = errors.New("row-level security applies to the relay's role")
+	// ErrKept: the database keeps rows that were removed, so what was published would be published again.
+	ErrKept = errors.New("the database keeps the rows of published events")
 	// ErrNoDeadLetter: no dead letter has that seq or id.
 	ErrNoDeadLetter = errors.New("no such dead letter")
 	// ErrNotArchived: the archive has no event of that id (any more).

@@ -1,9 +1,7 @@
 package store
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -11,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -29,11 +28,20 @@ type Row struct {
 	Headers       []byte // JSON; nil for none.
 	CreatedAt     time.Time
 	Attempts      int // How often the broker refused this row.
+	// Unfit says why the row was not read: it can never be published. Only what is small enough of it is here. Empty for
+	// a row that can be tried.
+	Unfit string
 }
 
-// Failure is what the broker said of one row.
+// Size is how many bytes of memory the row's columns take.
+func (r *Row) Size() int {
+	return len(r.Data) + len(r.Headers) + len(r.Topic) + len(r.AggregateType) + len(r.AggregateID) + len(r.EventType)
+}
+
+// Failure is what became of one row that was refused.
 type Failure struct {
-	Seq      int64
+	Ref
+
 	Attempts int           // Including the one that failed just now.
 	Wait     time.Duration // Until the next attempt; not used for a row that is given up.
 	Reason   string
@@ -41,14 +49,22 @@ type Failure struct {
 
 // Fetch asks for a page of rows.
 type Fetch struct {
-	// Rows and Bytes bound the page; bytes count payloads. A page holds at least one row, however large.
+	// Rows and Bytes bound the page; bytes count all columns. A page holds at least one row, however large.
 	Rows, Bytes int
+	// MaxData is the largest payload that the broker takes. A row with a larger one is not read: it comes back as
+	// [Row.Unfit]. 0 means that the limit is not known.
+	MaxData int
 	// Held are the seqs in the relay's hands, which are not to be returned again. Highest is the highest one
 	// it ever had.
 	Held    []int64
 	Highest int64
+	// Passed are seqs that are not to be returned either: their aggregates are blocked.
+	Passed []int64
 	// BlockedTypes and BlockedIDs are, pairwise, the aggregates whose rows are not wanted now.
 	BlockedTypes, BlockedIDs []string
+	// Back makes the fetch begin at BackTo at the latest, since rows from there on are wanted again.
+	Back   bool
+	BackTo int64
 }
 
 // SleepChange says what to do about the lock that tells producers whether the relay is asleep.
@@ -77,8 +93,6 @@ type Request struct {
 	Checkpoint uint64
 	Sleep      SleepChange
 	Fetch      *Fetch // Nil for none.
-	// Unblocked is set when rows of a formerly blocked aggregate are wanted again.
-	Unblocked bool
 }
 
 // Reply is the answer to a [Request].
@@ -90,6 +104,24 @@ type Reply struct {
 	// Asleep reports that FallAsleep succeeded. If it did and Rows is empty, whatever is inserted from now on
 	// causes a notification. If it did not, a producer's transaction is under way.
 	Asleep bool
+	// Kept are rows for which the database refused what was asked, each for its own sake: the rest was done.
+	Kept []Kept
+	// Remaining is how many of the Settled rows are still in the outbox although Postgres reported no error: something in
+	// the database keeps them. Nothing may be published until it is known why.
+	Remaining int
+}
+
+// Kept is a row that could not be recorded as asked.
+type Kept struct {
+	Ref
+
+	// Settle tells that the stream has stored the event and its row could not be removed; otherwise the row was refused,
+	// and that could not be recorded.
+	Settle bool
+	// Marked tells that the row's given_up_at is set: it stays in the outbox, and is never fetched.
+	Marked bool
+	// Err is what Postgres said.
+	Err error
 }
 
 // queries are the statements of an exchange with the table's name in them.
@@ -97,9 +129,15 @@ type queries struct {
 	near, far  removal // Of rows that are close together, and of others: see keys.
 	found      removal // Of rows by their ids, too.
 	fail, bury string
+	giveUp     string // Marks a row that cannot be buried.
 	checkpoint string
+	remaining  string       // How many of some rows are still there,
+	stillThere string       // and of some by their ids.
+	prelude    string       // Takes or leaves the sleep lock and observes the transactions, before the fetch takes its snapshot.
 	clear      string       // Whether nobody with a number below $1 has drawn a seq and is still at it.
 	fetch      [2][2]string // By whether payloads are measured, and aggregates blocked.
+	keys       [2]string    // Only the names of a page's rows, by whether aggregates are blocked.
+	one        string       // One row of a page.
 }
 
 // removal takes settled rows out of the outbox.
@@ -120,37 +158,49 @@ select ` + strconv.Itoa(part) + `, ` + stream + `, ` + after + `, ` + eventColum
 	return r
 }
 
-// prelude takes or leaves the sleep lock and observes the transactions, before the fetch takes its snapshot.
-const prelude = `
-select case $1::int when 1 then pg_try_advisory_lock($2) when 2 then pg_advisory_unlock($2) else false end,
-       coalesce(pg_current_xact_id_if_assigned()::text::bigint, 0),
-       pg_snapshot_xmin(pg_current_snapshot())::text::bigint`
-
 // eventColumns are those that an event has in every table that it may be in.
 const eventColumns = "seq, id, topic, aggregate_type, aggregate_id, event_type, data, headers, created_at"
 
-func (t Table) queries(holdDead bool) queries {
+// queries are those of an outbox whose seqs come from a sequence, a quoted name; it is empty if there is none.
+func (t Table) queries(holdDead bool, sequence string) queries {
 	hold := ""
 	if holdDead {
 		hold = `
            and not exists (select from ` + t.dead() + ` d
                             where d.aggregate_type = o.aggregate_type and d.aggregate_id = o.aggregate_id)`
 	}
+	drawn := `null::bigint` // The highest seq that the sequence has given out.
+	if sequence != "" {
+		drawn = `(select case when is_called then last_value else last_value - 1 end from ` + sequence + `)`
+	}
+	// A seq names the row that was fetched only as long as the sequence goes on: one that was set back gives the seqs again.
+	goesOn := func(known string) string { return ` and coalesce(` + drawn + ` >= ` + known + `::bigint, true)` }
 	q := queries{
-		near:  t.removal(near, "$4", "$5"),
-		far:   t.removal(far, "$2", "$3"),
+		near:  t.removal(near+goesOn("$4"), "$5", "$6"),
+		far:   t.removal(far+goesOn("$2"), "$3", "$4"),
 		found: t.removal(found, "$3", "$4"),
-		fail: `update ` + t.outbox() + `
-   set attempts = $2, retry_at = clock_timestamp() + $3::bigint * interval '1 microsecond', last_error = $4
- where seq = $1`,
+		// The parameters are arrays: a row's values have the place in the others that its seq has in $1.
+		fail: `
+update ` + t.outbox() + ` o
+   set attempts = ($3::int[])[array_position($1::bigint[], o.seq)], last_error = ($5::text[])[array_position($1::bigint[], o.seq)],
+       retry_at = clock_timestamp() + ($4::bigint[])[array_position($1::bigint[], o.seq)] * interval '1 microsecond'
+ where o.seq = any($1::bigint[]) and o.id = ($2::uuid[])[array_position($1::bigint[], o.seq)]`,
 		bury: `
-with gone as (delete from ` + t.outbox() + ` where seq = $1 returning ` + eventColumns + `)
-insert into ` + t.dead() + ` (` + eventColumns + `, attempts, last_error) select ` + eventColumns + `, $2, $3 from gone`,
+with gone as (delete from ` + t.outbox() + ` o where o.seq = any($1::bigint[]) and o.id = ($2::uuid[])[array_position($1::bigint[], o.seq)] returning ` + eventColumns + `)
+insert into ` + t.dead() + ` (` + eventColumns + `, attempts, last_error)
+select ` + eventColumns + `, ($3::int[])[array_position($1::bigint[], seq)], ($4::text[])[array_position($1::bigint[], seq)] from gone order by seq`,
+		giveUp: `
+update ` + t.outbox() + ` set given_up_at = clock_timestamp(), attempts = $3, last_error = $4 where seq = $1 and id = $2`,
 		checkpoint: `
-update ` + t.relay() + ` set checkpoint = $1, checkpoint_before = checkpoint where stream = $2 and term = $3`,
+update ` + t.relay() + ` set checkpoint = $1, checkpoint_before = checkpoint, scan_from = $4 where stream = $2 and term = $3`,
+		remaining:  `select count(*) from ` + t.outbox() + ` where seq = any($1::bigint[])`,
+		stillThere: `select count(*) from ` + t.outbox() + ` o where ` + found,
+		prelude: `
+select case $1::int when 1 then pg_try_advisory_lock($2::bigint) when 2 then pg_advisory_unlock($2::bigint) else false end,
+       coalesce(pg_current_xact_id_if_assigned()::text::bigint, 0), pg_snapshot_xmin(pg_current_snapshot())::text::bigint, ` + drawn,
 	}
 	if mutant("delete-by-key") {
-		q.near = t.removal(`o.seq <= $2 and $1::bigint <= $2::bigint and $3::bytea is not null`, "$4", "$5")
+		q.near = t.removal(`o.seq <= $2 and $1::bigint <= $2::bigint and $3::bytea is not null and $4::bigint is not null`, "$5", "$6")
 	}
 	q.clear = `
 with locks as materialized (select * from pg_catalog.pg_locks) -- Looked at once: a transaction that is prepared meanwhile changes its name.
@@ -161,46 +211,23 @@ select not exists (
        and r.database = (select oid from pg_catalog.pg_database where datname = current_database())
        and r.pid is distinct from pg_backend_pid()
        and (t.transactionid is null or age(t.transactionid) > age($1::text::xid)))`
-	for measured := range q.fetch {
-		for blocked := range q.fetch[measured] {
+	for blocked := range 2 {
+		for measured := range 2 {
 			q.fetch[measured][blocked] = t.fetch(measured == 1, blocked == 1, hold)
 		}
+		q.keys[blocked] = `
+select seq, id from ` + t.outbox() + ` o` + wanted(blocked == 1, 8) + hold + ` order by seq limit $7`
 	}
+	q.one = t.fetchOne()
 	return q
-}
-
-// fetch selects a page: one snapshot of all that is visible, in seq order, rows above those in hand and, in the gaps
-// between them, rows that were committed late.
-//
-// What bounds the page's bytes is a running sum where payloads are measured; taking the length of a large value does
-// not read it. That costs as much as all the rest, so as long as payloads are small, rows are only counted and a
-// large payload is left out, as null: the page then ends before it, and the next one, or if nothing is left of this
-// one the same again, is measured.
-func (t Table) fetch(measured, blocked bool, hold string) string {
-	// Those in hand are keys: a range with bits, and a list.
-	where := `
- where seq >= $1 and (seq > $2 or case when seq between $3::bigint and $4::bigint then get_bit($5::bytea, (seq - $3::bigint)::int) = 0 else seq not in (select unnest($6::bigint[])) end)`
-	if blocked {
-		where += `
-   and (aggregate_type, aggregate_id) not in (select * from unnest($9::text[], $10::text[]))`
-	}
-	if !measured {
-		return `
-select seq, id, topic, aggregate_type, aggregate_id, event_type, case when octet_length(data) <= $8 then data end, headers::text, created_at, attempts
-  from ` + t.outbox() + ` o` + where + hold + `
- order by seq limit $7`
-	}
-	return `
-select seq, id, topic, aggregate_type, aggregate_id, event_type, data, headers::text, created_at, attempts
-  from (select page.*, sum(octet_length(data)) over (order by seq rows unbounded preceding) - octet_length(data) as before
-          from (select ` + eventColumns + `, attempts from ` + t.outbox() + ` o` + where + hold + ` order by seq limit $7) page) sized
- where before < $8
- order by seq`
 }
 
 // Exchange records the outcome of publishing and fetches more, in one round trip and one transaction on the
 // session. Only the leader calls it, one at a time. If it fails, nothing of the request has happened, or its
 // outcome is unknown; repeating what was to be recorded is harmless.
+//
+// What the database refuses for a row's own sake does not fail it: see [Reply.Kept]. It may take as long as Postgres
+// works on it.
 func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
 	if len(request.Settled)+len(request.Failed)+len(request.Dead) == 0 && request.Checkpoint == 0 && request.Sleep == KeepSleep && request.Fetch == nil {
 		return Reply{}, nil // Nothing is asked, so nothing is learnt about the session.
@@ -210,8 +237,19 @@ func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
 		if err := o.inOffice(); err != nil {
 			return err
 		}
+		if f := request.Fetch; f != nil {
+			if back, ok := o.back.take(); ok {
+				o.floor.lower(back)
+			}
+			if f.Back {
+				o.floor.lower(f.BackTo)
+			}
+		}
 		var err error
 		reply, err = o.exchange(ctx, conn, request)
+		if ofRow(err) {
+			reply, err = o.exchangeOneByOne(ctx, conn, request)
+		}
 		if err == nil {
 			o.tendArchive(ctx, conn)
 		}
@@ -234,215 +272,220 @@ func (o *Outbox) inOffice() error {
 	return nil
 }
 
-// text makes of a reason what Postgres' text can hold: an exchange that failed for it would fail for ever.
-func text(reason string) string {
-	return strings.ToValidUTF8(strings.ReplaceAll(reason, "\x00", `\0`), "\uFFFD")
+// reasonLimit bounds what is recorded of a reason.
+const reasonLimit = 2000
+
+// text makes of a reason what any database's text can hold: an exchange that failed for it would fail for ever.
+func (o *Outbox) text(reason string) string {
+	reason = strings.ToValidUTF8(strings.ReplaceAll(reason, "\x00", `\0`), "\uFFFD")
+	if !o.unicode { // Postgres would have to convert it.
+		reason = strings.Map(func(r rune) rune {
+			if r > unicode.MaxASCII {
+				return '?'
+			}
+			return r
+		}, reason)
+	}
+	if len(reason) > reasonLimit {
+		reason = strings.ToValidUTF8(reason[:reasonLimit], "") + " (cut)"
+	}
+	return reason
 }
 
+// tally is how many rows left the outbox, and for the archive.
+type tally struct{ asked, removed, archived int64 }
+
 // remove queues a removal by these parameters, and returns the query that removes.
-func (o *Outbox) remove(batch *pgx.Batch, r removal, after uint64, keys ...any) *pgx.QueuedQuery {
-	if o.retain > 0 {
-		batch.Queue(r.archive[o.archive.part], append(slices.Clone(keys), o.stream, int64(after))...) //nolint:gosec // A stream ends long before.
+func (o *Outbox) remove(batch *pgx.Batch, n *tally, r removal, after uint64, keys ...any) {
+	count := func(into *int64) func(tag pgconn.CommandTag) error {
+		return func(tag pgconn.CommandTag) error {
+			*into += tag.RowsAffected()
+			return nil
+		}
 	}
-	return batch.Queue(r.remove, keys...)
+	if o.retain > 0 {
+		batch.Queue(r.archive[o.archive.part], append(slices.Clone(keys), o.stream, int64(after))...).Exec(count(&n.archived)) //nolint:gosec // A stream ends long before.
+	}
+	batch.Queue(r.remove, keys...).Exec(count(&n.removed))
+}
+
+// removeSettled queues the removal of rows that the stream has stored.
+func (o *Outbox) removeSettled(batch *pgx.Batch, n *tally, s Settled) {
+	k := keysOf(s.Seqs)
+	n.asked += int64(len(s.Seqs))
+	if len(k.bits) > 0 {
+		o.remove(batch, n, o.queries.near, s.After, k.from, k.to, k.bits, o.drawn)
+	}
+	if len(k.rest) > 0 {
+		o.remove(batch, n, o.queries.far, s.After, k.rest, o.drawn)
+	}
+}
+
+// failures are rows that were refused, as the statements take them.
+type failures struct {
+	seqs     []int64
+	ids      [][16]byte
+	attempts []int32
+	waits    []int64 // In microseconds.
+	reasons  []string
+}
+
+func (o *Outbox) failures(of []Failure) failures {
+	var f failures
+	for _, x := range of {
+		f.seqs, f.ids = append(f.seqs, x.Seq), append(f.ids, x.ID)
+		f.attempts = append(f.attempts, clampAttempts(x.Attempts))
+		f.waits, f.reasons = append(f.waits, x.Wait.Microseconds()), append(f.reasons, o.text(x.Reason))
+	}
+	return f
+}
+
+// mostAttempts is the highest number of attempts that is recorded or believed.
+const mostAttempts = 1_000_000
+
+func clampAttempts(n int) int32 { return int32(min(max(n, 0), mostAttempts)) } //nolint:gosec // As just bounded.
+
+// failuresAtOnce is how many failures one statement records: it looks each up in its arrays.
+const failuresAtOnce = 500
+
+// recordFailures queues what became of refused rows.
+func (o *Outbox) recordFailures(batch *pgx.Batch, failed, dead []Failure) {
+	for chunk := range slices.Chunk(failed, failuresAtOnce) {
+		f := o.failures(chunk)
+		batch.Queue(o.queries.fail, f.seqs, f.ids, f.attempts, f.waits, f.reasons)
+	}
+	for chunk := range slices.Chunk(dead, failuresAtOnce) {
+		f := o.failures(chunk)
+		batch.Queue(o.queries.bury, f.seqs, f.ids, f.attempts, f.reasons)
+	}
+}
+
+// recordCheckpoint queues the checkpoint and with it where the next term's first fetch may begin.
+func (o *Outbox) recordCheckpoint(batch *pgx.Batch, checkpoint uint64) {
+	if checkpoint > 0 {
+		batch.Queue(o.queries.checkpoint, int64(checkpoint), o.stream, o.term, o.floor.at) //nolint:gosec // A stream ends long before.
+	}
+}
+
+// observation is what an exchange learns of the transactions and of the sequence before it fetches.
+type observation struct {
+	xid, xmin uint64
+	drawn     *int64 // Nil if there is no sequence.
+}
+
+// observe queues the change of the sleep lock, and the observation.
+func (o *Outbox) observe(batch *pgx.Batch, sleep SleepChange, asleep *bool, seen *observation) {
+	batch.Queue(o.queries.prelude, int(sleep), o.table.wakeKey()).QueryRow(func(row pgx.Row) error {
+		var locked bool
+		if err := row.Scan(&locked, &seen.xid, &seen.xmin, &seen.drawn); err != nil {
+			return fmt.Errorf("sleep lock: %w", err)
+		}
+		*asleep = locked && sleep == FallAsleep
+		return nil
+	})
 }
 
 func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) (Reply, error) {
 	var (
-		reply     Reply
-		xid, xmin uint64
-		large     bool
-		unheld    bool
-		batch     = &pgx.Batch{}
+		reply  Reply
+		seen   observation
+		read   pageRead
+		unheld bool
+		n      tally
+		batch  = &pgx.Batch{}
 	)
 	for _, s := range request.Settled {
-		k := keysOf(s.Seqs)
-		if len(k.bits) > 0 {
-			o.remove(batch, o.queries.near, s.After, k.from, k.to, k.bits)
-		}
-		if len(k.rest) > 0 {
-			o.remove(batch, o.queries.far, s.After, k.rest)
-		}
+		o.removeSettled(batch, &n, s)
 	}
-	for _, f := range request.Failed {
-		batch.Queue(o.queries.fail, f.Seq, f.Attempts, f.Wait.Microseconds(), text(f.Reason))
-	}
-	for _, f := range request.Dead {
-		batch.Queue(o.queries.bury, f.Seq, f.Attempts, text(f.Reason))
-	}
-	if request.Checkpoint > 0 {
-		batch.Queue(o.queries.checkpoint, int64(request.Checkpoint), o.stream, o.term) //nolint:gosec // As above.
-	}
+	o.recordFailures(batch, request.Failed, request.Dead)
+	o.recordCheckpoint(batch, request.Checkpoint)
 	if request.Sleep != KeepSleep || request.Fetch != nil {
-		batch.Queue(prelude, int(request.Sleep), o.table.wakeKey()).QueryRow(func(row pgx.Row) error {
-			var locked bool
-			if err := row.Scan(&locked, &xid, &xmin); err != nil {
-				return fmt.Errorf("sleep lock: %w", err)
-			}
-			reply.Asleep = locked && request.Sleep == FallAsleep
-			return nil
-		})
+		o.observe(batch, request.Sleep, &reply.Asleep, &seen)
 	}
-	if f := request.Fetch; f != nil {
-		if o.rescan.Swap(false) || request.Unblocked {
-			o.floor = floor{}
-		}
+	f := request.Fetch
+	if f != nil {
 		now := time.Now()
 		if o.floor.stuck(now) {
 			batch.Queue(o.queries.clear, strconv.FormatUint(o.floor.xid&math.MaxUint32, 10)).QueryRow(func(row pgx.Row) error {
 				return row.Scan(&unheld) //nolint:wrapcheck // Exchange wraps it.
 			})
 		}
-		measured, bound := 0, f.Bytes/f.Rows // So many rows of so many bytes are within bounds.
-		if o.large {
-			measured, bound = 1, f.Bytes
-		}
-		held := keysOf(f.Held)
-		args := []any{o.floor.start(now), f.Highest, held.from, held.to, held.bits, held.rest, f.Rows, bound}
-		blocked := 0
-		if len(f.BlockedIDs) > 0 {
-			blocked = 1
-			args = append(args, f.BlockedTypes, f.BlockedIDs)
-		}
-		batch.Queue(o.queries.fetch[measured][blocked], args...).Query(func(rows pgx.Rows) error {
-			var err error
-			reply.Rows, reply.Full, large, err = o.arena.scan(rows, *f)
-			return err
-		})
+		o.queueFetch(batch, f, &read)
 	}
 	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
-		if request.Fetch != nil {
-			o.floor = floor{} // Whatever was recorded about it may not have come to pass.
+		if f != nil {
+			o.floor.doubt() // Whatever was recorded about it may not have come to pass.
 		}
 		return Reply{}, err //nolint:wrapcheck // Exchange wraps it.
 	}
-	f := request.Fetch
+	if n.removed < n.asked {
+		if err := o.look(ctx, conn, request.Settled, &reply); err != nil {
+			return Reply{}, err
+		}
+	}
 	if f == nil {
 		return reply, nil
 	}
-	unexpected := large && !o.large
-	o.large = large
+	reply.Rows, reply.Full = read.rows, read.full
+	unexpected := read.large && !o.large
+	o.large = read.large
 	if unexpected && len(reply.Rows) == 0 {
 		again, err := o.exchange(ctx, conn, Request{Fetch: f})
-		again.Asleep = reply.Asleep
+		again.Asleep, again.Remaining = reply.Asleep, reply.Remaining
 		return again, err
 	}
 	if unheld {
-		xmin = math.MaxUint64
+		seen.xmin = math.MaxUint64
 	}
-	o.floor.advance(xmin, xid, f.Highest, lowest(f.Held, reply.Rows))
+	o.passed(seen, f, reply)
 	return reply, nil
 }
 
-// arena is how much memory the latest page took, which is what the next one of a backlog takes as well.
-type arena struct{ rows, texts, data int }
-
-// scan reads a page; large tells that the next one must be measured. The values are taken as they come off the wire and
-// copied into two pieces of memory for the whole page, one for texts and one for payloads: a hundred thousand rows a second
-// leave no room for an allocation or two for each of their fields.
-func (a *arena) scan(rows pgx.Rows, f Fetch) (page []Row, full, large bool, err error) {
-	if err := rows.Err(); err != nil {
-		return nil, false, false, err //nolint:wrapcheck // Exchange wraps it.
-	}
-	if err := checkFormats(rows.FieldDescriptions()); err != nil {
-		return nil, false, false, err
-	}
-	var (
-		texts = make([]byte, 0, a.texts+a.texts/16)
-		data  = make([]byte, 0, a.data+a.data/16)
-		spans = make([]span, 0, a.rows)
-		cut   bool
-	)
-	page = make([]Row, 0, a.rows)
-	for rows.Next() {
-		values := rows.RawValues()
-		if values[dataColumn] == nil {
-			cut = true // What follows it must not be seen before it.
+// passed moves the floor after a fetch.
+func (o *Outbox) passed(seen observation, f *Fetch, reply Reply) {
+	before := o.drawn
+	if seen.drawn != nil {
+		if *seen.drawn < o.drawn {
+			o.floor = newFloor() // The sequence was set back: new rows appear below.
 		}
-		if cut {
-			continue
-		}
-		large = large || len(values[dataColumn]) > f.Bytes/f.Rows
-		sp := span{text: len(texts), data: len(data)}
-		for i, value := range values[topicColumn : eventTypeColumn+1] {
-			texts = append(texts, value...)
-			sp.texts[i] = len(texts)
-		}
-		data = append(data, values[dataColumn]...)
-		spans = append(spans, sp)
-		page = append(page, Row{
-			Seq:       int64(binary.BigEndian.Uint64(values[seqColumn])), //nolint:gosec // Two's complement, both ways.
-			ID:        uuid.UUID(values[idColumn]),
-			Headers:   bytes.Clone(values[headersColumn]), // Nil for null.
-			CreatedAt: timestamp(values[createdAtColumn]),
-			Attempts:  int(int32(binary.BigEndian.Uint32(values[attemptsColumn]))), //nolint:gosec // As above.
-		})
+		o.drawn = *seen.drawn
 	}
-	*a = arena{rows: len(page), texts: len(texts), data: len(data)}
-	all := string(texts)
-	for i := range page {
-		r, sp := &page[i], &spans[i]
-		r.Topic = all[sp.text:sp.texts[0]]
-		r.AggregateType = all[sp.texts[0]:sp.texts[1]]
-		r.AggregateID = all[sp.texts[1]:sp.texts[2]]
-		r.EventType = all[sp.texts[2]:sp.texts[3]]
-		end := len(data)
-		if i+1 < len(spans) {
-			end = spans[i+1].data
+	// Of a complete page all that the sequence had given out before is known: it was in it, was passed over, or is held.
+	highest := f.Highest
+	if seen.drawn != nil {
+		if o.complete {
+			highest = before
 		}
-		r.Data = data[sp.data:end:end]
+		highest = min(highest, before, o.drawn)
 	}
-	return page, cut || len(page) >= f.Rows || len(data) >= f.Bytes, cut || large, rows.Err() //nolint:wrapcheck // Exchange wraps it.
+	o.complete = !reply.Full
+	defer func() { o.floorSeen.Store(o.floor.at) }()
+	low, any := lowest(f.Held, reply.Rows)
+	if !any {
+		low = math.MaxInt64
+	}
+	o.floor.advance(seen.xmin, seen.xid, highest, low)
 }
 
-// The columns of a fetch, in order.
-const (
-	seqColumn = iota
-	idColumn
-	topicColumn
-	aggregateTypeColumn
-	aggregateIDColumn
-	eventTypeColumn
-	dataColumn
-	headersColumn
-	createdAtColumn
-	attemptsColumn
-)
-
-// span is where a row's values lie in the page's memory.
-type span struct {
-	text, data int    // Where they begin,
-	texts      [4]int // and where each of the texts ends.
-}
-
-// checkFormats makes sure that pgx asked for the formats that scan reads.
-func checkFormats(fields []pgconn.FieldDescription) error {
-	for _, i := range []int{seqColumn, idColumn, dataColumn, createdAtColumn, attemptsColumn} {
-		if fields[i].Format != pgx.BinaryFormatCode {
-			return fmt.Errorf("column %s comes in text form", fields[i].Name)
-		}
+// look counts those of the settled rows that are still there although fewer were removed than asked. Rows that somebody
+// else has deleted are none of the relay's business.
+func (o *Outbox) look(ctx context.Context, conn *pgx.Conn, settled []Settled, reply *Reply) error {
+	var seqs []int64
+	for _, s := range settled {
+		seqs = append(seqs, s.Seqs...)
 	}
-	return nil
+	return conn.QueryRow(ctx, o.queries.remaining, seqs).Scan(&reply.Remaining) //nolint:wrapcheck // Exchange wraps it.
 }
 
-// epoch is Postgres' year zero. Its infinities come out as times far away, which no clock_timestamp() is.
-var epoch = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC) //nolint:gochecknoglobals // Immutable.
-
-func timestamp(wire []byte) time.Time {
-	micros := int64(binary.BigEndian.Uint64(wire)) //nolint:gosec // Two's complement.
-	return time.UnixMicro(epoch.UnixMicro() + micros).UTC()
-}
-
-// lowest returns the lowest seq in the relay's hands after an exchange; 0 for none.
-func lowest(held []int64, fetched []Row) int64 {
-	low := int64(0)
+// lowest returns the lowest seq that the relay holds after an exchange, if it holds any.
+func lowest(held []int64, fetched []Row) (low int64, any bool) {
 	if len(fetched) > 0 {
-		low = fetched[0].Seq
+		low, any = fetched[0].Seq, true
 	}
 	for _, seq := range held {
-		if low == 0 || seq < low {
-			low = seq
+		if !any || seq < low {
+			low, any = seq, true
 		}
 	}
-	return low
+	return low, any
 }

@@ -146,7 +146,9 @@ func TestFetchLeavesBlockedAggregatesOut(t *testing.T) {
 		settled = seqs(f.exchange(t, store.Request{Fetch: fetch}).Rows)
 		highest = settled[0]
 	}
-	got := f.exchange(t, store.Request{Settled: settledSeqs(settled), Unblocked: true, Fetch: page(highest)}).Rows
+	again := page(highest)
+	again.Back, again.BackTo = true, 1
+	got := f.exchange(t, store.Request{Settled: settledSeqs(settled), Fetch: again}).Rows
 	if want := []int64{1, 4, 5}; !slices.Equal(seqs(got), want) {
 		t.Errorf("after they were unblocked: got %v, want %v", seqs(got), want)
 	}
@@ -156,6 +158,9 @@ func TestPageIsBounded(t *testing.T) {
 	f := newFixture(t, store.Options{})
 	// The last is large and compresses well: what counts is what comes over the wire.
 	f.insert(t, sized(1000), sized(1000), sized(0), sized(1000), sized(1<<20))
+	small := sized(0)
+	texts := len(small.Topic) + len(small.AggregateType) + len(small.AggregateID) + len(small.EventType)
+	row := 1000 + texts
 	tests := []struct {
 		rows, bytes int
 		highest     int64
@@ -167,17 +172,18 @@ func TestPageIsBounded(t *testing.T) {
 		{rows: 5, bytes: 1 << 30, want: 5, full: true},
 		{rows: 2, bytes: 1 << 30, want: 2, full: true},
 		{rows: 1, bytes: 1, want: 1, full: true},
-		{rows: 10, bytes: 1000, want: 1, full: true},
-		{rows: 10, bytes: 1001, want: 2, full: true},
-		{rows: 10, bytes: 2000, want: 2, full: true},
-		{rows: 10, bytes: 2001, want: 4, full: true},
-		{rows: 10, bytes: 3000, want: 4, full: true},
-		{rows: 10, bytes: 3001, want: 5, full: true},
-		{rows: 10, bytes: 3001 + 1<<20, want: 5, full: false},
+		{rows: 10, bytes: row, want: 1, full: true},
+		{rows: 10, bytes: row + 1, want: 2, full: true},
+		{rows: 10, bytes: 2 * row, want: 2, full: true},
+		{rows: 10, bytes: 2*row + 1, want: 3, full: true},
+		{rows: 10, bytes: 2*row + texts, want: 3, full: true},
+		{rows: 10, bytes: 3*row + texts, want: 4, full: true},
+		{rows: 10, bytes: 3*row + texts + 1, want: 5, full: true},
+		{rows: 10, bytes: 3*row + 2*texts + 1 + 1<<20, want: 5, full: false},
 		// However large, one row there is.
 		{rows: 10, bytes: 1000, highest: 4, held: []int64{1, 2, 3, 4}, want: 1, full: true},
 		// The bounds are the page's: what is in hand does not count.
-		{rows: 2, bytes: 1001, highest: 2, held: []int64{1, 2}, want: 2, full: true},
+		{rows: 2, bytes: texts + 1, highest: 2, held: []int64{1, 2}, want: 2, full: true},
 		{rows: 10, bytes: 1000, highest: 5, held: []int64{1, 2, 3, 4, 5}, want: 0, full: false},
 	}
 	for _, tt := range tests {
@@ -244,7 +250,7 @@ func TestPagesDrainTheTable(t *testing.T) {
 func TestFailedRowsAreMarked(t *testing.T) {
 	f := newFixture(t, store.Options{})
 	f.insert(t, event("1"), event("2"))
-	failure := store.Failure{Seq: 1, Attempts: 2, Wait: 90 * time.Minute, Reason: `maximum payload exceeded; ' "`}
+	failure := store.Failure{Ref: store.Ref{Seq: 1}, Attempts: 2, Wait: 90 * time.Minute, Reason: `maximum payload exceeded; ' "`}
 	for range 2 { // Repeating it is harmless.
 		rows := f.exchange(t, store.Request{Failed: []store.Failure{failure}, Fetch: page(0)}).Rows
 		if len(rows) != 2 || rows[0].Attempts != 2 || rows[1].Attempts != 0 {
@@ -290,7 +296,7 @@ func TestBegin(t *testing.T) {
 
 	f.insert(t, event("due"), event("one"), event("many"), event("many"), event("fine"))
 	wait := func(seq int64, d time.Duration) store.Failure {
-		return store.Failure{Seq: seq, Attempts: 1, Wait: d, Reason: "refused"}
+		return store.Failure{Ref: store.Ref{Seq: seq}, Attempts: 1, Wait: d, Reason: "refused"}
 	}
 	f.exchange(t, store.Request{Failed: []store.Failure{wait(1, 0), wait(2, time.Minute), wait(3, 49*time.Hour), wait(4, time.Minute)}})
 	_, blocked := begin("A", "one")
@@ -298,9 +304,9 @@ func TestBegin(t *testing.T) {
 	if len(blocked) != 2 {
 		t.Fatalf("got %+v, want the aggregates many and one", blocked)
 	}
-	for i, want := range []store.Blocked{{"User", "many", 49 * time.Hour}, {"User", "one", time.Minute}} {
+	for i, want := range []store.Blocked{{"User", "many", 24 * time.Hour, 3}, {"User", "one", time.Minute, 2}} {
 		got := blocked[i]
-		if got.AggregateType != want.AggregateType || got.AggregateID != want.AggregateID || got.For > want.For || got.For < want.For-time.Minute/2 {
+		if got.AggregateType != want.AggregateType || got.AggregateID != want.AggregateID || got.From != want.From || got.For > want.For || got.For < want.For-time.Minute/2 {
 			t.Errorf("got %+v, want about %+v", got, want)
 		}
 	}
@@ -329,7 +335,7 @@ func TestDeadRowsKeepEverything(t *testing.T) {
 	before := query[string](t, f, `select (to_jsonb(o) `+kept+`)::text from outbox o where seq = 2`)
 
 	for range 2 { // Repeating it is harmless.
-		f.exchange(t, store.Request{Dead: []store.Failure{{Seq: 2, Attempts: 3, Wait: time.Hour, Reason: "too large"}}})
+		f.exchange(t, store.Request{Dead: []store.Failure{{Ref: store.Ref{Seq: 2}, Attempts: 3, Wait: time.Hour, Reason: "too large"}}})
 		if after := query[string](t, f, `select (to_jsonb(d) `+kept+`)::text from outbox_dead d`); after != before {
 			t.Errorf("got  %s\nwant %s", after, before)
 		}
@@ -346,7 +352,7 @@ func TestDeadRowsKeepEverything(t *testing.T) {
 }
 
 func TestHoldDead(t *testing.T) {
-	burial := []store.Failure{{Seq: 2, Attempts: 3, Reason: "refused"}}
+	burial := []store.Failure{{Ref: store.Ref{Seq: 2}, Attempts: 3, Reason: "refused"}}
 	insert := func(f *fixture) { f.insert(t, event("a"), event("dead"), event("b"), event("dead"), event("c")) }
 
 	t.Run("off", func(t *testing.T) {
@@ -383,24 +389,22 @@ func TestHoldDead(t *testing.T) {
 func TestFailedExchangeChangesNothing(t *testing.T) {
 	f := newFixture(t, store.Options{})
 	f.insert(t, event("1"), event("2"), event("3"))
-	f.exec(t, `
-create function refuse() returns trigger language plpgsql as $$ begin raise exception 'no room for the dead'; end $$;
-create trigger refuse before insert on outbox_dead for each row execute function refuse()`)
+	f.exec(t, `alter table outbox_dead rename to taken_away`)
 	request := store.Request{
 		Settled: settledSeqs([]int64{1}),
-		Failed:  []store.Failure{{Seq: 2, Attempts: 1, Wait: time.Hour, Reason: "refused"}},
-		Dead:    []store.Failure{{Seq: 3, Attempts: 3, Reason: "refused"}},
+		Failed:  []store.Failure{{Ref: store.Ref{Seq: 2, ID: f.id(t, 2)}, Attempts: 1, Wait: time.Hour, Reason: "refused"}},
+		Dead:    []store.Failure{{Ref: store.Ref{Seq: 3, ID: f.id(t, 3)}, Attempts: 3, Reason: "refused"}},
 		Fetch:   page(0),
 	}
 	reply, err := f.Exchange(t.Context(), request)
-	if err == nil || !strings.Contains(err.Error(), "no room for the dead") || len(reply.Rows) != 0 {
-		t.Errorf("got reply %+v and error %v, want none and the database's", reply, err)
+	if !errors.Is(err, store.ErrNoTable) || len(reply.Rows) != 0 {
+		t.Errorf("got reply %+v and error %v, want none and that a table is missing", reply, err)
 	}
 	if got := query[int](t, f, `select count(*) from outbox where attempts = 0 and last_error is null`); got != 3 {
 		t.Errorf("%d rows are as they were, want 3", got)
 	}
 
-	f.exec(t, `drop trigger refuse on outbox_dead`)
+	f.exec(t, `alter table taken_away rename to outbox_dead`)
 	if got, want := seqs(f.exchange(t, request).Rows), []int64{2}; !slices.Equal(got, want) {
 		t.Errorf("the same again: got %v, want %v", got, want)
 	}

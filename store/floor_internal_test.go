@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"math"
 	"slices"
 	"testing"
 	"time"
@@ -15,7 +16,7 @@ import (
 func TestFloorAdvance(t *testing.T) {
 	type exchange struct {
 		xmin, xid    uint64
-		seen, lowest int64
+		seen, lowest int64 // A lowest of 0 is none.
 		want         int64 // The floor after it.
 	}
 	tests := []struct {
@@ -63,7 +64,7 @@ func TestFloorAdvance(t *testing.T) {
 			{xmin: 31, xid: 0, seen: 200, want: 201},
 		}},
 		{"nor of those before anything was seen", []exchange{
-			{xmin: 10, xid: 20, seen: 0},
+			{xmin: 10, xid: 20, seen: -1},
 			{xmin: 21, xid: 0, seen: 50},
 			{xmin: 21, xid: 21, seen: 50},
 			{xmin: 22, xid: 0, seen: 50, want: 51},
@@ -71,12 +72,13 @@ func TestFloorAdvance(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			var f floor
-			now := time.Now()
-			f.start(now)
+			f := floor{}
 			for i, e := range tt.exchanges {
+				if e.lowest == 0 {
+					e.lowest = math.MaxInt64
+				}
 				f.advance(e.xmin, e.xid, e.seen, e.lowest)
-				if got := f.start(now); got != e.want {
+				if got := f.at; got != e.want {
 					t.Fatalf("after exchange %d: got %d, want %d", i, got, e.want)
 				}
 			}
@@ -84,34 +86,29 @@ func TestFloorAdvance(t *testing.T) {
 	}
 }
 
-func TestFloorIsBelievedForAWhile(t *testing.T) {
-	var f floor
-	now := time.Now()
-	if got := f.start(now); got != 0 {
-		t.Errorf("at first: got %d, want 0", got)
+func TestFloorIsLowered(t *testing.T) {
+	f := newFloor()
+	f.lower(50) // It is lower already.
+	f.advance(10, 20, 100, math.MaxInt64)
+	f.advance(21, 21, 100, math.MaxInt64)
+	if f.at != 101 {
+		t.Fatalf("the floor is at %d, want 101", f.at)
 	}
-	f.advance(10, 20, 100, 0)
-	f.advance(21, 21, 100, 0)
-	if got := f.start(now.Add(floorLife)); got != 101 {
-		t.Errorf("after %v: got %d, want 101", floorLife, got)
-	}
-	if got := f.start(now.Add(floorLife + 1)); got != 0 {
-		t.Errorf("a nanosecond later: got %d, want 0", got)
-	}
-	// What was noted before says nothing about rows that only a scan from the head would have found.
-	f.advance(99, 0, 100, 0)
-	if got := f.start(now.Add(floorLife + 2)); got != 0 {
-		t.Errorf("after a scan from the head: got %d, want 0", got)
+	f.advance(22, 22, 200, math.MaxInt64)
+	f.lower(7)
+	// What was proposed before says nothing about the rows from there on.
+	f.advance(99, 0, 200, math.MaxInt64)
+	if f.at != 7 {
+		t.Errorf("the floor is at %d, want 7", f.at)
 	}
 }
 
 func TestFloorIsStuckForAWhile(t *testing.T) {
-	var f floor
-	f.start(time.Now())
+	f := newFloor()
 	if f.stuck(time.Now().Add(time.Hour)) {
 		t.Error("without a candidate it is stuck")
 	}
-	f.advance(10, 20, 100, 0)
+	f.advance(10, 20, 100, math.MaxInt64)
 	proposed := f.proposed
 	for _, step := range []struct {
 		after time.Duration
@@ -127,7 +124,7 @@ func TestFloorIsStuckForAWhile(t *testing.T) {
 			t.Errorf("%v after the proposal: got %v, want %v", step.after, got, step.want)
 		}
 	}
-	f.advance(21, 0, 100, 0)
+	f.advance(21, 0, 100, math.MaxInt64)
 	if f.stuck(proposed.Add(time.Hour)) {
 		t.Error("after it has risen it is stuck")
 	}

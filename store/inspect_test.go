@@ -39,7 +39,7 @@ func TestInspect(t *testing.T) {
 	term := f.begin(t)
 	f.putBack(t, nil, store.Checkpoint{Created: created, Sequence: 7, Before: 5})
 	f.insert(t, event("1"), event("2"), event("3"), event("4"))
-	f.exchange(t, store.Request{Settled: settledSeqs([]int64{1}), Dead: []store.Failure{{Seq: 2, Attempts: 1, Reason: "refused"}}})
+	f.exchange(t, store.Request{Settled: settledSeqs([]int64{1}), Dead: []store.Failure{{Ref: store.Ref{Seq: 2}, Attempts: 1, Reason: "refused"}}})
 	f.exec(t, `update outbox set created_at = created_at - interval '1 hour' where seq = 3`)
 	err := f.Session().Do(t.Context(), func(ctx context.Context, conn *pgx.Conn) error {
 		_, err := conn.Exec(ctx, `select pg_advisory_lock(17, $1)`, f.Table().LockKey())

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -16,8 +19,21 @@ import (
 // minute. Until then the poll interval stands in.
 const listenReconnectDelay = 250 * time.Millisecond
 
-// rescanPayload asks the relay to look at the table from the head again.
+// rescanPayload asks the relay to look at the table again, from the seq that follows a colon, or from the head.
 const rescanPayload = "rescan"
+
+// rescanFrom reads a notification: from which seq on the table is to be looked at again, if that is what it asks for.
+func rescanFrom(payload string) (from int64, ok bool) {
+	rest, ok := strings.CutPrefix(payload, rescanPayload)
+	if !ok {
+		return 0, false
+	}
+	from, err := strconv.ParseInt(strings.TrimPrefix(rest, ":"), 10, 64)
+	if err != nil {
+		return math.MinInt64, true
+	}
+	return from, true
+}
 
 // askForRescan tells the relay, when the transaction commits, that rows have come back, perhaps below its floor.
 func (t Table) askForRescan(ctx context.Context, tx pgx.Tx) error {
@@ -52,8 +68,9 @@ type wakeHandler struct {
 
 // HandleNotification implements [pgxlisten.Handler].
 func (h *wakeHandler) HandleNotification(_ context.Context, n *pgconn.Notification, _ *pgx.Conn) error {
-	if n.Payload == rescanPayload {
-		h.outbox.rescan.Store(true)
+	if from, ok := rescanFrom(n.Payload); ok {
+		h.outbox.held.Store(nil) // Some may be free again.
+		h.outbox.back.lower(from)
 	}
 	h.wake()
 	return nil

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/go-outbox/go-outbox/store"
@@ -108,6 +109,11 @@ func (f *fixture) insert(tb testing.TB, events ...store.Event) {
 
 func (f *fixture) exchange(tb testing.TB, request store.Request) store.Reply {
 	tb.Helper()
+	for _, failures := range [][]store.Failure{request.Failed, request.Dead} {
+		for i := range failures {
+			failures[i].ID = f.id(tb, failures[i].Seq)
+		}
+	}
 	reply, err := f.Exchange(tb.Context(), request)
 	if err != nil {
 		tb.Fatal(err)
@@ -115,10 +121,22 @@ func (f *fixture) exchange(tb testing.TB, request store.Request) store.Reply {
 	return reply
 }
 
-// fetch returns a page of everything that is there.
-func (f *fixture) fetch(tb testing.TB) []store.Row {
+// id returns the id of the row with this seq; the nil UUID if there is none.
+func (f *fixture) id(tb testing.TB, seq int64) uuid.UUID {
 	tb.Helper()
-	return f.exchange(tb, store.Request{Fetch: &store.Fetch{Rows: 1000, Bytes: 1 << 30}}).Rows
+	return query[uuid.UUID](tb, f, `select coalesce((select id from outbox where seq = $1), '00000000-0000-0000-0000-000000000000')`, seq)
+}
+
+// fetch returns everything that is there.
+func (f *fixture) fetch(tb testing.TB) (rows []store.Row) {
+	tb.Helper()
+	for highest := int64(0); ; highest = rows[len(rows)-1].Seq {
+		reply := f.exchange(tb, store.Request{Fetch: &store.Fetch{Rows: 1000, Bytes: 1 << 30, Held: seqs(rows), Highest: highest}})
+		rows = append(rows, reply.Rows...)
+		if !reply.Full {
+			return rows
+		}
+	}
 }
 
 func query[T any](tb testing.TB, f *fixture, sql string, args ...any) T {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync/atomic"
 	"time"
 
@@ -30,21 +31,27 @@ type Options struct {
 // Outbox is the relay's and the operator's side of the outbox tables; producers need only [Insert]. It is
 // safe for concurrent use, but one process has one leader's session: see [Outbox.Session].
 type Outbox struct {
-	table  Table
-	retain time.Duration
-	log    *slog.Logger
+	table    Table
+	retain   time.Duration
+	holdDead bool
+	log      *slog.Logger
 
 	plain    *pgx.ConnConfig // For one short task: migrate, dead letters.
 	listener *pgx.ConnConfig
 	session  *Session
-	queries  queries
 
-	rescan atomic.Bool // Set when rows may have appeared below the floor.
+	back      back                  // Where rows may have appeared below the floor.
+	floorSeen atomic.Int64          // The floor, for those who do not have the session.
+	held      atomic.Pointer[names] // Aggregates that are held; nil for none.
 
 	// These belong to whoever has the session.
+	queries    queries
+	unicode    bool // The database's encoding has all characters.
 	floor      floor
+	drawn      int64 // The highest seq that the sequence had given out by the latest exchange.
+	complete   bool  // The latest page had all rows.
 	arena      arena
-	large      bool   // The latest page came upon a large payload.
+	large      bool   // The latest page came upon a row that is not small.
 	generation uint64 // The session's, at the last Begin; 0 before.
 	stream     string // That the term publishes to,
 	term       int64  // and the term's number.
@@ -76,8 +83,11 @@ func Open(dsn string, options Options) (*Outbox, error) {
 		log:      log,
 		plain:    guarded(config, "outbox-relay admin"),
 		listener: guarded(config, "outbox-relay listen"),
+		holdDead: options.HoldDead,
 		session:  newSession(forSession(config)),
-		queries:  table.queries(options.HoldDead),
+		queries:  table.queries(options.HoldDead, ""),
+		unicode:  true,
+		floor:    newFloor(),
 	}, nil
 }
 
@@ -130,6 +140,8 @@ type Blocked struct {
 	AggregateID   string
 	// For is how long until the refused event is due again.
 	For time.Duration
+	// From is the seq of the first such event.
+	From int64
 }
 
 // Term is what a term of office begins with.
@@ -152,10 +164,13 @@ type Term struct {
 // atLeast, which is for an outbox that was restored from a backup: the stream may know of later terms.
 func (o *Outbox) Begin(ctx context.Context, stream, leader string, atLeast int64) (term Term, err error) {
 	err = o.session.Do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
-		o.floor, o.large, o.generation = floor{}, false, o.session.next.Load()
-		o.rescan.Store(false)
+		o.floor, o.large, o.complete, o.generation = newFloor(), false, false, o.session.next.Load()
+		o.back.take()
 		if err := o.table.check(ctx, conn); err != nil {
 			return err
+		}
+		if err := o.survey(ctx, conn); err != nil {
+			return o.explain("survey the outbox", err)
 		}
 		if err := o.takeOffice(ctx, conn, stream, leader, atLeast, &term); err != nil {
 			return o.explain("record the leader", err)
@@ -164,18 +179,67 @@ func (o *Outbox) Begin(ctx context.Context, stream, leader string, atLeast int64
 		if err := o.awake(ctx, conn); err != nil {
 			return err
 		}
-		rows, err := conn.Query(ctx, `
-select aggregate_type, aggregate_id, max(retry_at - clock_timestamp())
-  from `+o.table.outbox()+` where retry_at > clock_timestamp() group by 1, 2`)
-		if err != nil {
-			return o.explain("read waiting events", err)
+		if err := o.readBlocked(ctx, conn, &term); err != nil {
+			return o.explain("read which events are to be tried again", err)
 		}
-		if term.Blocked, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Blocked]); err != nil {
-			return o.explain("read waiting events", err)
-		}
-		return nil
+		o.floorSeen.Store(o.floor.at)
+		return o.explain("read which aggregates are held", o.readHeld(ctx, conn))
 	})
 	return term, err
+}
+
+// survey finds out what the statements depend on: where the seqs come from, and what the database's texts can hold.
+func (o *Outbox) survey(ctx context.Context, conn *pgx.Conn) error {
+	var sequence *string
+	err := conn.QueryRow(ctx, `
+select (select format('%I.%I', n.nspname, c.relname) from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+         where c.oid = to_regclass(pg_get_serial_sequence($1, 'seq')) and has_sequence_privilege(c.oid, 'SELECT')),
+       current_setting('server_encoding') = 'UTF8'`, o.table.outbox()).Scan(&sequence, &o.unicode)
+	if err != nil {
+		return err //nolint:wrapcheck // The caller explains it.
+	}
+	o.drawn = math.MinInt64 // Until the first exchange says.
+	if sequence == nil {
+		sequence = new(string)
+	}
+	o.queries = o.table.queries(o.holdDead, *sequence)
+	return nil
+}
+
+const (
+	// blockedMost is how many aggregates a term begins with as blocked, and blockedNameFits how long their names may be. The
+	// others' refused rows are tried again early, which spends an attempt.
+	blockedMost     = 10_000
+	blockedNameFits = 4096
+)
+
+// readBlocked reads which aggregates wait for another attempt. The table's columns are anybody's: a time that is infinite
+// or far away comes back as a day.
+func (o *Outbox) readBlocked(ctx context.Context, conn *pgx.Conn, term *Term) error {
+	var from *int64
+	err := conn.QueryRow(ctx, `select min(seq) from `+o.table.outbox()+` where retry_at is not null and given_up_at is null`).Scan(&from)
+	if err != nil {
+		return err //nolint:wrapcheck // The caller explains it.
+	}
+	if from != nil {
+		o.floor.lower(*from)
+	}
+	rows, err := conn.Query(ctx, `
+select aggregate_type, aggregate_id,
+       (extract(epoch from least(max(retry_at), clock_timestamp() + interval '1 day') - clock_timestamp()) * 1000000)::bigint, min(seq)
+  from `+o.table.outbox()+`
+ where retry_at > clock_timestamp() and given_up_at is null and octet_length(aggregate_type) <= $1::int and octet_length(aggregate_id) <= $1::int
+ group by 1, 2 limit $2::int`, blockedNameFits, blockedMost)
+	if err != nil {
+		return err //nolint:wrapcheck // The caller explains it.
+	}
+	term.Blocked, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (b Blocked, err error) {
+		var micros int64
+		err = row.Scan(&b.AggregateType, &b.AggregateID, &micros, &b.From)
+		b.For = max(time.Duration(micros)*time.Microsecond, 0)
+		return b, err
+	})
+	return err //nolint:wrapcheck // The caller explains it.
 }
 
 // End ends a term whose session is still there: it gives back the lock that tells producers that the relay is asleep. An
@@ -207,6 +271,7 @@ func (o *Outbox) takeOffice(ctx context.Context, conn *pgx.Conn, stream, leader 
 		created          *time.Time
 		sequence, before int64
 		partAge          time.Duration
+		scanFrom         int64
 	)
 	// The parts of the archive are all streams': which is being filled, the latest leader knows.
 	err := conn.QueryRow(ctx, `
@@ -217,8 +282,8 @@ select $1, greatest(1, $3::bigint), $2, clock_timestamp(), coalesce(l.part, 0), 
     on conflict (stream) do update
    set term = greatest(r.term + 1, $3), leader = excluded.leader, leader_since = excluded.leader_since,
        part = excluded.part, part_since = excluded.part_since
- returning term, outbox, stream_created, checkpoint, checkpoint_before, part, clock_timestamp() - part_since`, stream, leader, atLeast).
-		Scan(&term.Number, &term.Outbox, &created, &sequence, &before, &o.archive.part, &partAge)
+ returning term, outbox, stream_created, checkpoint, checkpoint_before, part, clock_timestamp() - part_since, scan_from`, stream, leader, atLeast).
+		Scan(&term.Number, &term.Outbox, &created, &sequence, &before, &o.archive.part, &partAge, &scanFrom)
 	if err != nil {
 		return err //nolint:wrapcheck // The caller explains it.
 	}
@@ -230,6 +295,7 @@ select $1, greatest(1, $3::bigint), $2, clock_timestamp(), coalesce(l.part, 0), 
 		term.Checkpoint = Checkpoint{Created: *created, Sequence: uint64(sequence), Before: uint64(before)} //nolint:gosec // As they were recorded.
 	}
 	o.stream, o.term = stream, term.Number
+	o.floor.at = scanFrom
 	o.archive.filled = time.Now().Add(o.archiveSpan() - partAge)
 	return nil
 }

@@ -408,7 +408,7 @@ func TestRequeueIsSeenBelowTheFloor(t *testing.T) {
 			if !tt.options.HoldDead {
 				settled = []int64{2}
 			}
-			s.exchange(t, store.Request{Settled: settledSeqs(settled), Dead: []store.Failure{{Seq: 1, Attempts: 3, Reason: "refused"}}})
+			s.exchange(t, store.Request{Settled: settledSeqs(settled), Dead: []store.Failure{{Ref: store.Ref{Seq: 1}, Attempts: 3, Reason: "refused"}}})
 			// Other events come and go, and the floor rises.
 			highest := int64(2)
 			for range 6 {

@@ -64,8 +64,8 @@ func TestAnyReasonIsRecorded(t *testing.T) {
 	f.insert(t, event("1"), event("2"))
 	reason := "refused \x00 \xff"
 	_, err := f.Exchange(t.Context(), store.Request{
-		Failed: []store.Failure{{Seq: 1, Attempts: 1, Wait: time.Hour, Reason: reason}},
-		Dead:   []store.Failure{{Seq: 2, Attempts: 3, Reason: reason}},
+		Failed: []store.Failure{{Ref: store.Ref{Seq: 1}, Attempts: 1, Wait: time.Hour, Reason: reason}},
+		Dead:   []store.Failure{{Ref: store.Ref{Seq: 2}, Attempts: 3, Reason: reason}},
 	})
 	if err != nil {
 		t.Error(err)

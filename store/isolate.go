@@ -1,0 +1,198 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// ofRow reports whether Postgres refused a statement for what is in a row, or for what somebody's trigger or constraint
+// thinks of it: then the other rows of the statement may be all right. Whatever concerns the connection, the server, locks
+// or privileges concerns all rows alike.
+func ofRow(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok || len(pg.Code) != 5 {
+		return false
+	}
+	switch pg.Code {
+	case "53200", // out of memory: also for a value of more than a gigabyte
+		"XX000": // internal error: "invalid memory alloc request size", "compressed data is corrupt"
+		return true
+	}
+	switch pg.Code[:2] {
+	case "22", // data exception: encoding, overflow
+		"23", // a constraint that somebody added
+		"27", // a trigger that changes the row it was fired for
+		"44", // likewise, of a view
+		"54", // program limit exceeded: an index row that is too large
+		"P0": // raised by a trigger
+		return true
+	}
+	return false
+}
+
+// exchangeOneByOne is exchange after the database refused it for the sake of a row: what can be done is done, in one
+// transaction, and the rows are told apart for which it cannot. It takes a savepoint for each step, so it is slow.
+func (o *Outbox) exchangeOneByOne(ctx context.Context, conn *pgx.Conn, request Request) (reply Reply, err error) {
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		reply = Reply{}
+		for _, s := range request.Settled {
+			if err := o.settleOneByOne(ctx, tx, s, &reply); err != nil {
+				return err
+			}
+		}
+		for _, f := range request.Failed {
+			err := o.try(ctx, tx, func(batch *pgx.Batch) { o.recordFailures(batch, []Failure{f}, nil) })
+			if err := o.keep(ctx, tx, f, err, &reply); err != nil {
+				return err
+			}
+		}
+		for _, f := range request.Dead {
+			err := o.try(ctx, tx, func(batch *pgx.Batch) { o.recordFailures(batch, nil, []Failure{f}) })
+			if err := o.keep(ctx, tx, f, err, &reply); err != nil {
+				return err
+			}
+		}
+		if f := request.Fetch; f != nil {
+			return o.fetchOneByOne(ctx, tx, f, request.Sleep, &reply)
+		}
+		if request.Sleep != KeepSleep {
+			return o.try(ctx, tx, func(batch *pgx.Batch) { o.observe(batch, request.Sleep, &reply.Asleep, &observation{}) })
+		}
+		return nil
+	})
+	// The checkpoint counts upon all of the above: it is left for another time.
+	o.floor.doubt()
+	o.complete = false
+	return reply, err
+}
+
+// try runs statements in a savepoint. If they fail for the sake of a row, nothing of them has happened and the
+// transaction goes on.
+func (o *Outbox) try(ctx context.Context, tx pgx.Tx, queue func(batch *pgx.Batch)) error {
+	return pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
+		batch := &pgx.Batch{}
+		queue(batch)
+		return tx.SendBatch(ctx, batch).Close()
+	})
+}
+
+// settleOneByOne removes settled rows, in halves of halves where that fails.
+func (o *Outbox) settleOneByOne(ctx context.Context, tx pgx.Tx, s Settled, reply *Reply) error {
+	if len(s.Seqs) == 0 {
+		return nil
+	}
+	var n tally
+	err := o.try(ctx, tx, func(batch *pgx.Batch) {
+		n = tally{}
+		o.removeSettled(batch, &n, s)
+	})
+	switch {
+	case err == nil && n.removed < n.asked:
+		remaining := reply.Remaining
+		if err := tx.QueryRow(ctx, o.queries.remaining, s.Seqs).Scan(&reply.Remaining); err != nil {
+			return err
+		}
+		reply.Remaining += remaining
+		return nil
+	case err == nil:
+		return nil
+	case !ofRow(err):
+		return err
+	case len(s.Seqs) == 1:
+		reply.Kept = append(reply.Kept, Kept{Ref: Ref{Seq: s.Seqs[0]}, Settle: true, Err: err})
+		return nil
+	}
+	half := len(s.Seqs) / 2
+	if err := o.settleOneByOne(ctx, tx, Settled{Seqs: s.Seqs[:half], After: s.After}, reply); err != nil {
+		return err
+	}
+	return o.settleOneByOne(ctx, tx, Settled{Seqs: s.Seqs[half:], After: s.After}, reply)
+}
+
+// keep deals with what became of recording one refused row: if the database does not take that, the row is marked, so that
+// nobody fetches it any more.
+func (o *Outbox) keep(ctx context.Context, tx pgx.Tx, f Failure, err error, reply *Reply) error {
+	if err == nil || !ofRow(err) {
+		return err
+	}
+	reason := fmt.Sprintf("%s; and the database did not take the row's dead letter: %v", f.Reason, err)
+	marking := o.try(ctx, tx, func(batch *pgx.Batch) {
+		batch.Queue(o.queries.giveUp, f.Seq, [16]byte(f.ID), clampAttempts(f.Attempts), o.text(reason))
+	})
+	if marking != nil && !ofRow(marking) {
+		return marking
+	}
+	reply.Kept = append(reply.Kept, Kept{Ref: f.Ref, Marked: marking == nil, Err: err})
+	return nil
+}
+
+// fetchOneByOne reads a page's rows one after the other, and says of those that cannot be read why.
+func (o *Outbox) fetchOneByOne(ctx context.Context, tx pgx.Tx, f *Fetch, sleep SleepChange, reply *Reply) error {
+	var (
+		keys    []Ref
+		blocked = 0
+		names   = o.excluded(f)
+		args    = o.pageArgs(f)
+	)
+	if len(names.ids) > 0 {
+		blocked = 1
+		args = append(args, names.types, names.ids)
+	}
+	err := o.try(ctx, tx, func(batch *pgx.Batch) {
+		o.observe(batch, sleep, &reply.Asleep, &observation{})
+		batch.Queue(o.queries.keys[blocked], args...).Query(func(rows pgx.Rows) (err error) {
+			keys, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (k Ref, err error) {
+				err = row.Scan(&k.Seq, &k.ID)
+				return k, err
+			})
+			return err
+		})
+	})
+	if err != nil {
+		return err
+	}
+	size, started := 0, time.Now()
+	for _, key := range keys {
+		if size >= f.Bytes || time.Since(started) > oneByOneShare {
+			break
+		}
+		row, err := o.fetchOne(ctx, tx, f, key)
+		switch {
+		case ofRow(err):
+			row = Row{Seq: key.Seq, ID: key.ID, CreatedAt: time.Now(), Unfit: "not readable: " + err.Error()}
+		case err != nil:
+			return err
+		}
+		size += row.Size()
+		reply.Rows = append(reply.Rows, row)
+	}
+	reply.Full = len(keys) > 0
+	return nil
+}
+
+// oneByOneShare is for how long rows are read one by one in one round trip.
+const oneByOneShare = 200 * time.Millisecond
+
+func (o *Outbox) fetchOne(ctx context.Context, tx pgx.Tx, f *Fetch, key Ref) (row Row, err error) {
+	var read pageRead
+	err = o.try(ctx, tx, func(batch *pgx.Batch) {
+		batch.Queue(o.queries.one, key.Seq, [16]byte(key.ID), f.maxData()).Query(func(rows pgx.Rows) (err error) {
+			read, err = new(arena).scan(rows, *f)
+			return err
+		})
+	})
+	switch {
+	case err != nil:
+		return Row{}, err
+	case len(read.rows) == 0: // Gone since its key was read, in another snapshot.
+		return Row{Seq: key.Seq, ID: key.ID}, errGone
+	}
+	return read.rows[0], nil
+}
+
+var errGone = errors.New("a row was removed by somebody else while it was read")

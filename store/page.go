@@ -1,0 +1,273 @@
+package store
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// The bounds of a row's columns other than its payload. What exceeds them is not read as a matter of course: see fetch.
+const (
+	// textFits and headersFit are the sizes in bytes up to which a text, and the headers as they are stored, count as small.
+	textFits, headersFit = 512, 1024
+	// textMost is how large a row's texts and headers can be together: a message's header block holds less.
+	textMost = 1 << 16
+	// headersWeight is how many bytes of a page are reckoned for a byte of stored headers, which may be compressed.
+	headersWeight = 4
+)
+
+// wanted is the condition on the rows of a page: rows above those in hand and, in the gaps between them, rows that were
+// committed late. Those in hand are keys: a range with bits, and a list. The names of blocked aggregates are two
+// parameters from that number on.
+func wanted(blocked bool, names int) string {
+	where := `
+ where seq >= $1 and (seq > $2 or case when seq between $3::bigint and $4::bigint then get_bit($5::bytea, (seq - $3::bigint)::int) = 0 else seq not in (select unnest($6::bigint[])) end)
+   and given_up_at is null`
+	if blocked {
+		where += fmt.Sprintf(`
+   and (aggregate_type, aggregate_id) not in (select * from unnest($%d::text[], $%d::text[]))`, names, names+1)
+	}
+	return where
+}
+
+// fetch selects a page: one snapshot of all that is visible, in seq order.
+//
+// What bounds the page's bytes is a running sum where rows are measured; taking the length of a large value does
+// not read it. That costs as much as all the rest, so as long as rows are small, they are only counted and of one that
+// is not, everything but its name is left out, as null: the page then ends before it, and the next one, or if nothing is
+// left of this one the same again, is measured.
+//
+// Of a row that can never be published, since one part of it is larger than any message, a measured page has the sizes
+// instead. So nothing of it is ever sent over the line.
+func (t Table) fetch(measured, blocked bool, hold string) string {
+	if !measured {
+		return `
+select seq, id, case when small then topic end, case when small then aggregate_type end, case when small then aggregate_id end,
+       case when small then event_type end, case when small then data end, case when small then headers::text end, created_at, attempts
+  from (select ` + eventColumns + `, attempts, ` + fmt.Sprintf(`
+               octet_length(data) <= $8::bigint and octet_length(topic) <= %[1]d and octet_length(aggregate_type) <= %[1]d
+               and octet_length(aggregate_id) <= %[1]d and octet_length(event_type) <= %[1]d
+               and (headers is null or pg_column_size(headers) <= %[2]d) as small`, textFits, headersFit) + `
+          from ` + t.outbox() + ` o` + wanted(blocked, 9) + hold + `
+         order by seq limit $7) page
+ order by seq`
+	}
+	return `
+select ` + measuredColumns + `
+  from (select weighed.*, (sum(weight) over (order by seq rows unbounded preceding) - weight)::bigint as before
+          from (select page.*, (case when fits then data_size + text_size + ` + fmt.Sprint(headersWeight) + ` * headers_size else ` + fmt.Sprint(textMost) + ` end)::bigint as weight
+                  from (` + t.measured("$9") + wanted(blocked, 10) + hold + `
+                         order by seq limit $7) page) weighed) sized
+ where before < $8::bigint
+ order by seq`
+}
+
+// measured selects rows with their sizes, and whether they can be published, given the parameter with the largest payload.
+func (t Table) measured(maxData string) string {
+	return `select *, data_size <= ` + maxData + `::bigint and text_size + headers_size <= ` + fmt.Sprint(textMost) + ` as fits
+                  from (select ` + eventColumns + `, attempts, given_up_at, octet_length(data)::bigint as data_size,
+                               octet_length(topic)::bigint + octet_length(aggregate_type) + octet_length(aggregate_id) + octet_length(event_type) as text_size,
+                               coalesce(pg_column_size(headers), 0)::bigint as headers_size from ` + t.outbox() + `) o`
+}
+
+// measuredColumns are a measured row's. Who its aggregate is, is told of a row that does not fit, too, unless that is what
+// does not.
+var measuredColumns = fmt.Sprintf(`seq, id, case when fits then topic end, case when fits or octet_length(aggregate_type) <= %[1]d then aggregate_type end,
+       case when fits or octet_length(aggregate_id) <= %[1]d then aggregate_id end, case when fits or octet_length(event_type) <= %[2]d then event_type end,
+       case when fits then data end, case when fits then left(headers::text, %[1]d + 1) end, created_at, attempts, data_size, text_size + headers_size, weight`,
+	textMost, textFits) //nolint:gochecknoglobals // Immutable.
+
+// fetchOne selects one row of a page, by its seq and id.
+func (t Table) fetchOne() string {
+	return `
+select ` + measuredColumns + `
+  from (select *, 0::bigint as weight from (` + t.measured("$3") + `) one where seq = $1 and id = $2) page`
+}
+
+// pageRead is what was read of a page.
+type pageRead struct {
+	rows  []Row
+	full  bool // Its bound was reached: there may be more.
+	large bool // The next one must be measured.
+}
+
+// queueFetch queues the fetch of a page.
+func (o *Outbox) queueFetch(batch *pgx.Batch, f *Fetch, into *pageRead) {
+	names, measured := o.excluded(f), 0
+	args := append(o.pageArgs(f), f.Bytes/f.Rows) // So many rows of so many bytes are within bounds.
+	if o.large {
+		measured = 1
+		args[len(args)-1] = f.Bytes
+		args = append(args, f.maxData())
+	}
+	blocked := 0
+	if len(names.ids) > 0 {
+		blocked = 1
+		args = append(args, names.types, names.ids)
+	}
+	batch.Queue(o.queries.fetch[measured][blocked], args...).Query(func(rows pgx.Rows) error {
+		var err error
+		*into, err = o.arena.scan(rows, *f)
+		return err
+	})
+}
+
+// pageArgs are the parameters that all queries of a page have in common.
+func (o *Outbox) pageArgs(f *Fetch) []any {
+	held := keysOf(slices.Concat(f.Held, f.Passed))
+	return []any{o.floor.at, f.Highest, held.from, held.to, held.bits, held.rest, f.Rows}
+}
+
+func (f *Fetch) maxData() int64 {
+	if f.MaxData <= 0 {
+		return math.MaxInt64
+	}
+	return int64(f.MaxData)
+}
+
+// arena is how much memory the latest page took, which is what the next one of a backlog takes as well.
+type arena struct{ rows, texts, data int }
+
+// scan reads a page. The values are taken as they come off the wire and
+// copied into two pieces of memory for the whole page, one for texts and one for payloads: a hundred thousand rows a second
+// leave no room for an allocation or two for each of their fields.
+func (a *arena) scan(rows pgx.Rows, f Fetch) (read pageRead, err error) {
+	if err := rows.Err(); err != nil {
+		return pageRead{}, err //nolint:wrapcheck // Exchange wraps it.
+	}
+	if err := checkFormats(rows.FieldDescriptions()); err != nil {
+		return pageRead{}, err
+	}
+	var (
+		texts    = make([]byte, 0, a.texts+a.texts/16)
+		data     = make([]byte, 0, a.data+a.data/16)
+		spans    = make([]span, 0, a.rows)
+		page     = make([]Row, 0, a.rows)
+		bytes    int
+		cut      bool
+		measured = len(rows.FieldDescriptions()) > dataSizeColumn
+	)
+	for rows.Next() {
+		values := rows.RawValues()
+		if values[dataColumn] == nil && !measured {
+			cut = true // What follows it must not be seen before it.
+		}
+		if cut {
+			continue
+		}
+		sp := span{text: len(texts), data: len(data)}
+		for i, value := range values[topicColumn : eventTypeColumn+1] {
+			texts = append(texts, value...)
+			sp.texts[i] = len(texts)
+			read.large = read.large || len(value) > textFits
+		}
+		data = append(data, values[dataColumn]...)
+		spans = append(spans, sp)
+		row := Row{
+			Seq:       number(values[seqColumn]),
+			ID:        uuid.UUID(values[idColumn]),
+			Headers:   cloned(values[headersColumn]),
+			CreatedAt: timestamp(values[createdAtColumn]),
+			Attempts:  int(clampAttempts(int(int32(binary.BigEndian.Uint32(values[attemptsColumn]))))), //nolint:gosec // Two's complement.
+		}
+		if measured {
+			row.Unfit = unfit(values, f)
+		}
+		read.large = read.large || row.Unfit != "" || len(values[dataColumn]) > f.Bytes/f.Rows || len(row.Headers) > headersFit
+		if measured {
+			bytes += int(number(values[weightColumn]))
+		} else {
+			bytes += len(texts) - sp.text + len(values[dataColumn]) + len(row.Headers)
+		}
+		page = append(page, row)
+	}
+	*a = arena{rows: len(page), texts: len(texts), data: len(data)}
+	all := string(texts)
+	for i := range page {
+		r, sp := &page[i], &spans[i]
+		r.Topic = all[sp.text:sp.texts[0]]
+		r.AggregateType = all[sp.texts[0]:sp.texts[1]]
+		r.AggregateID = all[sp.texts[1]:sp.texts[2]]
+		r.EventType = all[sp.texts[2]:sp.texts[3]]
+		end := len(data)
+		if i+1 < len(spans) {
+			end = spans[i+1].data
+		}
+		r.Data = data[sp.data:end:end]
+	}
+	read.rows, read.large = page, read.large || cut
+	read.full = cut || len(page) >= f.Rows || bytes >= f.Bytes
+	return read, rows.Err() //nolint:wrapcheck // Exchange wraps it.
+}
+
+// unfit says why a measured row was not read; empty if it was.
+func unfit(values [][]byte, f Fetch) string {
+	switch size := number(values[dataSizeColumn]); {
+	case size > f.maxData():
+		return fmt.Sprintf("payload of %d bytes: the broker takes messages of %d bytes", size, f.MaxData)
+	case values[dataColumn] == nil:
+		return fmt.Sprintf("topic, type, ids and headers of %d bytes: a message has room for less than %d", number(values[restSizeColumn]), textMost)
+	case len(values[headersColumn]) > textMost:
+		return fmt.Sprintf("headers of more than %d bytes: a message has room for less", textMost)
+	}
+	return ""
+}
+
+// cloned returns a copy; nil for null. What is too long for a message is of no use.
+func cloned(headers []byte) []byte {
+	if len(headers) > textMost {
+		return nil
+	}
+	return bytes.Clone(headers)
+}
+
+// The columns of a fetch, in order; the last three are those of a measured one only.
+const (
+	seqColumn = iota
+	idColumn
+	topicColumn
+	aggregateTypeColumn
+	aggregateIDColumn
+	eventTypeColumn
+	dataColumn
+	headersColumn
+	createdAtColumn
+	attemptsColumn
+	dataSizeColumn
+	restSizeColumn
+	weightColumn
+)
+
+// span is where a row's values lie in the page's memory.
+type span struct {
+	text, data int    // Where they begin,
+	texts      [4]int // and where each of the texts ends.
+}
+
+// checkFormats makes sure that pgx asked for the formats that scan reads.
+func checkFormats(fields []pgconn.FieldDescription) error {
+	for i, field := range fields {
+		switch i {
+		case topicColumn, aggregateTypeColumn, aggregateIDColumn, eventTypeColumn, headersColumn: // Either form is the text itself.
+		default:
+			if field.Format != pgx.BinaryFormatCode {
+				return fmt.Errorf("column %s comes in text form", field.Name)
+			}
+		}
+	}
+	return nil
+}
+
+func number(wire []byte) int64 { return int64(binary.BigEndian.Uint64(wire)) } //nolint:gosec // Two's complement.
+
+// epoch is Postgres' year zero. Its infinities come out as times far away, which no clock_timestamp() is.
+var epoch = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC) //nolint:gochecknoglobals // Immutable.
+
+func timestamp(wire []byte) time.Time { return time.UnixMicro(epoch.UnixMicro() + number(wire)).UTC() }
