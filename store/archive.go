@@ -285,6 +285,10 @@ func (o *Outbox) inOfficeTx(ctx context.Context, task func(tx pgx.Tx) error) err
 	})
 }
 
+// lastErrorBack is the last error of a row that comes back from the archive. It was published, so the relay knows what to
+// do with it; with a last error the table takes also what it would refuse from a producer (migrations/0002_checks.sql).
+const lastErrorBack = `'put back from the archive'`
+
 func (o *Outbox) putBack(ctx context.Context, tx pgx.Tx, lost []Archived) (int, error) {
 	var (
 		seqs [archiveParts][]int64
@@ -305,7 +309,7 @@ func (o *Outbox) putBack(ctx context.Context, tx pgx.Tx, lost []Archived) (int, 
 		err := tx.QueryRow(ctx, `
 with lost as (select p.ctid as at, `+of("p", eventColumns)+` from `+o.table.part(part)+` p
                where p.ctid = any($1::tid[]) and ((p.seq, p.id) in (select * from unnest($2::bigint[], $3::uuid[]))) is true),
-     back as (insert into `+o.table.outbox()+` (`+eventColumns+`) overriding system value select `+eventColumns+` from lost
+     back as (insert into `+o.table.outbox()+` (`+eventColumns+`, last_error) overriding system value select `+eventColumns+`, `+lastErrorBack+` from lost
                   on conflict (seq) do nothing returning seq, id),
      there as (select seq, id from back
                union select seq, id from `+o.table.outbox()+` o where o.seq = any($2::bigint[]) and ((o.seq, o.id) in (select seq, id from lost)) is true),

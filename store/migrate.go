@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"text/template"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -17,24 +18,19 @@ import (
 //go:embed migrations/*.sql
 var migrationFiles embed.FS
 
-// migrationLockTimeout bounds how long a migration waits for a table lock: while it waits, producers queue
-// up behind it. A migration that fails so has changed nothing and can be run again.
-const migrationLockTimeout = "5s"
+// payloads are the types that the emit function takes data in, and how each becomes the bytes that are stored.
+var payloads = []struct{ Type, Bytes string }{ //nolint:gochecknoglobals // Immutable.
+	{"text", "pg_catalog.convert_to($5, 'UTF8')"},
+	{"jsonb", "pg_catalog.convert_to($5::pg_catalog.text, 'UTF8')"},
+	{"json", "pg_catalog.convert_to($5::pg_catalog.text, 'UTF8')"},
+	{"bytea", "$5"},
+}
 
-// scripts returns the numbered migrations in order, with this table's names in them. The file of version n
-// is number n: 0001_outbox.sql is version 1.
-func (t Table) scripts(concurrently string) ([]string, error) {
-	files, err := fs.Glob(migrationFiles, "migrations/*.sql") // Sorted by name.
-	if err != nil {
-		return nil, fmt.Errorf("list migrations: %w", err)
-	}
+// names are what the migrations' templates call this table's objects.
+func (t Table) names() map[string]any {
 	type part struct {
 		Number int
 		Name   string
-	}
-	var parts []part
-	for i, name := range t.parts() {
-		parts = append(parts, part{i, name})
 	}
 	names := map[string]any{
 		"Schema":         quote(t.orDefault().Schema),
@@ -42,7 +38,6 @@ func (t Table) scripts(concurrently string) ([]string, error) {
 		"Dead":           t.dead(),
 		"Relay":          t.relay(),
 		"Published":      t.published(),
-		"Parts":          parts,
 		"RetryIndex":     t.unqualified("_retry_idx"),
 		"DeadIndex":      t.unqualified("_dead_aggregate_idx"),
 		"WakeFunction":   t.quoted("_wake"),
@@ -50,7 +45,6 @@ func (t Table) scripts(concurrently string) ([]string, error) {
 		"WakeKey":        strconv.FormatInt(t.wakeKey(), 10),
 		"ChannelLiteral": "'" + t.channel() + "'",
 
-		"Concurrently":          concurrently,
 		"DeadKey":               t.unqualified("_dead_pkey"),
 		"DeadLiteral":           literal(t.dead()),
 		"DeadSeqIndex":          t.unqualified("_dead_seq_idx"),
@@ -66,6 +60,24 @@ func (t Table) scripts(concurrently string) ([]string, error) {
 		"EmittedNameLiteral":    literal(t.orDefault().Name + "_emitted"),
 		"Payloads":              payloads,
 	}
+	parts := make([]part, archiveParts)
+	for i, name := range t.parts() {
+		parts[i] = part{i, name}
+		names["Part"+strconv.Itoa(i)] = name
+	}
+	names["Parts"] = parts
+	return names
+}
+
+// scripts returns the numbered migrations in order, with this table's names in them. The file of version n
+// is number n: 0001_outbox.sql is version 1. Concurrently is that constant, or nothing.
+func (t Table) scripts(concurrently string) ([]string, error) {
+	files, err := fs.Glob(migrationFiles, "migrations/*.sql") // Sorted by name.
+	if err != nil {
+		return nil, fmt.Errorf("list migrations: %w", err)
+	}
+	names := t.names()
+	names["Concurrently"] = concurrently
 	scripts := make([]string, len(files))
 	for i, file := range files {
 		number, _, _ := strings.Cut(path.Base(file), "_")
@@ -85,14 +97,6 @@ func (t Table) scripts(concurrently string) ([]string, error) {
 	return scripts, nil
 }
 
-// payloads are the types that the emit function takes data in, and how each becomes the bytes that are stored.
-var payloads = []struct{ Type, Bytes string }{ //nolint:gochecknoglobals // Immutable.
-	{"text", "pg_catalog.convert_to($5, 'UTF8')"},
-	{"jsonb", "pg_catalog.convert_to($5::pg_catalog.text, 'UTF8')"},
-	{"json", "pg_catalog.convert_to($5::pg_catalog.text, 'UTF8')"},
-	{"bytea", "$5"},
-}
-
 // latestVersion is the schema version that this code works with.
 func latestVersion() int {
 	files, _ := fs.Glob(migrationFiles, "migrations/*.sql") // The pattern is constant and valid.
@@ -106,6 +110,9 @@ func (t Table) createMigrations() string {
 )`
 }
 
+// fixedPath makes a migration mean the same whatever the role's search_path: what it does not qualify is Postgres' own.
+const fixedPath = `set local search_path = pg_catalog, pg_temp`
+
 // Script returns the whole schema as SQL for other migration tools: what [Outbox.Migrate] would run on an
 // empty database, in one transaction.
 func (t Table) Script() (string, error) {
@@ -117,46 +124,105 @@ func (t Table) Script() (string, error) {
 		return "", err
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "-- Schema of the outbox %s, version %d.\nbegin;\n\ncreate schema if not exists %s;\n\n%s;\n",
-		t, len(scripts), quote(t.orDefault().Schema), t.createMigrations())
+	fmt.Fprintf(&b, "-- Schema of the outbox %s, version %d.\nbegin;\n%s;\n\ncreate schema if not exists %s;\n\n%s;\n",
+		t, len(scripts), fixedPath, quote(t.orDefault().Schema), t.createMigrations())
 	for i, script := range scripts {
 		fmt.Fprintf(&b, "\n-- Version %d.\n%s\ninsert into %s (version) values (%d);\n", i+1, script, t.migrations(), i+1)
 	}
-	fmt.Fprintf(&b, "\n-- Let the relay and the producers in:\n--   %s;\n--   GRANT USAGE ON SCHEMA %s TO <producer>; GRANT INSERT ON %s TO <producer>;\n\ncommit;\n",
-		t.Grants("<relay>"), quote(t.orDefault().Schema), t.outbox())
+	b.WriteString("\n-- Let producers and the relay in: see outbox-relay migrate --print-grants.\n\ncommit;\n")
 	return b.String(), nil
 }
 
 // migrate brings the schema to the latest version. Any number of processes may call it at once: they take
 // turns, and all but the first find nothing to do. The log tells who was first.
 func (t Table) migrate(ctx context.Context, conn *pgx.Conn, log *slog.Logger) error {
-	err := t.check(ctx, conn)
-	if !isSchemaError(err) {
+	if err := t.check(ctx, conn); !isSchemaError(err) {
 		return err
 	}
+	if err := checkServer(ctx, conn); err != nil { // The lock is the session's.
+		return fmt.Errorf("migrate %s: %w", t, err)
+	}
+	m := migration{table: t, conn: conn, log: log, patience: upgradePatience}
+	return m.migrate(ctx)
+}
+
+func (m *migration) migrate(ctx context.Context) error {
+	t := m.table
+	// CREATE … IF NOT EXISTS races with itself, so the lock comes first and everything else is decided under it.
+	if err := m.takeTurn(ctx); err != nil {
+		return fmt.Errorf("migrate %s: wait for other migrations: %w", t, err)
+	}
+	defer m.giveTurn(ctx)
+	version, err := t.version(ctx, m.conn)
+	switch {
+	case err != nil:
+		return err
+	case version == 0:
+		return m.create(ctx)
+	case version < latestVersion():
+		return m.upgrade(ctx, version)
+	}
+	return nil
+}
+
+// migration is one process' turn at the tables.
+type migration struct {
+	table Table
+	conn  *pgx.Conn
+	role  string
+	log   *slog.Logger
+
+	patience time.Duration // With locks, in an upgrade.
+}
+
+// turnPause is how long a process waits before it asks again for its turn. It does not wait in a statement: an index that
+// is created concurrently waits for all statements under way, and so the two would wait for each other.
+const turnPause = 50 * time.Millisecond
+
+func (m *migration) takeTurn(ctx context.Context) error {
+	for start, told := time.Now(), false; ; {
+		var taken bool
+		err := m.conn.QueryRow(ctx, `select current_user, pg_catalog.pg_try_advisory_lock($1::bigint)`, m.table.migrateKey()).Scan(&m.role, &taken)
+		if err != nil || taken {
+			return err //nolint:wrapcheck // The caller says what it was for.
+		}
+		if !told && time.Since(start) > 5*time.Second {
+			told = true
+			m.log.InfoContext(ctx, "another process migrates the tables; waiting for it", slog.String("table", m.table.String()))
+		}
+		if err := pause(ctx, turnPause); err != nil {
+			return err
+		}
+	}
+}
+
+// giveTurn gives back the lock, which would end with the session, too.
+func (m *migration) giveTurn(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), connectTimeout)
+	defer cancel()
+	_, _ = m.conn.Exec(ctx, `select pg_catalog.pg_advisory_unlock($1::bigint)`, m.table.migrateKey()) // The session's end does it, too.
+}
+
+// pause waits, unless the context ends.
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx) //nolint:wrapcheck // The caller says what it waited for.
+	}
+}
+
+// create makes all tables in one transaction. Nobody uses them yet.
+func (m *migration) create(ctx context.Context) error {
+	t := m.table
 	scripts, err := t.scripts("")
 	if err != nil {
 		return err
 	}
-	tx, err := conn.Begin(ctx)
-	if err != nil {
-		return fmt.Errorf("migrate %s: %w", t, err)
-	}
-	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }() // After a commit it does nothing.
-
-	// CREATE … IF NOT EXISTS races with itself, so the lock comes first and everything else is decided under it.
-	var role string
-	if err := tx.QueryRow(ctx, `select current_user from pg_advisory_xact_lock($1)`, t.migrateKey()).Scan(&role); err != nil {
-		return fmt.Errorf("migrate %s: wait for other migrations: %w", t, err)
-	}
-	version, err := t.version(ctx, tx)
-	if err != nil {
-		return err
-	}
-	if version >= len(scripts) {
-		return nil
-	}
-	if version == 0 {
+	err = pgx.BeginFunc(ctx, m.conn, func(tx pgx.Tx) error {
 		exists, err := t.checkShape(ctx, tx)
 		if err != nil {
 			return err
@@ -164,32 +230,29 @@ func (t Table) migrate(ctx context.Context, conn *pgx.Conn, log *slog.Logger) er
 		if exists {
 			return t.unrecorded()
 		}
-		if err := t.createSchema(ctx, tx, role); err != nil {
+		if _, err := tx.Exec(ctx, fixedPath); err != nil {
+			return t.explainCreate(m.role, err)
+		}
+		if err := t.createSchema(ctx, tx, m.role); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, t.createMigrations()); err != nil {
-			return t.explainCreate(role, err)
+			return t.explainCreate(m.role, err)
 		}
-	}
-	if _, err := tx.Exec(ctx, `set local lock_timeout = '`+migrationLockTimeout+`'`); err != nil {
-		return fmt.Errorf("migrate %s: %w", t, err)
-	}
-	for i := version; i < len(scripts); i++ {
-		if _, err := tx.Exec(ctx, scripts[i]); err != nil {
-			return fmt.Errorf("version %d: %w", i+1, t.explainCreate(role, err))
+		for i, script := range scripts {
+			if _, err := tx.Exec(ctx, script); err != nil {
+				return fmt.Errorf("version %d: %w", i+1, t.explainCreate(m.role, err))
+			}
+			if _, err := tx.Exec(ctx, `insert into `+t.migrations()+` (version) values ($1)`, i+1); err != nil {
+				return t.explainCreate(m.role, err)
+			}
 		}
-		if _, err := tx.Exec(ctx, `insert into `+t.migrations()+` (version) values ($1)`, i+1); err != nil {
-			return t.explainCreate(role, err)
-		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
-	if err := tx.Commit(ctx); err != nil {
-		return t.explainCreate(role, err)
-	}
-	if version == 0 {
-		log.InfoContext(ctx, "tables created", slog.String("table", t.String()))
-	} else {
-		log.InfoContext(ctx, "tables upgraded", slog.String("table", t.String()), slog.Int("from", version), slog.Int("to", len(scripts)))
-	}
+	m.log.InfoContext(ctx, "tables created", slog.String("table", t.String()))
 	return nil
 }
 

@@ -137,6 +137,9 @@ func (t Table) quoted(suffix string) string {
 	return pgx.Identifier{t.Schema, t.Name + suffix}.Sanitize()
 }
 
+// sibling qualifies a quoted name with the table's schema.
+func (t Table) sibling(quoted string) string { return quote(t.orDefault().Schema) + "." + quoted }
+
 // unqualified quotes a name that SQL takes without a schema, such as an index to create.
 func (t Table) unqualified(suffix string) string {
 	return pgx.Identifier{t.orDefault().Name + suffix}.Sanitize()

@@ -1,5 +1,5 @@
 -- step: the relay's own state. How far a scan may skip, and what the broker took at most.
--- lock: {{.Relay}}
+-- lock: Relay
 alter table {{.Relay}}
     add column scan_from   bigint not null default 0,
     add column max_payload bigint;
@@ -10,7 +10,7 @@ comment on column {{.Relay}}.max_payload is 'The largest payload that the broker
 -- step: dead letters get a key of their own, since two of them may have one seq. An identity column would rewrite the
 -- table; so existing rows get a default's numbers first. The relay of version 1 buries meanwhile, and its role needs to
 -- draw numbers.
--- lock: {{.Dead}}
+-- lock: Dead
 create sequence {{.LetterSequence}};
 grant usage on sequence {{.LetterSequence}} to public;
 alter table {{.Dead}} add column letter bigint;
@@ -23,27 +23,27 @@ update {{.Dead}} d set letter = numbered.letter
  where d.seq = numbered.seq and d.letter is null;
 
 -- step: the proof that every dead letter has a number
--- lock: {{.Dead}}
+-- lock: Dead
 alter table {{.Dead}} add constraint outbox_letter_given check (letter is not null) not valid;
 
 -- step: which is looked for without a lock that the relay would wait for,
 alter table {{.Dead}} validate constraint outbox_letter_given;
 
 -- step: the key's index
--- concurrently: {{.LetterIndex}}
-create unique index {{.Concurrently}} {{.LetterIndex}} on {{.Dead}} (letter);
+-- concurrently: Dead LetterIndex
+create unique index{{.Concurrently}} {{.LetterIndex}} on {{.Dead}} (letter);
 
 -- step: and the index of seqs, by which people name dead letters.
--- concurrently: {{.DeadSeqIndex}}
-create index {{.Concurrently}} {{.DeadSeqIndex}} on {{.Dead}} (seq);
+-- concurrently: Dead DeadSeqIndex
+create index{{.Concurrently}} {{.DeadSeqIndex}} on {{.Dead}} (seq);
 
 -- step: with on_dead = "hold" every fetch asks which aggregates wait for a decision. A hash takes ids of any length,
 -- where a b-tree refuses a row.
--- concurrently: {{.DeadHashIndex}}
-create index {{.Concurrently}} {{.DeadHashIndex}} on {{.Dead}} using hash (aggregate_id);
+-- concurrently: Dead DeadHashIndex
+create index{{.Concurrently}} {{.DeadHashIndex}} on {{.Dead}} using hash (aggregate_id);
 
 -- step: the new key in the old one's place. There is a key at any time, as publications of all tables demand.
--- lock: {{.Dead}}
+-- lock: Dead
 alter table {{.Dead}} alter column letter set not null;
 alter table {{.Dead}} drop constraint outbox_letter_given;
 alter table {{.Dead}} alter column letter drop default;
@@ -56,12 +56,12 @@ drop index {{.Schema}}.{{.DeadIndex}};
 comment on column {{.Dead}}.letter is 'Names the dead letter. Seqs are the producers'', and two may be equal.';
 
 -- step: a publication of all tables refuses updates and deletions in tables that have neither key nor replica identity.
--- lock: {{.Published}}
+-- lock: Published
 alter table {{.Published}} replica identity full;
 {{- range .Parts}}
 
 -- step: the same for part {{.Number}} of the archive,
--- lock: {{.Name}}
+-- lock: Part{{.Number}}
 alter table {{.Name}} replica identity full;
 {{- end}}
 
@@ -70,7 +70,7 @@ alter table {{.Name}} replica identity full;
 --
 -- A row that the relay has refused may hold anything (last_error). It was there before the checks, and the relay
 -- must be able to note its attempts and that it was given up: Postgres checks a whole row whatever of it is updated.
--- lock: {{.Outbox}}
+-- lock: Outbox
 alter table {{.Outbox}}
     add column given_up_at timestamptz,
     add constraint outbox_seq_positive check (last_error is not null or seq > 0) not valid,
@@ -90,8 +90,8 @@ alter table {{.Outbox}}
 comment on column {{.Outbox}}.given_up_at is 'When the row was given up and could not be moved to the dead letters. It is not fetched any more.';
 
 -- step: rows that were given up and are still in the outbox; there are few or none.
--- concurrently: {{.GivenUpIndex}}
-create index {{.Concurrently}} {{.GivenUpIndex}} on {{.Outbox}} (given_up_at) where given_up_at is not null;
+-- concurrently: Outbox GivenUpIndex
+create index{{.Concurrently}} {{.GivenUpIndex}} on {{.Outbox}} (given_up_at) where given_up_at is not null;
 
 -- step: producing by a call, with the payload as text, JSON or bytes. Text and JSON are stored in UTF-8, whatever the
 -- database's encoding. (A plain literal for a bytea column is read in the escape format: '{"a":"C:\\new"}' loses a
@@ -157,7 +157,7 @@ end
 $$;
 
 -- step: whether the rows that were there before keep to the checks. It takes one scan and no lock that producers wait for.
--- validate: {{.Outbox}}
+-- validate: Outbox
 alter table {{.Outbox}}
     validate constraint outbox_seq_positive,
     validate constraint outbox_id_not_nil,
