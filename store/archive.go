@@ -225,6 +225,10 @@ func (o *Outbox) inOfficeTx(ctx context.Context, task func(tx pgx.Tx) error) err
 	})
 }
 
+// lastErrorBack is the last error of a row that comes back from the archive. It was published, so the relay knows what to
+// do with it; with a last error the table takes also what it would refuse from a producer (migrations/0002_checks.sql).
+const lastErrorBack = `'put back from the archive'`
+
 func (o *Outbox) putBack(ctx context.Context, tx pgx.Tx, lost []Archived) (int, error) {
 	var (
 		seqs [archiveParts][]int64
@@ -243,7 +247,7 @@ func (o *Outbox) putBack(ctx context.Context, tx pgx.Tx, lost []Archived) (int, 
 		tag, err := tx.Exec(ctx, `
 with back as (delete from `+o.table.part(part)+` p using unnest($1::tid[], $2::bigint[], $3::uuid[]) as lost (at, seq, id)
                where p.ctid = lost.at and p.seq = lost.seq and p.id = lost.id returning `+of("p", eventColumns)+`)
-insert into `+o.table.outbox()+` (`+eventColumns+`) overriding system value select `+eventColumns+` from back
+insert into `+o.table.outbox()+` (`+eventColumns+`, last_error) overriding system value select `+eventColumns+`, `+lastErrorBack+` from back
     on conflict (seq) do nothing`, at[part], seqs[part], ids[part])
 		if err != nil {
 			return 0, err //nolint:wrapcheck // The caller explains it.

@@ -108,13 +108,13 @@ func (k DeadKey) value() any {
 
 // Requeue puts dead letters back into the outbox, with their seq and no attempts, so that they are published
 // before what their aggregate produced later and still waits. All of keys or none; [ErrNoDeadLetter] if one
-// is not there. Seqs are unique, ids as good as their producers made them: all letters of an id are taken.
+// is not there. They keep their last error, with which the table takes what it would refuse from a producer. Seqs are unique, ids as good as their producers made them: all letters of an id are taken.
 func (o *Outbox) Requeue(ctx context.Context, keys ...DeadKey) (int, error) {
 	const columns = `seq, id, topic, aggregate_type, aggregate_id, event_type, data, headers, created_at`
 	return o.takeDead(ctx, "requeue", keys, func(condition string) string {
 		return `
-with back as (delete from ` + o.table.dead() + ` where ` + condition + ` returning ` + columns + `)
-insert into ` + o.table.outbox() + ` (` + columns + `) overriding system value select ` + columns + ` from back`
+with back as (delete from ` + o.table.dead() + ` where ` + condition + ` returning ` + columns + `, last_error)
+insert into ` + o.table.outbox() + ` (` + columns + `, last_error) overriding system value select ` + columns + `, last_error from back`
 	})
 }
 

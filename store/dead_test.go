@@ -124,7 +124,7 @@ func TestDeadLetterIsShown(t *testing.T) {
 
 func TestRequeue(t *testing.T) {
 	f, twin := cemetery(t)
-	const kept = `- 'attempts' - 'last_error' - 'died_at' - 'retry_at'`
+	const kept = `- 'attempts' - 'last_error' - 'died_at' - 'retry_at' - 'given_up_at' - 'letter'`
 	before := query[string](t, f, `select jsonb_agg(to_jsonb(d) `+kept+` order by seq)::text from outbox_dead d where seq in (2, 5, 6)`)
 
 	n, err := f.Requeue(t.Context(), store.DeadKey{Seq: 2}, store.DeadKey{ID: twin})

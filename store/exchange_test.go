@@ -325,7 +325,7 @@ func TestDeadRowsKeepEverything(t *testing.T) {
 	e.Data, e.Headers = []byte{0, 0xff}, map[string]string{"trace": `"x"`}
 	f.insert(t, event("0"), e)
 	f.exec(t, `update outbox set created_at = '2001-02-03 04:05:06.789012+00'`)
-	const kept = `- 'attempts' - 'last_error' - 'retry_at' - 'died_at'`
+	const kept = `- 'attempts' - 'last_error' - 'retry_at' - 'died_at' - 'given_up_at' - 'letter'`
 	before := query[string](t, f, `select (to_jsonb(o) `+kept+`)::text from outbox o where seq = 2`)
 
 	for range 2 { // Repeating it is harmless.

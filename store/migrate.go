@@ -23,7 +23,7 @@ const migrationLockTimeout = "5s"
 
 // scripts returns the numbered migrations in order, with this table's names in them. The file of version n
 // is number n: 0001_outbox.sql is version 1.
-func (t Table) scripts() ([]string, error) {
+func (t Table) scripts(concurrently string) ([]string, error) {
 	files, err := fs.Glob(migrationFiles, "migrations/*.sql") // Sorted by name.
 	if err != nil {
 		return nil, fmt.Errorf("list migrations: %w", err)
@@ -49,6 +49,22 @@ func (t Table) scripts() ([]string, error) {
 		"WakeTrigger":    t.unqualified("_wake"),
 		"WakeKey":        strconv.FormatInt(t.wakeKey(), 10),
 		"ChannelLiteral": "'" + t.channel() + "'",
+
+		"Concurrently":          concurrently,
+		"DeadKey":               t.unqualified("_dead_pkey"),
+		"DeadLiteral":           literal(t.dead()),
+		"DeadSeqIndex":          t.unqualified("_dead_seq_idx"),
+		"DeadHashIndex":         t.unqualified("_dead_id_idx"),
+		"LetterIndex":           t.unqualified("_dead_letter_idx"),
+		"LetterSequence":        t.quoted("_dead_letters"),
+		"LetterSequenceLiteral": literal(t.quoted("_dead_letters")),
+		"GivenUpIndex":          t.unqualified("_given_up_idx"),
+		"OutboxLiteral":         literal(t.outbox()),
+		"EmitFunction":          t.emit(),
+		"EmittedFunction":       t.emitted(),
+		"EmitNameLiteral":       literal(t.orDefault().Name + "_emit"),
+		"EmittedNameLiteral":    literal(t.orDefault().Name + "_emitted"),
+		"Payloads":              payloads,
 	}
 	scripts := make([]string, len(files))
 	for i, file := range files {
@@ -67,6 +83,14 @@ func (t Table) scripts() ([]string, error) {
 		scripts[i] = script.String()
 	}
 	return scripts, nil
+}
+
+// payloads are the types that the emit function takes data in, and how each becomes the bytes that are stored.
+var payloads = []struct{ Type, Bytes string }{ //nolint:gochecknoglobals // Immutable.
+	{"text", "pg_catalog.convert_to($5, 'UTF8')"},
+	{"jsonb", "pg_catalog.convert_to($5::pg_catalog.text, 'UTF8')"},
+	{"json", "pg_catalog.convert_to($5::pg_catalog.text, 'UTF8')"},
+	{"bytea", "$5"},
 }
 
 // latestVersion is the schema version that this code works with.
@@ -88,7 +112,7 @@ func (t Table) Script() (string, error) {
 	if err := t.validate(); err != nil {
 		return "", err
 	}
-	scripts, err := t.scripts()
+	scripts, err := t.scripts("")
 	if err != nil {
 		return "", err
 	}
@@ -110,7 +134,7 @@ func (t Table) migrate(ctx context.Context, conn *pgx.Conn, log *slog.Logger) er
 	if !isSchemaError(err) {
 		return err
 	}
-	scripts, err := t.scripts()
+	scripts, err := t.scripts("")
 	if err != nil {
 		return err
 	}

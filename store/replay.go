@@ -180,7 +180,7 @@ with gone as (delete from `+t.published()+` p where `+condition+`
                  and not exists (select from `+t.outbox()+` o where o.seq = p.seq)
                  and not exists (select from `+t.dead()+` d where d.seq = p.seq)
               returning p.stream, p.after, `+of("p", eventColumns)+`),
-     back as (insert into `+t.outbox()+` (`+eventColumns+`) overriding system value select `+eventColumns+` from gone order by seq
+     back as (insert into `+t.outbox()+` (`+eventColumns+`, last_error) overriding system value select `+eventColumns+`, `+lastErrorBack+` from gone order by seq
                   on conflict (seq) do nothing returning seq),
      recorded as (update `+t.relay()+` r set checkpoint_before = least(r.checkpoint_before, oldest.after)
                     from (select stream, min(after) as after from gone group by stream) oldest where r.stream = oldest.stream)

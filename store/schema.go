@@ -31,6 +31,7 @@ var outboxColumns = []column{ //nolint:gochecknoglobals // Immutable.
 	{"attempts", "integer", true},
 	{"retry_at", "timestamp with time zone", false},
 	{"last_error", "text", false},
+	{"given_up_at", "timestamp with time zone", false},
 }
 
 // querier is what a connection and a transaction have in common.
@@ -175,7 +176,8 @@ select current_user,
                                            ($3, 'SELECT'), ($3, 'INSERT'), ($3, 'UPDATE'),
                                            ($4, 'SELECT'), ($4, 'UPDATE'), ($4, 'DELETE')) as v
                      union all select part, privilege from unnest($5::text[]) as part, (values ('SELECT'), ('INSERT'), ('DELETE'), ('TRUNCATE')) as v (privilege)) as p (relation, privilege)
-              where to_regclass(p.relation) is null or not has_table_privilege(to_regclass(p.relation), p.privilege)),
+              where to_regclass(p.relation) is null or not has_table_privilege(to_regclass(p.relation), p.privilege))
+       || array(select 'SELECT on ' || s.name from pg_get_serial_sequence($1, 'seq') as s (name) where not has_sequence_privilege(s.name, 'SELECT')),
        coalesce(row_security_active(to_regclass($1)), false)`, t.outbox(), t.dead(), t.relay(), t.published(), t.parts()).Scan(&role, &missing, &hidden)
 	switch {
 	case err != nil:
@@ -191,8 +193,8 @@ select current_user,
 // Grants returns the statements that let role run the relay; a producer needs USAGE on the schema and
 // INSERT on the outbox only. Role is put in as it is, so quote it where needed.
 func (t Table) Grants(role string) string {
-	return fmt.Sprintf("GRANT USAGE ON SCHEMA %s TO %s; GRANT SELECT, INSERT, UPDATE, DELETE ON %s, %s, %s TO %s; GRANT SELECT, UPDATE, DELETE ON %s TO %s; GRANT SELECT, INSERT, DELETE, TRUNCATE ON %s TO %s; GRANT SELECT ON %s TO %s",
-		quote(t.orDefault().Schema), role, t.outbox(), t.dead(), t.relay(), role, t.published(), role, strings.Join(t.parts(), ", "), role, t.migrations(), role)
+	return fmt.Sprintf("GRANT USAGE ON SCHEMA %s TO %s; GRANT SELECT, INSERT, UPDATE, DELETE ON %s, %s, %s TO %s; GRANT SELECT, UPDATE, DELETE ON %s TO %s; GRANT SELECT, INSERT, DELETE, TRUNCATE ON %s TO %s; GRANT SELECT ON %s TO %s; GRANT SELECT ON SEQUENCE %s TO %s",
+		quote(t.orDefault().Schema), role, t.outbox(), t.dead(), t.relay(), role, t.published(), role, strings.Join(t.parts(), ", "), role, t.migrations(), role, t.sequence(), role)
 }
 
 func quote(identifier string) string { return pgx.Identifier{identifier}.Sanitize() }

@@ -113,6 +113,13 @@ func (t Table) relay() string      { return t.quoted("_relay") }
 func (t Table) published() string  { return t.quoted("_published") }
 func (t Table) migrations() string { return t.quoted("_migrations") }
 
+// emit is the function by which producers insert from plain SQL; emitted is its helper.
+func (t Table) emit() string    { return t.quoted("_emit") }
+func (t Table) emitted() string { return t.quoted("_emitted") }
+
+// sequence is the one that seqs are drawn from, under the name that Postgres gives it.
+func (t Table) sequence() string { return t.quoted("_seq_seq") }
+
 // part is a part of the archive, by its number.
 func (t Table) part(n int) string { return t.quoted("_published_" + strconv.Itoa(n)) }
 
@@ -133,4 +140,13 @@ func (t Table) quoted(suffix string) string {
 // unqualified quotes a name that SQL takes without a schema, such as an index to create.
 func (t Table) unqualified(suffix string) string {
 	return pgx.Identifier{t.orDefault().Name + suffix}.Sanitize()
+}
+
+// literal quotes a text as SQL does, whatever standard_conforming_strings says.
+func literal(s string) string {
+	quoted := "'" + strings.ReplaceAll(s, "'", "''") + "'"
+	if strings.Contains(s, `\`) {
+		return "E" + strings.ReplaceAll(quoted, `\`, `\\`)
+	}
+	return quoted
 }

@@ -74,7 +74,7 @@ func TestDoctorIsContent(t *testing.T) {
 	})
 	d = diagnose(t, env)
 	expectCode(t, d.result, 0)
-	d.expect(t, "ok schema: version 1", "ok privileges: has all that the relay needs", "ok row security", "ok trigger: enabled", "ok leader: term 1 on stream", "ok backlog: nothing waits",
+	d.expect(t, "ok schema: version 2", "ok privileges: has all that the relay needs", "ok row security", "ok trigger: enabled", "ok leader: term 1 on stream", "ok backlog: nothing waits",
 		"ok dead letters: none", `ok stream: "OUTBOX" takes`, "ok duplicate window: 10m0s", "ok ordered batches: available", "ok publishing: permitted", "ok reading back: permitted", "no bucket")
 
 	got := execute(t, env, "doctor")
@@ -134,7 +134,7 @@ func TestDoctorFindsWhatIsWrongWithTheTables(t *testing.T) {
 		{"newer", `migrate; insert into outbox_migrations values (99)`, nil, []string{"failure schema: newer"}},
 		{"no version", `migrate; delete from outbox_migrations`, nil, []string{"failure schema: no recorded schema version"}},
 		{"no trigger", `migrate; drop trigger outbox_wake on outbox`, nil, []string{"warning trigger: missing"}},
-		{"no dead letters", `migrate; drop table outbox_dead`, nil, []string{"ok schema: version 1", "failure privileges: outbox_dead"}},
+		{"no dead letters", `migrate; drop table outbox_dead`, nil, []string{"ok schema: version 2", "failure privileges: outbox_dead"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			dsn := storetest.NewDatabase(t)
@@ -169,7 +169,7 @@ func TestDoctorLooksAtTheRole(t *testing.T) {
 	d := diagnose(t, env)
 	expectCode(t, d.result, 1)
 	d.expect(t, "failure privileges: GRANT", "no row security")
-	sql(t, dsn, `grant select, insert, update, delete, truncate on all tables in schema public to `+role)
+	sql(t, dsn, `grant select, insert, update, delete, truncate on all tables in schema public to `+role+`; grant select on all sequences in schema public to `+role)
 	expectCode(t, diagnose(t, env).result, 0)
 	sql(t, dsn, `alter table outbox enable row level security`)
 	d = diagnose(t, env)

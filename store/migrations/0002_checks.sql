@@ -1,0 +1,171 @@
+-- step: the relay's own state. How far a scan may skip, and what the broker took at most.
+-- lock: {{.Relay}}
+alter table {{.Relay}}
+    add column scan_from   bigint not null default 0,
+    add column max_payload bigint;
+
+comment on column {{.Relay}}.scan_from is 'A hint: every row with a lower seq has been settled. Who puts a row with a lower seq back lowers it in the same transaction.';
+comment on column {{.Relay}}.max_payload is 'The largest payload that the broker took, as a leader last saw it; null if unknown.';
+
+-- step: dead letters get a key of their own, since two of them may have one seq. An identity column would rewrite the
+-- table; so existing rows get a default's numbers first. The relay of version 1 buries meanwhile, and its role needs to
+-- draw numbers.
+-- lock: {{.Dead}}
+create sequence {{.LetterSequence}};
+grant usage on sequence {{.LetterSequence}} to public;
+alter table {{.Dead}} add column letter bigint;
+alter table {{.Dead}} alter column letter set default nextval({{.LetterSequenceLiteral}}::regclass);
+
+-- step: numbers for the dead letters that there are, in the order of their seqs.
+update {{.Dead}} d set letter = numbered.letter
+  from (select sorted.seq, nextval({{.LetterSequenceLiteral}}::regclass) as letter
+          from (select seq from {{.Dead}} where letter is null order by seq) sorted) numbered
+ where d.seq = numbered.seq and d.letter is null;
+
+-- step: the proof that every dead letter has a number
+-- lock: {{.Dead}}
+alter table {{.Dead}} add constraint outbox_letter_given check (letter is not null) not valid;
+
+-- step: which is looked for without a lock that the relay would wait for,
+alter table {{.Dead}} validate constraint outbox_letter_given;
+
+-- step: the key's index
+-- concurrently: {{.LetterIndex}}
+create unique index {{.Concurrently}} {{.LetterIndex}} on {{.Dead}} (letter);
+
+-- step: and the index of seqs, by which people name dead letters.
+-- concurrently: {{.DeadSeqIndex}}
+create index {{.Concurrently}} {{.DeadSeqIndex}} on {{.Dead}} (seq);
+
+-- step: with on_dead = "hold" every fetch asks which aggregates wait for a decision. A hash takes ids of any length,
+-- where a b-tree refuses a row.
+-- concurrently: {{.DeadHashIndex}}
+create index {{.Concurrently}} {{.DeadHashIndex}} on {{.Dead}} using hash (aggregate_id);
+
+-- step: the new key in the old one's place. There is a key at any time, as publications of all tables demand.
+-- lock: {{.Dead}}
+alter table {{.Dead}} alter column letter set not null;
+alter table {{.Dead}} drop constraint outbox_letter_given;
+alter table {{.Dead}} alter column letter drop default;
+alter table {{.Dead}} alter column letter add generated always as identity;
+select setval(pg_get_serial_sequence({{.DeadLiteral}}, 'letter'), nextval({{.LetterSequenceLiteral}}::regclass), false);
+drop sequence {{.LetterSequence}};
+alter table {{.Dead}} drop constraint {{.DeadKey}};
+alter table {{.Dead}} add constraint {{.DeadKey}} primary key using index {{.LetterIndex}};
+drop index {{.Schema}}.{{.DeadIndex}};
+comment on column {{.Dead}}.letter is 'Names the dead letter. Seqs are the producers'', and two may be equal.';
+
+-- step: a publication of all tables refuses updates and deletions in tables that have neither key nor replica identity.
+-- lock: {{.Published}}
+alter table {{.Published}} replica identity full;
+{{- range .Parts}}
+
+-- step: the same for part {{.Number}} of the archive,
+-- lock: {{.Name}}
+alter table {{.Name}} replica identity full;
+{{- end}}
+
+-- step: what the outbox holds. The relay relies on none of it: rows may be older than the checks, and an owner may drop
+-- them.
+--
+-- A row that the relay has refused may hold anything (last_error). It was there before the checks, and the relay
+-- must be able to note its attempts and that it was given up: Postgres checks a whole row whatever of it is updated.
+-- lock: {{.Outbox}}
+alter table {{.Outbox}}
+    add column given_up_at timestamptz,
+    add constraint outbox_seq_positive check (last_error is not null or seq > 0) not valid,
+    add constraint outbox_id_not_nil check (last_error is not null or id <> '00000000-0000-0000-0000-000000000000'::uuid) not valid,
+    add constraint outbox_topic_not_empty check (last_error is not null or topic <> '') not valid,
+    add constraint outbox_aggregate_type_not_empty check (last_error is not null or aggregate_type <> '') not valid,
+    add constraint outbox_aggregate_id_not_empty check (last_error is not null or aggregate_id <> '') not valid,
+    add constraint outbox_event_type_not_empty check (last_error is not null or event_type <> '') not valid,
+    -- null, or an object of strings, numbers, booleans and arrays of these: lax mode looks into an array, once.
+    add constraint outbox_headers_flat check (last_error is not null or headers is null or jsonb_typeof(headers) = 'null'
+        or (jsonb_typeof(headers) = 'object' and not jsonb_path_exists(headers, 'lax $.* ? (@.type() == "object" || @.type() == "array" || @.type() == "null")'))) not valid,
+    add constraint outbox_created_at_in_range check (last_error is not null
+        or (created_at >= '0001-01-01 00:00:00+00'::timestamptz and created_at < '10000-01-01 00:00:00+00'::timestamptz)) not valid,
+    add constraint outbox_attempts_in_range check (last_error is not null or attempts between 0 and 1000000) not valid,
+    add constraint outbox_retry_at_finite check (last_error is not null or retry_at is null or isfinite(retry_at)) not valid;
+
+comment on column {{.Outbox}}.given_up_at is 'When the row was given up and could not be moved to the dead letters. It is not fetched any more.';
+
+-- step: rows that were given up and are still in the outbox; there are few or none.
+-- concurrently: {{.GivenUpIndex}}
+create index {{.Concurrently}} {{.GivenUpIndex}} on {{.Outbox}} (given_up_at) where given_up_at is not null;
+
+-- step: producing by a call, with the payload as text, JSON or bytes. Text and JSON are stored in UTF-8, whatever the
+-- database's encoding. (A plain literal for a bytea column is read in the escape format: '{"a":"C:\\new"}' loses a
+-- backslash, and '{"a":"\n"}' is an error. A literal for this function is text.)
+--
+-- The caller's search_path does not matter: all names are qualified, and no operator is looked up. See the wake function.
+create function {{.EmittedFunction}}() returns bigint
+language plpgsql
+security definer -- currval asks for a privilege on the sequence that producers need not have.
+as $$
+begin
+    return pg_catalog.currval(pg_catalog.pg_get_serial_sequence({{.OutboxLiteral}}, 'seq')::pg_catalog.regclass);
+end
+$$;
+
+comment on function {{.EmittedFunction}}() is 'The seq that this session has drawn last.';
+{{range .Payloads}}
+create function {{$.EmitFunction}}(topic text, aggregate_type text, aggregate_id text, event_type text, data {{.Type}}, headers jsonb default null, id uuid default null) returns bigint
+language plpgsql
+as $$
+begin
+    insert into {{$.Outbox}} (id, topic, aggregate_type, aggregate_id, event_type, data, headers)
+    values (coalesce($7, pg_catalog.gen_random_uuid()), $1, $2, $3, $4, {{.Bytes}}, $6);
+    if found then
+        return {{$.EmittedFunction}}();
+    end if;
+    return null; -- A trigger has kept the row out.
+end
+$$;
+
+comment on function {{$.EmitFunction}}(text, text, text, text, {{.Type}}, jsonb, uuid) is 'Inserts an event into the outbox and returns its seq; call it in the transaction whose change the event tells.';
+{{end}}
+-- step: who may read the outbox may read its sequence, and who may insert may call the functions: a relay and producers
+-- that were let in before need no new GRANT.
+do $$
+declare
+    role text;
+    emit regprocedure;
+begin
+    for role in
+        select distinct case acl.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(acl.grantee)) end
+          from pg_class c, aclexplode(c.relacl) acl
+         where c.oid = {{.OutboxLiteral}}::regclass and acl.privilege_type = 'SELECT' and acl.grantee <> c.relowner
+    loop
+        execute 'grant select on sequence ' || pg_get_serial_sequence({{.OutboxLiteral}}, 'seq') || ' to ' || role;
+    end loop;
+    for role in
+        select distinct case acl.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(acl.grantee)) end
+          from pg_class c,
+               lateral (select * from aclexplode(c.relacl)
+                        union all select a.* from pg_attribute, aclexplode(attacl) a where attrelid = c.oid) acl
+         where c.oid = {{.OutboxLiteral}}::regclass and acl.privilege_type = 'INSERT' and acl.grantee <> c.relowner
+    loop
+        for emit in
+            select p.oid from pg_proc p
+             where p.pronamespace = (select relnamespace from pg_class where oid = {{.OutboxLiteral}}::regclass)
+               and p.proname in ({{.EmitNameLiteral}}, {{.EmittedNameLiteral}})
+        loop
+            execute 'grant execute on function ' || emit || ' to ' || role;
+        end loop;
+    end loop;
+end
+$$;
+
+-- step: whether the rows that were there before keep to the checks. It takes one scan and no lock that producers wait for.
+-- validate: {{.Outbox}}
+alter table {{.Outbox}}
+    validate constraint outbox_seq_positive,
+    validate constraint outbox_id_not_nil,
+    validate constraint outbox_topic_not_empty,
+    validate constraint outbox_aggregate_type_not_empty,
+    validate constraint outbox_aggregate_id_not_empty,
+    validate constraint outbox_event_type_not_empty,
+    validate constraint outbox_headers_flat,
+    validate constraint outbox_created_at_in_range,
+    validate constraint outbox_attempts_in_range,
+    validate constraint outbox_retry_at_finite;
