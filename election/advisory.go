@@ -29,7 +29,8 @@ const (
 type Session interface {
 	// Do lends the connection for exclusive use, opening one if there is none.
 	Do(ctx context.Context, use func(ctx context.Context, conn *pgx.Conn) error) error
-	// LastRoundTrip returns when the last successful Do began, and a number that changes with each new connection.
+	// LastRoundTrip returns when the last successful Do began, or when something else showed later that the server keeps
+	// the session and its locks, and a number that changes with each new connection.
 	LastRoundTrip() (start time.Time, generation uint64)
 	// Close ends the connection, and the locks that it holds.
 	Close(ctx context.Context) error
@@ -143,7 +144,8 @@ func (l *lock) until() (time.Time, bool) {
 	return start.Add(LeaseDuration), current == l.generation
 }
 
-// renew implements tenure.
+// renew implements tenure. A statement of the leader may take longer than the lease: then the session cannot be asked, but
+// its LastRoundTrip moves on as long as somebody else hears that its server is inside that statement.
 func (l *lock) renew(ctx context.Context) error {
 	lease := NewLease(l.until)
 	for {
@@ -159,7 +161,9 @@ func (l *lock) renew(ctx context.Context) error {
 		}
 		// The session may be busy until after the deadline.
 		turn, cancel := context.WithDeadline(ctx, start.Add(LeaseDuration))
+		given := false
 		err := l.session.Do(turn, func(ctx context.Context, conn *pgx.Conn) error {
+			given = true
 			if start, _ := l.session.LastRoundTrip(); time.Since(start) < renewAfter {
 				return errRenewed
 			}
@@ -168,9 +172,13 @@ func (l *lock) renew(ctx context.Context) error {
 			defer cancel()
 			return conn.Ping(ctx)
 		})
+		late := turn.Err() != nil
 		cancel()
 		switch {
 		case err == nil, errors.Is(err, errRenewed), ctx.Err() != nil:
+		case late && !given && lease.Valid():
+			// The leader has been inside a statement all the time, and somebody who watches over it knows that its server
+			// lives: what is not lost need not be asked for.
 		default:
 			return fmt.Errorf("%w: %w", ErrLeaseLost, err)
 		}

@@ -329,3 +329,24 @@ func TestContextEndsWithTheLease(t *testing.T) {
 		l.end(nil, nil)
 	})
 }
+
+// While the leader is inside a long statement nobody gets the session, but its server may be known to live nevertheless.
+func TestLeaseOutlastsALongStatement(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		session := fresh()
+		session.answer = func(ctx context.Context) error { // It is somebody else's turn all the time.
+			<-ctx.Done()
+			return context.Cause(ctx)
+		}
+		l := lead(t, session)
+		// Somebody looks every three seconds: now and then after a renewal has begun to wait for its turn.
+		for range 10 {
+			time.Sleep(3 * time.Second)
+			session.used(time.Now())
+			l.expect("while the server is known to live", true, true)
+		}
+		time.Sleep(LeaseDuration)
+		l.expect("when nothing has been heard of it for as long as the lease", false, false)
+		l.end(nil, nil)
+	})
+}

@@ -2,8 +2,10 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"net"
 	"strconv"
 	"sync/atomic"
@@ -39,8 +41,26 @@ type Session struct {
 	// conn belongs to whoever put the token into busy.
 	conn *pgx.Conn
 
+	// backend is the server's side of conn, and belongs to the same.
+	backend backend
+
 	last atomic.Pointer[roundTrip]
-	next atomic.Uint64 // The generation of the newest connection.
+	use  atomic.Pointer[use] // That is under way; nil for none.
+	next atomic.Uint64       // The generation of the newest connection.
+}
+
+// backend is a server process. Process IDs are used again, so the moment of its start is part of its name.
+type backend struct {
+	pid  uint32
+	born time.Time
+}
+
+// use is one use of the connection.
+type use struct {
+	backend
+
+	start      time.Time
+	generation uint64
 }
 
 // roundTrip is the last time that the server was known to be there.
@@ -65,26 +85,83 @@ func (s *Session) Do(ctx context.Context, fn func(ctx context.Context, conn *pgx
 	defer func() { <-s.busy }()
 
 	if s.conn == nil {
-		conn, err := s.connect(ctx)
-		if err != nil {
+		if err := s.open(ctx); err != nil {
 			return err
 		}
-		s.conn = conn
-		s.next.Add(1)
 	}
-	start := time.Now() // From before the request: the answer says only that the server was there then.
+	u := &use{s.backend, time.Now(), s.next.Load()} // From before the request: the answer says only that the server was there then.
+	s.use.Store(u)
+	defer s.use.Store(nil)
 	err := fn(ctx, s.conn)
 	if s.conn.IsClosed() {
 		s.conn = nil
 	} else if err == nil {
-		s.last.Store(&roundTrip{start: start, generation: s.next.Load()})
+		s.lived(u.start, u.generation)
 	}
 	return err
 }
 
-// LastRoundTrip returns when the last successful use of the connection began, and the connection's
-// generation: a number that changes whenever it had to be opened anew, so that what was held on the old one
-// is known to be gone.
+// ErrNoAnswer ends a use of the session that [Session.DoPatiently] has lost its patience with.
+var ErrNoAnswer = errors.New("no sign of life from Postgres")
+
+// DoPatiently is Do for statements of which nobody knows how long they take. It ends fn's context once there has been
+// no proof of life for as long as patience, whether from the session's uses or from [Outbox.Watch]. So a statement that
+// waits or is slow goes on as long as its server says that it does, and one whose server is out of reach ends.
+func (s *Session) DoPatiently(ctx context.Context, patience time.Duration, fn func(ctx context.Context, conn *pgx.Conn) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	latest := time.Now()
+	var alarm *time.Timer
+	alarm = time.AfterFunc(math.MaxInt64, func() {
+		if last, _ := s.LastRoundTrip(); last.After(latest) {
+			latest = last
+		}
+		switch left := time.Until(latest.Add(patience)); {
+		case ctx.Err() != nil: // It has ended.
+		case left > 0:
+			alarm.Reset(left)
+		default:
+			cancel(fmt.Errorf("%w for %v", ErrNoAnswer, patience))
+		}
+	})
+	defer alarm.Stop()
+	alarm.Reset(patience)
+
+	err := s.Do(ctx, fn)
+	if cause := context.Cause(ctx); err != nil && errors.Is(cause, ErrNoAnswer) && !errors.Is(err, ErrNoAnswer) {
+		return fmt.Errorf("%w: %w", cause, err)
+	}
+	return err
+}
+
+// lived notes that the server was known to be there at a time. What is known already is not forgotten: a use that took
+// long began before the proofs of life that came meanwhile, and those may be of a connection that is gone.
+func (s *Session) lived(at time.Time, generation uint64) {
+	for {
+		last := s.last.Load()
+		if last != nil && (last.generation > generation || last.generation == generation && !at.After(last.start)) {
+			return
+		}
+		if s.last.CompareAndSwap(last, &roundTrip{at, generation}) {
+			return
+		}
+	}
+}
+
+// LastRoundTrip returns the latest time at which the server is known to have kept the session, and the connection's
+// generation: a number that changes whenever it had to be opened anew, so that what was held on the old one is known to
+// be gone. That time is when the last successful use of the connection began or, during a use that takes long, when
+// [Outbox.Watch] last asked a question that the server answered with yes.
+//
+// Invariant: Postgres does not end the session for its silence earlier than idle_session_timeout after that time.
+// Why:
+//  1. A use that succeeded: its last statement ended after the use began, and the timer starts when a statement ends.
+//  2. A question of Watch: when the server answered, which was after the question was sent, the session's own process
+//     was inside a statement. The timer does not run then; it starts when that statement ends, later still.
+//  3. Nobody but the session itself gives up its locks. As long as its process lives, so do they, whatever the line to it
+//     is like, and even if the process is stopped.
+//
+// Test: TestWatchRenewsTheLease, TestWatchSeesTheEndOfTheBackend, TestWatchTakesNoIdleBackendForLife.
 func (s *Session) LastRoundTrip() (start time.Time, generation uint64) {
 	if last := s.last.Load(); last != nil {
 		return last.start, last.generation
@@ -108,6 +185,22 @@ func (s *Session) Close(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("close the session: %w", err)
 	}
+	return nil
+}
+
+// open opens the connection, as a new generation.
+func (s *Session) open(ctx context.Context) error {
+	conn, err := s.connect(ctx)
+	if err != nil {
+		return err
+	}
+	of := backend{pid: conn.PgConn().PID()}
+	if err := conn.QueryRow(ctx, `select backend_start from pg_catalog.pg_stat_activity where pid = pg_backend_pid()`).Scan(&of.born); err != nil {
+		_ = conn.Close(context.WithoutCancel(ctx)) // The query's error is the one that matters.
+		return fmt.Errorf("look at the session: %w", err)
+	}
+	s.conn, s.backend = conn, of
+	s.next.Add(1)
 	return nil
 }
 

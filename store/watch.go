@@ -1,0 +1,333 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+const (
+	// watchEvery is how often the watcher looks whether the session is still inside the same use.
+	watchEvery = 500 * time.Millisecond
+	// slowAfter is when a use of the session is looked into.
+	slowAfter = time.Second
+	// longAfter is when a statement that waits for nobody's lock is worth a word.
+	longAfter = 10 * time.Second
+	// A transaction so old that has kept so many dead rows in the outbox may be to blame for a slow statement.
+	oldAfter     = 10 * time.Second
+	slowDeadRows = 10_000
+	// calmAfter is for how long a wait must not have been seen before it counts as over.
+	calmAfter = 2 * time.Second
+	// watchPatience bounds one look. The lease, which it is to renew, lasts longer.
+	watchPatience = 3 * time.Second
+	// watchKeep is for how long the watcher keeps a connection that it does not use.
+	watchKeep = 10 * time.Second
+
+	// horizonEvery is how often dead rows are looked at while all is well. So many of them, and a transaction that is so
+	// old, or that so many others have followed, are worth a word before anything has become slow.
+	horizonEvery    = time.Minute
+	horizonAge      = 5 * time.Minute
+	horizonXIDs     = 1_000_000
+	horizonDeadRows = 100_000
+)
+
+// eventSyncRep is what a commit waits for while no synchronous standby answers.
+const eventSyncRep = "IPC: SyncRep"
+
+// Watch looks after the leader's session until ctx ends: run it beside a term. While all is well it costs a look at a
+// number now and then, and one question a minute.
+//
+// Once the session has been inside one use for a second, Watch asks on a connection of its own, twice a second, what its
+// server process does. If that is inside a statement, it is a proof of life, and the session's LastRoundTrip moves on: slowness
+// costs no lease. What the session waits for is reported: at once, when it changes, after 1, 2, 5 and every 10 minutes,
+// and when it is over. Findings in between are Known: they carry the numbers.
+//
+// Report is called from Watch's own goroutine.
+func (o *Outbox) Watch(ctx context.Context, report func(Finding)) {
+	w := &watcher{outbox: o, report: report, horizonDue: time.Now().Add(horizonEvery)}
+	defer w.close(ctx)
+	ticker := time.NewTicker(watchEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			w.look(ctx)
+		}
+	}
+}
+
+// watcher is what Watch knows.
+type watcher struct {
+	outbox *Outbox
+	report func(Finding)
+
+	conn *pgx.Conn // Nil for none.
+	used time.Time // When it last was.
+	sick bool      // The latest look failed, and the log says so.
+
+	wait, horizon told
+	horizonDue    time.Time
+	first         map[Holder]time.Time // Since when holders have been seen whose age is hidden.
+}
+
+func (w *watcher) look(ctx context.Context) {
+	now := time.Now()
+	if u := w.outbox.session.use.Load(); u != nil && now.Sub(u.start) >= slowAfter {
+		w.ask(ctx, func(ctx context.Context, conn *pgx.Conn) error { return w.examine(ctx, conn, u) })
+	}
+	if w.wait.open && now.Sub(w.wait.seen) >= calmAfter {
+		w.report(w.wait.end())
+	}
+	if !now.Before(w.horizonDue) {
+		w.horizonDue = now.Add(horizonEvery)
+		w.ask(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+			_, _, err := w.examineHorizon(ctx, conn, 0, harmful)
+			return err
+		})
+	}
+	if w.conn != nil && now.Sub(w.used) >= watchKeep {
+		w.close(ctx)
+	}
+}
+
+// ask runs one look, on a connection that is opened if need be.
+func (w *watcher) ask(ctx context.Context, task func(ctx context.Context, conn *pgx.Conn) error) {
+	bounded, cancel := context.WithTimeout(ctx, watchPatience)
+	defer cancel()
+	err := w.try(bounded, task)
+	switch {
+	case ctx.Err() != nil:
+	case err == nil:
+		w.sick = false
+	case !w.sick:
+		w.sick = true
+		w.outbox.log.LogAttrs(ctx, slog.LevelWarn, "cannot look at what the relay's session waits for", slog.Any("error", err))
+	}
+}
+
+func (w *watcher) try(ctx context.Context, task func(ctx context.Context, conn *pgx.Conn) error) error {
+	if w.conn == nil {
+		conn, err := connect(ctx, w.outbox.plain)
+		if err != nil {
+			return err
+		}
+		w.conn = conn
+	}
+	w.used = time.Now()
+	err := task(ctx, w.conn)
+	if err != nil {
+		w.close(ctx)
+	}
+	return err
+}
+
+func (w *watcher) close(ctx context.Context) {
+	if w.conn == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	_ = w.conn.Close(ctx) // It was only for questions.
+	w.conn = nil
+}
+
+// examine finds out what the session's server process does in a use that takes long.
+func (w *watcher) examine(ctx context.Context, conn *pgx.Conn, u *use) error {
+	asked := time.Now() // From before the question, as in Session.Do.
+	found, err := activityOf(ctx, conn, u.backend)
+	if err != nil {
+		return fmt.Errorf("look at the session: %w", err)
+	}
+	if !found.inside {
+		return nil // It is gone, or waits for us: nothing in the database is to blame, and nothing keeps it alive.
+	}
+	w.outbox.session.lived(asked, u.generation)
+	if found.waits {
+		return w.examineLock(ctx, conn, u)
+	}
+	slow := Finding{Kind: FindingSlow, Waited: time.Since(u.start), Event: found.event}
+	if slow.Event == eventSyncRep {
+		w.tell(slow)
+		return nil
+	}
+	old, blamed, err := w.examineHorizon(ctx, conn, u.pid, guilty)
+	if err == nil && !blamed && slow.Waited >= longAfter {
+		slow.Holder = old
+		w.tell(slow)
+	}
+	return err
+}
+
+// examineLock finds out whose lock the session waits for.
+func (w *watcher) examineLock(ctx context.Context, conn *pgx.Conn, u *use) error {
+	waits, err := lockWaits(ctx, conn, `l.pid = $1`, u.pid)
+	if err != nil {
+		return fmt.Errorf("look for who holds the lock: %w", err)
+	}
+	if len(waits) == 0 {
+		return nil // It has just been given.
+	}
+	wait := &waits[0]
+	f := Finding{Kind: FindingLock, Waited: wait.Waited, Lock: wait.Lock, Holder: wait.Holders[0], Others: wait.Holders[1:]}
+	if f.Waited == 0 {
+		f.Waited = time.Since(u.start)
+	}
+	w.tell(f)
+	return nil
+}
+
+// tell reports what the session waits for.
+func (w *watcher) tell(f Finding) {
+	if w.wait.open && w.wait.finding.Kind != f.Kind {
+		w.report(w.wait.end())
+	}
+	w.report(w.wait.observe(f))
+}
+
+// examineHorizon looks for the oldest transaction that holds back vacuum, and reports it if it is to blame; once reported
+// it stays so until it has ended. If it is not to blame, but not young either, it is returned.
+func (w *watcher) examineHorizon(ctx context.Context, conn *pgx.Conn, session uint32, toBlame func(h *Holder, deadRows int64) bool) (old Holder, blamed bool, err error) {
+	holders, deadRows, err := w.outbox.table.horizon(ctx, conn, session)
+	if err != nil {
+		return Holder{}, false, fmt.Errorf("look for old transactions: %w", err)
+	}
+	w.estimateAges(holders)
+	if len(holders) > 0 {
+		f := Finding{Kind: FindingHorizon, DeadRows: deadRows, Holder: holders[0]}
+		if toBlame(&f.Holder, deadRows) || w.horizon.open && w.horizon.finding.same(&f) {
+			w.report(w.horizon.observe(f))
+			return f.Holder, true, nil
+		}
+		if f.Holder.Age >= oldAfter {
+			old = f.Holder
+		}
+	}
+	if w.horizon.open {
+		w.report(w.horizon.end())
+	}
+	return old, false, nil
+}
+
+// guilty reports whether a transaction is to blame for a statement that is slow already.
+func guilty(h *Holder, deadRows int64) bool {
+	return (h.Age >= oldAfter || h.XIDs >= horizonXIDs) && deadRows >= slowDeadRows
+}
+
+// harmful reports whether a transaction is old enough, and has kept enough dead rows in the outbox, to be told of before
+// anything has become slow.
+func harmful(h *Holder, deadRows int64) bool {
+	return (h.Age >= horizonAge || h.XIDs >= horizonXIDs) && deadRows >= horizonDeadRows
+}
+
+// estimateAges gives those whose age is hidden from our role the time for which they have been seen. A session whose
+// transactions are short is another holder each time, as the number of its oldest transaction rises.
+func (w *watcher) estimateAges(holders []Holder) {
+	now, first := time.Now(), map[Holder]time.Time{}
+	for i := range holders {
+		h := &holders[i]
+		if h.Age > 0 {
+			continue
+		}
+		key := Holder{Kind: h.Kind, PID: h.PID, Name: h.Name, oldest: h.oldest}
+		since, seen := w.first[key]
+		if !seen {
+			since = now
+		}
+		first[key] = since
+		h.Age = now.Sub(since)
+	}
+	w.first = first
+}
+
+// told is what has been reported of one matter.
+type told struct {
+	finding Finding
+	open    bool
+	since   time.Time // When it was first reported,
+	seen    time.Time // and when it was last seen.
+	steps   int       // How many reminders there were.
+}
+
+// reminders are when a matter that lasts is reported again; after the last one at such intervals.
+var reminders = []time.Duration{time.Minute, 2 * time.Minute, 5 * time.Minute, 10 * time.Minute} //nolint:gochecknoglobals // Immutable.
+
+// observe returns the finding as it is to be reported: Known unless it is news, or its time has come again.
+func (t *told) observe(f Finding) Finding {
+	now := time.Now()
+	if !t.open || !t.finding.same(&f) {
+		*t = told{finding: f, open: true, since: now, seen: now}
+		return f
+	}
+	t.finding, t.seen = f, now
+	if now.Sub(t.since) >= t.reminder() {
+		t.steps++
+		return f
+	}
+	f.Known = true
+	return f
+}
+
+// reminder is when the matter is to be reported again, since its beginning.
+func (t *told) reminder() time.Duration {
+	if t.steps < len(reminders) {
+		return reminders[t.steps]
+	}
+	last := reminders[len(reminders)-1]
+	return last * time.Duration(t.steps-len(reminders)+2)
+}
+
+// end returns the finding that it is over.
+func (t *told) end() Finding {
+	f := t.finding
+	*t = told{}
+	f.Over, f.Known = true, false
+	return f
+}
+
+// activity is what the server tells of a process.
+type activity struct {
+	there  bool // It is the process that was asked for.
+	inside bool // A statement is under way in it.
+	waits  bool // For a lock.
+	event  string
+}
+
+// activityOf asks what a server process does. A role that may not see it, and a server that does not keep track, show no
+// state: then an open transaction is taken for a statement under way. The relay has none open otherwise but for moments, and
+// it alone keeps its session's locks.
+func activityOf(ctx context.Context, conn *pgx.Conn, of backend) (a activity, err error) {
+	var (
+		born        *time.Time
+		state       *string
+		typ, event  string
+		transaction bool
+	)
+	err = conn.QueryRow(ctx, `
+select a.pid is not null, a.backend_start, a.state, coalesce(a.wait_event_type, ''), coalesce(a.wait_event, ''),
+       exists (select from pg_catalog.pg_locks l where l.pid = $1 and l.locktype = 'virtualxid' and l.granted and l.mode = 'ExclusiveLock'),
+       exists (select from pg_catalog.pg_locks l where l.pid = $1 and not l.granted)
+  from (values (1)) as one left join pg_catalog.pg_stat_activity a on a.pid = $1`, of.pid).
+		Scan(&a.there, &born, &state, &typ, &event, &transaction, &a.waits)
+	if err != nil {
+		return activity{}, err //nolint:wrapcheck // The caller explains it.
+	}
+	if born != nil && !born.Equal(of.born) {
+		return activity{}, nil // The number has been given to another process.
+	}
+	switch {
+	case !a.there:
+	case state == nil || *state == "disabled":
+		a.inside = transaction
+	default:
+		a.inside = *state == "active"
+	}
+	if typ != "" && typ != "Client" {
+		a.event = typ + ": " + event
+	}
+	return a, nil
+}
