@@ -22,6 +22,14 @@ type Options struct {
 	// acknowledged it is put back. They are gone by one and a half times as long, while a relay leads. 0 turns the
 	// archive off, and empties it.
 	Retain time.Duration
+	// DSNFile names a file that has the DSN, which Open is not given then. PasswordFile names one that has the password, and
+	// goes before what the DSN says. Both have one line. They are read at each connection, as is a passfile, so that a
+	// rotated secret needs no restart. Another server or database in DSNFile does.
+	DSNFile, PasswordFile string
+	// BeforeConnect may change how the next connection is made, above all the password, as for tokens that are drawn for
+	// each: Host, Port and User say what for. It is called before each attempt, within the attempt's time. The settings that
+	// the outbox relies on are applied after it.
+	BeforeConnect func(ctx context.Context, config *pgx.ConnConfig) error
 	// Logger receives what happens on connections in the background, and that Migrate has changed something. The default
 	// discards it.
 	Logger *slog.Logger
@@ -34,10 +42,9 @@ type Outbox struct {
 	retain time.Duration
 	log    *slog.Logger
 
-	plain    *pgx.ConnConfig // For one short task: migrate, dead letters.
-	listener *pgx.ConnConfig
-	session  *Session
-	queries  queries
+	connector *connector
+	session   *Session
+	queries   queries
 
 	rescan atomic.Bool // Set when rows may have appeared below the floor.
 
@@ -52,12 +59,15 @@ type Outbox struct {
 }
 
 // Open prepares access to the outbox behind dsn, a Postgres URL or keyword string. It makes no connection
-// yet, so it fails only for what is wrong with dsn or options. A DSN that leads through a pooler in
-// transaction mode is noticed, and refused, at the first use.
+// yet, so it fails only for what is wrong with dsn or options, and its error quotes nothing of dsn. A DSN that leads
+// through a pooler is noticed, and refused, at the first use.
+//
+// Of several servers, or several addresses of one, the first that takes writes is used; target_session_attrs says
+// otherwise. Each has three seconds, or the DSN's connect_timeout.
 func Open(dsn string, options Options) (*Outbox, error) {
-	config, err := pgx.ParseConfig(dsn)
+	connector, err := newConnector(dsn, &options)
 	if err != nil {
-		return nil, fmt.Errorf("database DSN: %w", err) // pgx leaves the password out of it.
+		return nil, err
 	}
 	if err := options.Table.validate(); err != nil {
 		return nil, err
@@ -71,13 +81,12 @@ func Open(dsn string, options Options) (*Outbox, error) {
 	}
 	table := options.Table.orDefault()
 	return &Outbox{
-		table:    table,
-		retain:   options.Retain,
-		log:      log,
-		plain:    guarded(config, "outbox-relay admin"),
-		listener: guarded(config, "outbox-relay listen"),
-		session:  newSession(forSession(config)),
-		queries:  table.queries(options.HoldDead),
+		table:     table,
+		retain:    options.Retain,
+		log:       log,
+		connector: connector,
+		session:   newSession(connector),
+		queries:   table.queries(options.HoldDead),
 	}, nil
 }
 
@@ -85,7 +94,7 @@ func Open(dsn string, options Options) (*Outbox, error) {
 func (o *Outbox) Table() Table { return o.table }
 
 // Database returns the name of the database that the outbox is in.
-func (o *Outbox) Database() string { return o.plain.Database }
+func (o *Outbox) Database() string { return o.connector.database }
 
 // Session returns the connection that the relay works on. An elector takes its lock on the same one.
 func (o *Outbox) Session() *Session { return o.session }
@@ -108,7 +117,7 @@ func (o *Outbox) Check(ctx context.Context) error {
 
 // with runs one task on a connection of its own.
 func (o *Outbox) with(ctx context.Context, task func(conn *pgx.Conn) error) error {
-	conn, err := connect(ctx, o.plain)
+	conn, err := o.connector.connect(ctx, forAdmin())
 	if err != nil {
 		return err
 	}
@@ -121,7 +130,7 @@ func (o *Outbox) with(ctx context.Context, task func(conn *pgx.Conn) error) erro
 
 // explain is Table.explainTo for what the outbox's own connections were refused.
 func (o *Outbox) explain(operation string, err error) error {
-	return o.table.explainTo(o.plain.User, operation, err)
+	return o.table.explainTo(o.connector.user, operation, err)
 }
 
 // Blocked is an aggregate whose events wait because one of them was refused.
