@@ -244,11 +244,13 @@ func (p *port) Begin(_ context.Context, _, _ string, atLeast int64) (store.Term,
 	return store.Term{Outbox: p.outboxID, Number: w.terms, Checkpoint: w.checkpoint, First: !w.recorded}, nil
 }
 
-func (p *port) End(context.Context) error            { return nil } // Only a sleeping producer would notice.
-func (p *port) Listen(context.Context, func()) error { return nil }
-func (p *port) Stream() string                       { return "S" }
-func (p *port) Outcomes() <-chan struct{}            { return nil }
-func (p *port) Close()                               {}
+func (p *port) End(context.Context) error                  { return nil } // Only a sleeping producer would notice.
+func (p *port) Listen(context.Context, func()) error       { return nil }
+func (p *port) Sweep(context.Context, func())              {}
+func (p *port) Watch(context.Context, func(store.Finding)) {}
+func (p *port) Stream() string                             { return "S" }
+func (p *port) Outcomes() <-chan struct{}                  { return nil }
+func (p *port) Close()                                     {}
 
 func (p *port) Exchange(_ context.Context, request store.Request) (store.Reply, error) {
 	p.candidate.request = &request

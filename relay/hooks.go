@@ -25,6 +25,8 @@ type Hooks struct {
 	Recovered func(Recovered)
 	// Exchanged tells of a round trip to the outbox.
 	Exchanged func(Exchanged)
+	// Database tells what in the database holds the relay up, or may. It is called from a goroutine of its own.
+	Database func(store.Finding)
 	// Kept tells of a row for which the database refused what was asked, for its own sake.
 	Kept func(store.Kept)
 }
@@ -94,6 +96,9 @@ func (h Hooks) orNop() Hooks {
 	}
 	if h.Exchanged == nil {
 		h.Exchanged = func(Exchanged) {}
+	}
+	if h.Database == nil {
+		h.Database = func(store.Finding) {}
 	}
 	if h.Kept == nil {
 		h.Kept = func(store.Kept) {}

@@ -105,14 +105,14 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, untouched bo
 		created := r.fence.Created.Truncate(time.Microsecond) // As precise as the table can keep it.
 		r.checkpoint = store.Checkpoint{Created: created, Sequence: r.fence.Sequence, Before: r.fence.Sequence}
 		if untouched || r.fence.Consumed || mutant("recover") {
-			_, err := t.putBack(ctx, nil, r.checkpoint)
+			_, err := t.store.PutBack(ctx, nil, r.checkpoint)
 			return err
 		}
 		known := last.Created.Equal(created)
 		if !known {
 			last.Before = 0 // Of another stream than the last one nothing is known.
 		}
-		archived, err := t.archive(ctx, last.Before)
+		archived, err := t.store.Archive(ctx, last.Before)
 		if err != nil {
 			return err
 		}
@@ -125,7 +125,7 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, untouched bo
 		// the one after the next (see ledger). Any archived event is such a thing, and so is the last fence.
 		sure := kept >= last.Sequence || r.fence.Former == last.Sequence
 		if !sure && last.Before > 0 {
-			all, err := t.archive(ctx, 0)
+			all, err := t.store.Archive(ctx, 0)
 			if err != nil {
 				return err
 			}
@@ -203,7 +203,7 @@ func (t *term) restore(ctx context.Context, r *recovery, lost []store.Archived) 
 		default:
 			checkpoint = r.checkpoint
 		}
-		back, err := t.putBack(ctx, chunk, checkpoint)
+		back, err := t.store.PutBack(ctx, chunk, checkpoint)
 		r.Lost += back
 		if err != nil || len(lost) == 0 {
 			return err
@@ -221,7 +221,7 @@ func (t *term) scan(ctx context.Context, above uint64, r *recovery, missing map[
 	chunk, size, before := make([]store.Ref, 0, settleChunk), 0, above
 	settle := func(upTo uint64) error {
 		stalled.Stop() // Meanwhile it is the outbox that takes its time.
-		settled, kept, err := t.settleFound(ctx, chunk, before)
+		settled, kept, err := t.store.Settle(ctx, chunk, before)
 		r.Found += settled
 		r.kept = append(r.kept, kept...)
 		chunk, size, before = chunk[:0], 0, upTo
@@ -252,29 +252,6 @@ func (t *term) scan(ctx context.Context, above uint64, r *recovery, missing map[
 }
 
 var errStalled = fmt.Errorf("no progress for %v", recoveryPatience)
-
-// archive reads the archive, however long that takes: it has a connection of its own, so the lease does not wait for it.
-func (t *term) archive(ctx context.Context, from uint64) ([]store.Archived, error) {
-	return t.store.Archive(ctx, from) //nolint:wrapcheck // It says what it was.
-}
-
-// settleFound and putBack make one round trip to the outbox each.
-
-func (t *term) settleFound(ctx context.Context, found []store.Ref, after uint64) (int, []store.Ref, error) {
-	ctx, cancel := context.WithTimeout(ctx, exchangeTimeout)
-	defer cancel()
-	return t.store.Settle(ctx, found, after) //nolint:wrapcheck // It says what it was.
-}
-
-// The one that records the checkpoint may first have to write to all of the archive, on a connection of its own.
-func (t *term) putBack(ctx context.Context, lost []store.Archived, checkpoint store.Checkpoint) (int, error) {
-	if checkpoint == (store.Checkpoint{}) {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, exchangeTimeout)
-		defer cancel()
-	}
-	return t.store.PutBack(ctx, lost, checkpoint) //nolint:wrapcheck // It says what it was.
-}
 
 // audit looks at the stream from time to time: it may have lost what it acknowledged, and it tells behind which
 // sequence later events will be stored.

@@ -121,6 +121,10 @@ type Store interface {
 	PutBack(ctx context.Context, lost []store.Archived, checkpoint store.Checkpoint) (int, error)
 	// Listen calls wake when there may be something to fetch, until ctx ends.
 	Listen(ctx context.Context, wake func()) error
+	// Sweep calls wake when it has found rows that no notification told of, until ctx ends.
+	Sweep(ctx context.Context, wake func())
+	// Watch tells what in the database holds the relay up, until ctx ends.
+	Watch(ctx context.Context, report func(store.Finding))
 }
 
 // Publisher takes events to the broker. stream.Publisher implements it.

@@ -15,9 +15,6 @@ import (
 
 // Time budgets of a term.
 const (
-	// exchangeTimeout bounds one round trip to Postgres. It is below election.LeaseDuration, since nothing
-	// else renews the lease meanwhile.
-	exchangeTimeout = 4 * time.Second
 	// openTimeout bounds connecting to NATS and verifying the stream, and openTimeoutFirst the first attempt after
 	// trouble: a stream without a leader does not answer at all, and mostly has one again within the second.
 	openTimeout      = 5 * time.Second
@@ -140,9 +137,8 @@ func (r *Relay) lead(ctx context.Context, lease *election.Lease, stop <-chan str
 
 // begin takes note of what the former leader left behind.
 func (t *term) begin(ctx context.Context) (number int64, err error) {
-	bounded, cancel := context.WithTimeout(ctx, exchangeTimeout)
-	defer cancel()
-	term, err := t.store.Begin(bounded, t.publisher.Stream(), t.options.Name, t.atLeast)
+	t.workers.Go(func() { t.store.Watch(ctx, func(f store.Finding) { t.found(ctx, f) }) })
+	term, err := t.store.Begin(ctx, t.publisher.Stream(), t.options.Name, t.atLeast)
 	switch {
 	case err == nil:
 	case store.Fatal(err):
@@ -158,7 +154,16 @@ func (t *term) begin(ctx context.Context) (number int64, err error) {
 			t.log.WarnContext(ctx, "listening for new events failed; polling instead", slog.Any("error", err))
 		}
 	})
+	t.workers.Go(func() { t.store.Sweep(ctx, t.wake) })
 	return t.number, nil
+}
+
+// found tells of what the outbox's watcher has seen. It may be called from anywhere.
+func (t *term) found(ctx context.Context, f store.Finding) {
+	if !f.Known {
+		t.log.LogAttrs(ctx, f.Level(), "Postgres", append([]slog.Attr{slog.String("finding", f.Text())}, f.Attrs()...)...)
+	}
+	t.hooks.Database(f)
 }
 
 // end gives back what the term holds beside the lease.
@@ -460,8 +465,6 @@ func (t *term) exchange(ctx context.Context, now time.Time) (done bool) {
 	}
 	if due {
 		t.workers.Go(func() {
-			ctx, cancel := context.WithTimeout(ctx, exchangeTimeout)
-			defer cancel()
 			answer, err := t.store.Exchange(ctx, request)
 			t.replies <- reply{answer, err}
 		})

@@ -178,7 +178,7 @@ func (o *Outbox) Archive(ctx context.Context, from uint64) (events []Archived, e
 //
 // Rows that are still there although the database reported no error are an [ErrKept].
 func (o *Outbox) Settle(ctx context.Context, found []Ref, after uint64) (settled int, kept []Ref, err error) {
-	err = o.session.Do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+	err = o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
 		if err := o.inOffice(); err != nil {
 			return err
 		}
@@ -277,7 +277,7 @@ func (o *Outbox) PutBack(ctx context.Context, lost []Archived, checkpoint Checkp
 
 // inOfficeTx runs a transaction on the session of the term.
 func (o *Outbox) inOfficeTx(ctx context.Context, task func(tx pgx.Tx) error) error {
-	return o.session.Do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+	return o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
 		if err := o.inOffice(); err != nil {
 			return err
 		}

@@ -20,8 +20,13 @@ var (
 	ErrNewSchema = errors.New("the outbox schema is newer than this version knows")
 	// ErrPrivilege: the role may not do what is needed; the message names the GRANT.
 	ErrPrivilege = errors.New("missing privilege")
-	// ErrPooler: a connection pooler in transaction mode stands between the relay and Postgres.
-	ErrPooler = errors.New("a transaction-mode pooler is in between")
+	// ErrPooler: a connection pooler stands between the relay and Postgres. In transaction mode locks and notifications
+	// silently do not work; which mode it is in, nobody can tell from outside.
+	ErrPooler = errors.New("a connection pooler is in between")
+	// ErrParameter: Postgres refuses a setting that the DSN asks for.
+	ErrParameter = errors.New("Postgres refuses a setting of the DSN")
+	// ErrStandby: the server takes no writes. One that does is looked for at each connection.
+	ErrStandby = errors.New("the server is a standby, or read-only, and a relay writes")
 	// ErrServerVersion: the server is older than Postgres 14.
 	ErrServerVersion = errors.New("PostgreSQL 14 or later is needed")
 	// ErrRowSecurity: row-level security would hide rows from the relay, and a hidden row is a lost event.
@@ -38,7 +43,7 @@ var (
 // schema, so that going on trying would only hide it. Outages, missing tables and missing privileges are
 // not fatal: migrations and grants often come a moment after the relay.
 func Fatal(err error) bool {
-	for _, target := range []error{ErrForeignTable, ErrNewSchema, ErrPooler, ErrServerVersion} {
+	for _, target := range []error{ErrForeignTable, ErrNewSchema, ErrPooler, ErrServerVersion, ErrParameter} {
 		if errors.Is(err, target) {
 			return true
 		}
@@ -49,8 +54,13 @@ func Fatal(err error) bool {
 // SQLSTATE codes, https://www.postgresql.org/docs/current/errcodes-appendix.html.
 const (
 	codeUndefinedTable        = "42P01"
+	codeUndefinedFunction     = "42883"
 	codeUndefinedColumn       = "42703"
 	codeUndefinedObject       = "42704"
+	codeInvalidParameter      = "22023"
+	codeInvalidPassword       = "28P01"
+	codeInvalidDatabase       = "3D000"
+	codeTooManyConnections    = "53300"
 	codeInvalidSchema         = "3F000"
 	codeInsufficientPrivilege = "42501"
 	codeProtocolViolation     = "08P01"
@@ -71,14 +81,32 @@ func (t Table) explainTo(role, operation string, err error) error {
 		return fmt.Errorf("%s: %w", operation, err)
 	}
 	switch pg.Code {
-	case codeUndefinedTable, codeInvalidSchema:
+	case codeUndefinedTable, codeInvalidSchema, codeUndefinedFunction:
+		if strings.Contains(pg.Where, "function") { // A trigger of somebody else's, say.
+			return fmt.Errorf("%s: a function that somebody has put on the table %s uses a name without its schema, and the relay's connections find no names but Postgres' own: change it with ALTER FUNCTION … SET search_path (%w; %s)", operation, t, err, cut(pg.Where))
+		}
+		if pg.Code == codeUndefinedFunction {
+			break
+		}
 		return fmt.Errorf("%s: %w: %s; create it with `outbox-relay migrate` or store.Migrate (%w)", operation, ErrNoTable, t, err)
 	case codeUndefinedColumn:
 		return fmt.Errorf("%s: %w: %s; compare it with `outbox-relay migrate --print` (%w)", operation, ErrForeignTable, t, err)
 	case codeInsufficientPrivilege:
+		if strings.Contains(pg.Message, "row-level security") {
+			return fmt.Errorf("%s: %w: it would hide rows of %s, and a hidden row is a lost event; give the role BYPASSRLS or disable it on this table (%w)", operation, ErrRowSecurity, t, err)
+		}
 		return fmt.Errorf("%s: %w: an owner must run `%s` (%w)", operation, ErrPrivilege, t.grants(operation, grantee(role)), err)
 	}
 	return fmt.Errorf("%s: %w", operation, err)
+}
+
+// cut shortens what is only to give an idea.
+func cut(text string) string {
+	const most = 200
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most], "") + "…"
 }
 
 // grants is the statement that the operation lacks: a producer needs far less than the relay.
@@ -95,22 +123,6 @@ func grantee(role string) string {
 		return "<role>"
 	}
 	return quote(role)
-}
-
-// explainConnect tells a pooler and an old server apart from a server that is merely not there.
-func explainConnect(err error) error {
-	var pg *pgconn.PgError
-	if !errors.As(err, &pg) {
-		return fmt.Errorf("connect to Postgres: %w", err)
-	}
-	switch {
-	case pg.Code == codeProtocolViolation && strings.Contains(pg.Message, "unsupported startup parameter"),
-		pg.Code == codeProtocolViolation && strings.Contains(pg.Message, "options"):
-		return fmt.Errorf("connect to Postgres: %w: connect to the server itself, not to the pooler (%w)", ErrPooler, err)
-	case pg.Code == codeUndefinedObject && strings.Contains(pg.Message, "client_connection_check_interval"):
-		return fmt.Errorf("connect to Postgres: %w (%w)", ErrServerVersion, err)
-	}
-	return fmt.Errorf("connect to Postgres: %w", err)
 }
 
 func isPrivilege(err error) bool {

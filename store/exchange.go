@@ -233,7 +233,7 @@ func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
 		return Reply{}, nil // Nothing is asked, so nothing is learnt about the session.
 	}
 	var reply Reply
-	err := o.session.Do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+	err := o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
 		if err := o.inOffice(); err != nil {
 			return err
 		}

@@ -140,7 +140,11 @@ func TestFloorSkipsTheDead(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dsn := storetest.NewDatabase(t)
-			outbox, err := Open(dsn, Options{})
+			fetch := &lastFetch{}
+			outbox, err := Open(dsn, Options{BeforeConnect: func(_ context.Context, config *pgx.ConnConfig) error {
+				config.Tracer = fetch
+				return nil
+			}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -148,8 +152,6 @@ func TestFloorSkipsTheDead(t *testing.T) {
 			if err := outbox.Migrate(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			fetch := &lastFetch{}
-			outbox.session.config.Tracer = fetch
 			execute(t, dsn, hold)
 			execute(t, dsn, `insert into outbox (topic, aggregate_type, aggregate_id, event_type, data)
 				select 'users', 'User', (n % 1000)::text, 'UserCreated', convert_to(repeat('x', 256), 'UTF8') from generate_series(1, $1::int) n`, dead)

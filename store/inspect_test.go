@@ -161,7 +161,7 @@ func TestDiagnoseNothing(t *testing.T) {
 	if err != nil || !errors.Is(found.Tables, store.ErrNoTable) || found.Schema != 0 || found.Trigger != "" {
 		t.Errorf("got %+v and %v, want ErrNoTable", found, err)
 	}
-	if _, err := open(t, "host=127.0.0.1 port=1", store.Options{}).Diagnose(t.Context()); err == nil || !strings.Contains(err.Error(), "connect to Postgres") {
+	if _, err := open(t, "host=127.0.0.1 port=1", store.Options{}).Diagnose(t.Context()); err == nil || !strings.Contains(err.Error(), "cannot reach Postgres") {
 		t.Errorf("without a server: got %v", err)
 	}
 }

@@ -15,9 +15,14 @@ import (
 	"github.com/jackc/pgxlisten"
 )
 
-// listenReconnectDelay is how long the listener waits before it connects again; pgxlisten's own default is a
-// minute. Until then the poll interval stands in.
-const listenReconnectDelay = 250 * time.Millisecond
+const (
+	// listenPause is how long the listener waits before it connects again, doubling to listenPauseMax as long as it does not
+	// stay connected for that long. Until then the poll interval stands in.
+	listenPause    = 250 * time.Millisecond
+	listenPauseMax = 30 * time.Second
+	// listenReminder is when an interruption that lasts is told again, doubling each time.
+	listenReminder = time.Minute
+)
 
 // rescanPayload asks the relay to look at the table again, from the seq that follows a colon, or from the head.
 const rescanPayload = "rescan"
@@ -45,39 +50,87 @@ func (t Table) askForRescan(ctx context.Context, tx pgx.Tx) error {
 // notified before that went unheard. It blocks until ctx ends, and keeps a connection of its own. Nothing
 // depends on its liveness: a notification that is lost is made up for by the next poll.
 func (o *Outbox) Listen(ctx context.Context, wake func()) error {
+	l := &listening{outbox: o, wake: wake}
 	listener := &pgxlisten.Listener{
-		Connect:        func(ctx context.Context) (*pgx.Conn, error) { return connect(ctx, o.listener) },
-		ReconnectDelay: listenReconnectDelay,
-		LogError: func(ctx context.Context, err error) {
-			if ctx.Err() == nil {
-				o.log.LogAttrs(ctx, slog.LevelWarn, "listening for new events was interrupted; polling meanwhile", slog.Any("error", err))
-			}
-		},
+		Connect:        l.connect,
+		ReconnectDelay: -1, // None of its own: connect waits.
+		LogError:       l.interrupted,
 	}
-	listener.Handle(o.table.channel(), &wakeHandler{outbox: o, wake: wake})
+	listener.Handle(o.table.channel(), l)
 	if err := listener.Listen(ctx); err != nil && !errors.Is(err, ctx.Err()) {
 		return fmt.Errorf("listen: %w", err)
 	}
 	return nil
 }
 
-type wakeHandler struct {
+// listening is what is known of one Listen. pgxlisten calls its methods one after the other.
+type listening struct {
 	outbox *Outbox
 	wake   func()
+
+	pause    time.Duration // Before the next connection; 0 for the first.
+	since    time.Time     // When the connection was there, or when it was lost.
+	lost     bool
+	remind   time.Time // When the loss is told again,
+	reminder time.Duration
+	reason   string // and the reason that was told.
+}
+
+// connect waits after a failure, and longer after each.
+func (l *listening) connect(ctx context.Context) (*pgx.Conn, error) {
+	if l.pause > 0 {
+		timer := time.NewTimer(l.pause)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx) //nolint:wrapcheck // Nobody is told of it.
+		}
+	}
+	return l.outbox.connector.connect(ctx, forListener())
+}
+
+// interrupted takes note of a failure. It is told when it begins, when its reason changes and, less and less often, as long
+// as it lasts.
+func (l *listening) interrupted(ctx context.Context, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	now := time.Now()
+	if !l.lost {
+		if now.Sub(l.since) > listenPauseMax {
+			l.pause = 0
+		}
+		l.lost, l.since, l.reason = true, now, ""
+	}
+	l.pause = min(max(2*l.pause, listenPause), listenPauseMax)
+	switch {
+	case l.reason != err.Error():
+		l.reason, l.reminder = err.Error(), listenReminder
+	case now.Before(l.remind):
+		return
+	}
+	l.remind, l.reminder = now.Add(l.reminder), 2*l.reminder
+	l.outbox.log.LogAttrs(ctx, slog.LevelWarn, "not listening for new events; polling meanwhile", slog.Any("error", err), slog.Duration("for", now.Sub(l.since)))
 }
 
 // HandleNotification implements [pgxlisten.Handler].
-func (h *wakeHandler) HandleNotification(_ context.Context, n *pgconn.Notification, _ *pgx.Conn) error {
+func (l *listening) HandleNotification(_ context.Context, n *pgconn.Notification, _ *pgx.Conn) error {
 	if from, ok := rescanFrom(n.Payload); ok {
-		h.outbox.held.Store(nil) // Some may be free again.
-		h.outbox.back.lower(from)
+		l.outbox.held.Store(nil) // Some may be free again.
+		l.outbox.back.lower(from)
 	}
-	h.wake()
+	l.wake()
 	return nil
 }
 
 // HandleBacklog implements [pgxlisten.BacklogHandler]: it is called once LISTEN is in force.
-func (h *wakeHandler) HandleBacklog(context.Context, string, *pgx.Conn) error {
-	h.wake()
+func (l *listening) HandleBacklog(ctx context.Context, _ string, _ *pgx.Conn) error {
+	now := time.Now()
+	if l.lost {
+		l.outbox.log.LogAttrs(ctx, slog.LevelInfo, "listening for new events again", slog.Duration("after", now.Sub(l.since)))
+	}
+	l.lost, l.since = false, now
+	l.wake()
 	return nil
 }

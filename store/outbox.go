@@ -23,6 +23,14 @@ type Options struct {
 	// acknowledged it is put back. They are gone by one and a half times as long, while a relay leads. 0 turns the
 	// archive off, and empties it.
 	Retain time.Duration
+	// DSNFile names a file that has the DSN, which Open is not given then. PasswordFile names one that has the password, and
+	// goes before what the DSN says. Both have one line. They are read at each connection, as is a passfile, so that a
+	// rotated secret needs no restart. Another server or database in DSNFile does.
+	DSNFile, PasswordFile string
+	// BeforeConnect may change how the next connection is made, above all the password, as for tokens that are drawn for
+	// each: Host, Port and User say what for. It is called before each attempt, within the attempt's time. The settings that
+	// the outbox relies on are applied after it.
+	BeforeConnect func(ctx context.Context, config *pgx.ConnConfig) error
 	// Logger receives what happens on connections in the background, and that Migrate has changed something. The default
 	// discards it.
 	Logger *slog.Logger
@@ -36,9 +44,8 @@ type Outbox struct {
 	holdDead bool
 	log      *slog.Logger
 
-	plain    *pgx.ConnConfig // For one short task: migrate, dead letters.
-	listener *pgx.ConnConfig
-	session  *Session
+	connector *connector
+	session   *Session
 
 	back      back                  // Where rows may have appeared below the floor.
 	floorSeen atomic.Int64          // The floor, for those who do not have the session.
@@ -59,12 +66,15 @@ type Outbox struct {
 }
 
 // Open prepares access to the outbox behind dsn, a Postgres URL or keyword string. It makes no connection
-// yet, so it fails only for what is wrong with dsn or options. A DSN that leads through a pooler in
-// transaction mode is noticed, and refused, at the first use.
+// yet, so it fails only for what is wrong with dsn or options, and its error quotes nothing of dsn. A DSN that leads
+// through a pooler is noticed, and refused, at the first use.
+//
+// Of several servers, or several addresses of one, the first that takes writes is used; target_session_attrs says
+// otherwise. Each has three seconds, or the DSN's connect_timeout.
 func Open(dsn string, options Options) (*Outbox, error) {
-	config, err := pgx.ParseConfig(dsn)
+	connector, err := newConnector(dsn, &options)
 	if err != nil {
-		return nil, fmt.Errorf("database DSN: %w", err) // pgx leaves the password out of it.
+		return nil, err
 	}
 	if err := options.Table.validate(); err != nil {
 		return nil, err
@@ -78,16 +88,15 @@ func Open(dsn string, options Options) (*Outbox, error) {
 	}
 	table := options.Table.orDefault()
 	return &Outbox{
-		table:    table,
-		retain:   options.Retain,
-		log:      log,
-		plain:    guarded(config, "outbox-relay admin"),
-		listener: guarded(config, "outbox-relay listen"),
-		holdDead: options.HoldDead,
-		session:  newSession(forSession(config)),
-		queries:  table.queries(options.HoldDead, ""),
-		unicode:  true,
-		floor:    newFloor(),
+		table:     table,
+		retain:    options.Retain,
+		log:       log,
+		holdDead:  options.HoldDead,
+		connector: connector,
+		session:   newSession(connector),
+		queries:   table.queries(options.HoldDead, ""),
+		unicode:   true,
+		floor:     newFloor(),
 	}, nil
 }
 
@@ -95,7 +104,7 @@ func Open(dsn string, options Options) (*Outbox, error) {
 func (o *Outbox) Table() Table { return o.table }
 
 // Database returns the name of the database that the outbox is in.
-func (o *Outbox) Database() string { return o.plain.Database }
+func (o *Outbox) Database() string { return o.connector.database }
 
 // Session returns the connection that the relay works on. An elector takes its lock on the same one.
 func (o *Outbox) Session() *Session { return o.session }
@@ -118,7 +127,7 @@ func (o *Outbox) Check(ctx context.Context) error {
 
 // with runs one task on a connection of its own.
 func (o *Outbox) with(ctx context.Context, task func(conn *pgx.Conn) error) error {
-	conn, err := connect(ctx, o.plain)
+	conn, err := o.connector.connect(ctx, forAdmin())
 	if err != nil {
 		return err
 	}
@@ -131,7 +140,7 @@ func (o *Outbox) with(ctx context.Context, task func(conn *pgx.Conn) error) erro
 
 // explain is Table.explainTo for what the outbox's own connections were refused.
 func (o *Outbox) explain(operation string, err error) error {
-	return o.table.explainTo(o.plain.User, operation, err)
+	return o.table.explainTo(o.connector.user, operation, err)
 }
 
 // Blocked is an aggregate whose events wait because one of them was refused.
@@ -163,7 +172,7 @@ type Term struct {
 // to stream, and returns what the former leader left behind. The term's number is above the last one's, and at least
 // atLeast, which is for an outbox that was restored from a backup: the stream may know of later terms.
 func (o *Outbox) Begin(ctx context.Context, stream, leader string, atLeast int64) (term Term, err error) {
-	err = o.session.Do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+	err = o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
 		o.floor, o.large, o.complete, o.generation = newFloor(), false, false, o.session.next.Load()
 		o.back.take()
 		if err := o.table.check(ctx, conn); err != nil {
@@ -246,7 +255,7 @@ select aggregate_type, aggregate_id,
 // elector that has its own lock on the session would do that with it; for others, a former leader that stands by must not
 // go on making producers notify it.
 func (o *Outbox) End(ctx context.Context) error {
-	return o.session.Do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+	return o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
 		if err := o.inOffice(); err != nil {
 			return err
 		}

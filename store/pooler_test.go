@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/url"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgproto3"
@@ -31,7 +32,7 @@ func serve(t *testing.T, dsn string, handle func(client net.Conn) error) string 
 			}
 			go func() {
 				defer client.Close()
-				if err := handle(client); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, io.EOF) {
+				if err := handle(client); err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
 					t.Errorf("fake server: %v", err)
 				}
 			}()
@@ -105,9 +106,12 @@ func TestRefusedStartIsExplained(t *testing.T) {
 		want    error // Nil for none of ours.
 		text    string
 	}{
-		{"pgbouncer", pgproto3.ErrorResponse{Code: "08P01", Message: "unsupported startup parameter: tcp_keepalives_idle"}, store.ErrPooler, "not to the pooler"},
+		{"pgbouncer", pgproto3.ErrorResponse{Code: "08P01", Message: "unsupported startup parameter: tcp_keepalives_idle"}, store.ErrPooler, "not to the pooler, in whatever mode"},
 		{"pgbouncer, options", pgproto3.ErrorResponse{Code: "08P01", Message: "unsupported startup parameter in options: jit"}, store.ErrPooler, "not to the pooler"},
 		{"old server", pgproto3.ErrorResponse{Code: "42704", Message: `unrecognized configuration parameter "client_connection_check_interval"`}, store.ErrServerVersion, "client_connection_check_interval"},
+		{"unknown setting", pgproto3.ErrorResponse{Code: "42704", Message: `unrecognized configuration parameter "shop"`}, store.ErrParameter, "take the setting out of the DSN"},
+		{"wrong value", pgproto3.ErrorResponse{Code: "22023", Message: `invalid value for parameter "work_mem": "much"`}, store.ErrParameter, "take the setting out of the DSN"},
+		{"too many", pgproto3.ErrorResponse{Code: "53300", Message: `too many connections for role "relay"`}, nil, "a relay needs up to 4 connections: raise"},
 		{"wrong password", pgproto3.ErrorResponse{Code: "28P01", Message: `password authentication failed for user "relay"`}, nil, "password authentication failed"},
 		{"starting up", pgproto3.ErrorResponse{Code: "57P03", Message: "the database system is starting up"}, nil, "starting up"},
 	}
@@ -125,14 +129,14 @@ func TestRefusedStartIsExplained(t *testing.T) {
 			outbox := open(t, dsn, store.Options{})
 			_, exchange := outbox.Exchange(t.Context(), store.Request{Fetch: page(0)})
 			for operation, err := range map[string]error{"exchange": exchange, "check": outbox.Check(t.Context())} {
-				if err == nil || !strings.Contains(err.Error(), tt.text) || !strings.Contains(err.Error(), "connect to Postgres") {
+				if err == nil || !strings.Contains(err.Error(), tt.text) || !strings.Contains(err.Error(), "refused by Postgres") {
 					t.Errorf("%s: got %v, want one that tells %q", operation, err, tt.text)
 					continue
 				}
 				if strings.Contains(err.Error(), "s3cret") {
 					t.Errorf("%s: error %q tells the password", operation, err)
 				}
-				for _, ours := range []error{store.ErrPooler, store.ErrServerVersion} {
+				for _, ours := range []error{store.ErrPooler, store.ErrServerVersion, store.ErrParameter} {
 					if got, want := errors.Is(err, ours), ours == tt.want; got != want { //nolint:errorlint // It is the very value.
 						t.Errorf("%s: %v is %v: got %v, want %v", operation, err, ours, got, want)
 					}

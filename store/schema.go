@@ -199,21 +199,6 @@ func (t Table) Grants(role string) string {
 
 func quote(identifier string) string { return pgx.Identifier{identifier}.Sanitize() }
 
-// checkServer refuses servers and connections on which locks or sessions do not mean what the relay takes
-// them for.
-func checkServer(ctx context.Context, conn *pgx.Conn) error {
-	var pid uint32
-	if err := conn.QueryRow(ctx, `select pg_backend_pid()`).Scan(&pid); err != nil {
-		return fmt.Errorf("check the connection: %w", err)
-	}
-	if pid != conn.PgConn().PID() {
-		// A pooler hands out each transaction to another server session: a lock would belong to whoever
-		// comes next, and LISTEN would hear nothing.
-		return fmt.Errorf("%w: the server session behind this connection is not the one it was opened to; connect to the server itself", ErrPooler)
-	}
-	return nil
-}
-
 // isSchemaError reports whether the schema is what is wrong, so that migrating may help.
 func isSchemaError(err error) bool {
 	return errors.Is(err, ErrNoTable) || errors.Is(err, ErrOldSchema)

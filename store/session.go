@@ -4,39 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math"
-	"net"
-	"strconv"
 	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 )
 
-// Time budgets of the relay's connections. Together they make sure that a session which nobody can reach any
-// more is ended by whichever side is still alive, and with it the locks it holds.
-const (
-	// connectTimeout bounds opening a connection, DNS and TLS included.
-	connectTimeout = 3 * time.Second
-	// keepAlive* find a peer that vanished without a word within about 11 s; the kernel's defaults take hours.
-	keepAliveIdle     = 5 * time.Second
-	keepAliveInterval = 2 * time.Second
-	keepAliveCount    = 3
-	tcpUserTimeout    = 8 * time.Second
-	// connectionCheck lets Postgres notice a vanished client while a statement runs.
-	connectionCheck = time.Second
-)
-
-// sessionName is what Postgres calls the relay's session in pg_stat_activity.
-const sessionName = "outbox-relay"
-
 // Session is the relay's one dedicated Postgres connection. The leader's lock lives on it, and so does all
 // that the leader does to the outbox: what needs the lock ends with it. Use is exclusive; a connection that
 // broke is replaced at the next use, under a new generation.
 type Session struct {
-	config *pgx.ConnConfig
-	busy   chan struct{} // Holds one token while the connection is in use.
+	connector *connector
+	busy      chan struct{} // Holds one token while the connection is in use.
 
 	// conn belongs to whoever put the token into busy.
 	conn *pgx.Conn
@@ -69,8 +49,8 @@ type roundTrip struct {
 	generation uint64
 }
 
-func newSession(config *pgx.ConnConfig) *Session {
-	return &Session{config: config, busy: make(chan struct{}, 1)}
+func newSession(c *connector) *Session {
+	return &Session{connector: c, busy: make(chan struct{}, 1)}
 }
 
 // Do gives fn the connection, which is nobody else's meanwhile, and opens one if there is none. If fn
@@ -100,6 +80,9 @@ func (s *Session) Do(ctx context.Context, fn func(ctx context.Context, conn *pgx
 	}
 	return err
 }
+
+// sessionPatience is how long the leader's work on the session waits for a sign of life: less than a lease lasts.
+const sessionPatience = 4 * time.Second
 
 // ErrNoAnswer ends a use of the session that [Session.DoPatiently] has lost its patience with.
 var ErrNoAnswer = errors.New("no sign of life from Postgres")
@@ -205,65 +188,5 @@ func (s *Session) open(ctx context.Context) error {
 }
 
 func (s *Session) connect(ctx context.Context) (*pgx.Conn, error) {
-	conn, err := connect(ctx, s.config)
-	if err != nil {
-		return nil, err
-	}
-	if err := checkServer(ctx, conn); err != nil {
-		_ = conn.Close(context.WithoutCancel(ctx)) // The check's error is the one that matters.
-		return nil, err
-	}
-	return conn, nil
+	return s.connector.connect(ctx, forSession())
 }
-
-func connect(ctx context.Context, config *pgx.ConnConfig) (*pgx.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
-	defer cancel()
-	conn, err := pgx.ConnectConfig(ctx, config)
-	if err != nil {
-		return nil, explainConnect(err)
-	}
-	return conn, nil
-}
-
-// guarded returns a copy of config whose connections notice a peer that is gone.
-func guarded(config *pgx.ConnConfig, application string) *pgx.ConnConfig {
-	c := config.Copy()
-	dialer := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
-		Enable: true, Idle: keepAliveIdle, Interval: keepAliveInterval, Count: keepAliveCount,
-	}}
-	c.DialFunc = dialer.DialContext
-	maps.Copy(c.RuntimeParams, map[string]string{
-		"application_name":                 application,
-		"tcp_keepalives_idle":              seconds(keepAliveIdle),
-		"tcp_keepalives_interval":          seconds(keepAliveInterval),
-		"tcp_keepalives_count":             strconv.Itoa(keepAliveCount),
-		"tcp_user_timeout":                 milliseconds(tcpUserTimeout),
-		"client_connection_check_interval": milliseconds(connectionCheck),
-	})
-	return c
-}
-
-// forSession adds what only the relay's own session may have.
-func forSession(config *pgx.ConnConfig) *pgx.ConnConfig {
-	c := guarded(config, sessionName)
-	maps.Copy(c.RuntimeParams, map[string]string{
-		// A statement prepared while the table was empty would scan it sequentially for ever, whatever its
-		// size; and a bitmap scan reads all that matches before it returns the first row.
-		"enable_seqscan":    "off",
-		"enable_bitmapscan": "off",
-		"jit":               "off",
-		// The relay waits for nobody's transaction, and no default of the database may make its own differ.
-		"default_transaction_isolation": "read committed",
-		"default_transaction_read_only": "off",
-		"statement_timeout":             "0",
-		// Nobody waits for the disk to learn that a row was removed. If the server crashes, the latest removals may
-		// be undone: those events are published again, under the same ids, as after any crash between publishing
-		// and removing.
-		"synchronous_commit": "off",
-	})
-	return c
-}
-
-func seconds(d time.Duration) string      { return strconv.Itoa(int(d / time.Second)) }
-func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }

@@ -86,8 +86,8 @@ func TestEmptyExchangeIsNoProofOfLife(t *testing.T) {
 // A typing error in the DSN is not an old server.
 func TestUnknownParameterIsNotAnOldServer(t *testing.T) {
 	dsn := storetest.NewDatabase(t)
-	err := open(t, dsn+"&sslmod=disable", store.Options{}).Check(t.Context())
-	if err == nil || errors.Is(err, store.ErrServerVersion) {
-		t.Errorf("got %v, want an error that is not ErrServerVersion", err)
+	err := open(t, dsn+"&options=-c%20sslmod%3Ddisable", store.Options{}).Check(t.Context())
+	if !errors.Is(err, store.ErrParameter) || errors.Is(err, store.ErrServerVersion) || !store.Fatal(err) {
+		t.Errorf("got %v, want a fatal ErrParameter that is no ErrServerVersion", err)
 	}
 }

@@ -182,12 +182,12 @@ select n, gen_random_uuid(), 't', 'A', n::text, 'E', '', now(), 3, 'refused' fro
 func (o *old) kept(t *testing.T) {
 	t.Helper()
 	for sql, want := range map[string]string{
-		`select count(*)::text from outbox where given_up_at is null`:                                                    "100",
-		`select count(distinct letter)::text from outbox_dead`:                                                           "1000",
-		`select count(*)::text from outbox_dead a join outbox_dead b on a.seq < b.seq and a.letter > b.letter`:           "0",
-		`select (max(letter) < nextval(pg_get_serial_sequence('outbox_dead', 'letter')))::text from outbox_dead`:         "true",
-		`select concat_ws(' ', stream, term, scan_from, coalesce(max_payload::text, 'null')) from outbox_relay`:          "OUTBOX 7 0 null",
-		`select string_agg(version::text, ' ' order by version) from outbox_migrations`:                                  "1 2",
+		`select count(*)::text from outbox where given_up_at is null`:                                                     "100",
+		`select count(distinct letter)::text from outbox_dead`:                                                            "1000",
+		`select count(*)::text from outbox_dead a join outbox_dead b on a.seq < b.seq and a.letter > b.letter`:            "0",
+		`select (max(letter) < nextval(pg_get_serial_sequence('outbox_dead', 'letter')))::text from outbox_dead`:          "true",
+		`select concat_ws(' ', stream, term, scan_from, coalesce(max_payload::text, 'null')) from outbox_relay`:           "OUTBOX 7 0 null",
+		`select string_agg(version::text, ' ' order by version) from outbox_migrations`:                                   "1 2",
 		`select count(*)::text from pg_constraint where conrelid = 'outbox'::regclass and contype = 'c' and convalidated`: "10",
 	} {
 		if got := o.text(t, sql); got != want {

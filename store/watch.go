@@ -112,7 +112,7 @@ func (w *watcher) ask(ctx context.Context, task func(ctx context.Context, conn *
 
 func (w *watcher) try(ctx context.Context, task func(ctx context.Context, conn *pgx.Conn) error) error {
 	if w.conn == nil {
-		conn, err := connect(ctx, w.outbox.plain)
+		conn, err := w.outbox.connector.connect(ctx, forAdmin())
 		if err != nil {
 			return err
 		}

@@ -195,7 +195,7 @@ func TestRunWaitsForPostgresRelaysAndCleansUp(t *testing.T) {
 	}
 	r := run(t, a)
 	s := r.await("Postgres is missed", func(s relay.Status) bool { return s.Trouble != "" })
-	if s.State != relay.Campaigning || s.Ready() || !strings.Contains(s.Trouble, "connect to Postgres") {
+	if s.State != relay.Campaigning || s.Ready() || !strings.Contains(s.Trouble, "cannot reach Postgres") {
 		t.Errorf("without Postgres the status is %+v, want that of one who campaigns, and why", s)
 	}
 	if err := server.Start(t.Context()); err != nil {

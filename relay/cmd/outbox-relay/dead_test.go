@@ -243,5 +243,5 @@ func TestDeadNeedsOnlyTheDatabase(t *testing.T) {
 
 	got = execute(t, environment{"OUTBOX_DATABASE_DSN": nowhere}, "dead", "list")
 	expectCode(t, got, 1)
-	expectText(t, "standard error", got.stderr, "outbox-relay: list dead letters: connect to Postgres: ")
+	expectText(t, "standard error", got.stderr, "outbox-relay: list dead letters: cannot reach Postgres: ")
 }

@@ -236,7 +236,7 @@ func TestDoctorWithoutAConfiguration(t *testing.T) {
 	expectText(t, "standard error", got.stderr, "outbox-relay: doctor: 1 failure, 0 warnings")
 
 	unreachable := diagnose(t, environment{"OUTBOX_DATABASE_DSN": nowhere, "OUTBOX_NATS_URL": "nats://127.0.0.1:1"})
-	unreachable.expect(t, "failure postgres: connect to Postgres", "no pooler", "no schema", "failure nats")
+	unreachable.expect(t, "failure postgres: cannot reach Postgres", "no pooler", "no schema", "failure nats")
 	if strings.Contains(unreachable.stdout, "s3cr3t") {
 		t.Errorf("the password is shown: %s", unreachable.stdout)
 	}

@@ -42,7 +42,7 @@ func TestMigrateFails(t *testing.T) {
 
 	got = execute(t, environment{"OUTBOX_DATABASE_DSN": nowhere}, "migrate")
 	expectCode(t, got, 1)
-	expectText(t, "standard error", got.stderr, "outbox-relay: connect to Postgres: ", "connection refused")
+	expectText(t, "standard error", got.stderr, "outbox-relay: cannot reach Postgres: ", "connection refused")
 
 	got = execute(t, environment{"OUTBOX_TABLE": "a.b.c"}, "migrate", "--print")
 	expectCode(t, got, 2)

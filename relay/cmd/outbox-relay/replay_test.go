@@ -157,7 +157,7 @@ select 0, 'OUTBOX', 0, seq, id, topic, aggregate_type, aggregate_id, event_type,
 	env["OUTBOX_DATABASE_DSN"] = nowhere
 	got = execute(t, env, "replay", "--all")
 	expectCode(t, got, 1)
-	expectText(t, "standard error", got.stderr, "outbox-relay: replay: connect to Postgres: ")
+	expectText(t, "standard error", got.stderr, "outbox-relay: replay: cannot reach Postgres: ")
 }
 
 // A running relay publishes what the stream does not have any more, and nothing else, however short the stream's memory

@@ -105,7 +105,7 @@ func TestStatusOfWhatIsLeft(t *testing.T) {
 
 	got = execute(t, environment{"OUTBOX_DATABASE_DSN": nowhere}, "status")
 	expectCode(t, got, 1)
-	expectText(t, "standard error", got.stderr, "outbox-relay: connect to Postgres: ")
+	expectText(t, "standard error", got.stderr, "outbox-relay: cannot reach Postgres: ")
 	if strings.Contains(got.stderr, "s3cr3t") {
 		t.Errorf("the password is shown: %s", got.stderr)
 	}
