@@ -41,7 +41,8 @@ type candidate struct {
 	pipe         *pipe
 	severed      bool // The pipe ended, which it has not been told.
 	outcomes     []stream.Outcome
-	mark         int // The stamp of the last message that it saw, when it looked.
+	trouble      *stream.Error // That of the connection; nil for none.
+	mark         int           // The stamp of the last message that it saw, when it looked.
 }
 
 // glance is a look at the stream under way.
@@ -377,12 +378,15 @@ func (p *port) Finish() {
 	}
 }
 
-func (p *port) Collect(to []stream.Outcome) []stream.Outcome {
+func (p *port) Collect(to []stream.Outcome) (outcomes []stream.Outcome, trouble *stream.Error) {
 	o := p.candidate
-	to = append(to, o.outcomes...)
-	o.outcomes, o.severed, o.reconnecting = nil, false, false
-	return to
+	outcomes, trouble = append(to, o.outcomes...), o.trouble
+	o.outcomes, o.trouble, o.severed, o.reconnecting = nil, nil, false, false
+	return outcomes, trouble
 }
+
+// collectable reports whether there is something to collect.
+func (o *candidate) collectable() bool { return len(o.outcomes) > 0 || o.trouble != nil }
 
 // The encoding of a state: two states that are encoded alike go on alike. Times are left out: the clock stands still,
 // and what waits for a time may be let go on at any moment.
@@ -495,6 +499,7 @@ func (e *encoder) candidate(w *world, o *candidate) {
 	e.set(o.flying)
 	e.set(o.silent)
 	e.pipe(o.pipe)
+	e.flag(o.trouble != nil)
 	e.number(uint64(len(o.outcomes)))
 	for _, x := range o.outcomes {
 		e.number(uint64(x.Seq), x.Stored)

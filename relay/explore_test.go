@@ -260,7 +260,7 @@ func (w *world) possible(faults int) (steps []step) {
 		if o.term == nil {
 			continue
 		}
-		if len(o.outcomes) > 0 {
+		if o.collectable() {
 			add(collects, i, 0)
 		}
 		if o.opening {
@@ -414,7 +414,7 @@ func (x *explorer) take(w *world, s step) {
 		o.frozen = false
 	}
 	collect := func() {
-		if len(o.outcomes) > 0 && !o.frozen {
+		if o.collectable() && !o.frozen {
 			t.collect(ctx)
 		}
 	}
@@ -622,7 +622,7 @@ func (w *world) cut(o *candidate, adrift bool) {
 	if adrift {
 		w.adrift(o)
 	}
-	o.outcomes = append(o.outcomes, stream.Outcome{Err: errCut})
+	o.trouble = errCut
 	if o.pipe != nil {
 		for _, seq := range o.pipe.unacked {
 			o.outcomes = append(o.outcomes, stream.Outcome{Seq: seq, Err: errBehind})

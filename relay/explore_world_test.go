@@ -271,7 +271,7 @@ func (w *world) scan(above uint64, fence stream.Fence) ([]stream.Found, error) {
 	var found []stream.Found
 	for i := above; i+1 < fence.Sequence; i++ {
 		if m := w.messages[i]; m.seq > 0 {
-			found = append(found, stream.Found{Seq: m.seq, ID: idOf(m.seq), Stored: i + 1})
+			found = append(found, stream.Found{Event: true, Seq: m.seq, ID: idOf(m.seq), Stored: i + 1})
 		}
 	}
 	return found, nil

@@ -229,7 +229,7 @@ func (t *term) scan(ctx context.Context, above uint64, r *recovery, missing map[
 	}
 	err = t.reader.Scan(reading, above, r.fence, func(found stream.Found) error {
 		stalled.Reset(recoveryPatience)
-		if found.Seq == 0 {
+		if !found.Event {
 			return nil // Somebody else's.
 		}
 		ref := store.Ref{Seq: found.Seq, ID: found.ID}

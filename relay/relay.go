@@ -136,8 +136,9 @@ type Publisher interface {
 	Publish(event *stream.Event) error
 	// Outcomes is signalled when Collect has something to return.
 	Outcomes() <-chan struct{}
-	// Collect appends what became of published events: one outcome for each that Publish took.
-	Collect(to []stream.Outcome) []stream.Outcome
+	// Collect appends what became of published events: one outcome for each that Publish took. Trouble is what is no one
+	// event's, such as a lost connection; nil for none.
+	Collect(to []stream.Outcome) (outcomes []stream.Outcome, trouble *stream.Error)
 	// Close drops the connection and whatever is not sent yet, and ends a Publish that waits for the network. It
 	// may be called at any time, from anywhere.
 	Close()

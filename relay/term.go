@@ -308,19 +308,19 @@ func eventOf(row *store.Row) stream.Event {
 
 // collect takes in what became of published events.
 func (t *term) collect(ctx context.Context) {
-	t.outcomes = t.publisher.Collect(t.outcomes[:0])
+	outcomes, trouble := t.publisher.Collect(t.outcomes[:0])
+	t.outcomes = outcomes
 	now := time.Now()
+	if trouble != nil {
+		if t.opening {
+			t.lost = trouble
+		}
+		t.pause(ctx, trouble, now)
+	}
 	stored := Published{InOrder: t.core.pipelined}
 	highest := uint64(0)
 	for i := range t.outcomes {
 		o := &t.outcomes[i]
-		if o.Seq == 0 {
-			if t.opening {
-				t.lost = o.Err
-			}
-			t.pause(ctx, o.Err, now)
-			continue
-		}
 		if o.Err == nil {
 			stored.Events++
 			if o.Duplicate {

@@ -1,7 +1,6 @@
 package stream
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -67,11 +66,14 @@ type batch struct {
 	replies string // What its reply subjects start with.
 	text    []byte // The latest reply subject.
 	subject string // Some subject that the stream takes.
-	seqs    []int64
-	known   uint64 // So many from the first on are stored; seqs[0] is the one behind.
-	sent    uint64 // Changed under mu, by the goroutine that publishes only, which reads it without.
-	ending  bool   // The end was sent.
-	counted bool   // The server has said how many are stored: the others are not.
+	id      string
+	open    []batched // Those whose outcome is not known.
+	known   uint64    // So many before them are stored.
+	last    uint64    // A sequence that the stream had given before the first.
+	flow    int       // How many messages we asked the server to acknowledge at once.
+	sent    uint64    // Changed under mu, by the goroutine that publishes only, which reads it without.
+	ending  bool      // The end was sent.
+	counted bool      // The server has said how many are stored: the others are not.
 
 	used    time.Time // When it last had nothing outstanding.
 	fault   *Error    // What stopped it, if that is known,
@@ -79,13 +81,28 @@ type batch struct {
 	until   time.Time
 }
 
+// batched is an event in a batch.
+type batched struct {
+	seq   int64
+	sizes sizes
+}
+
+// measured notes the size of the latest event's headers. The caller holds mu.
+func (b *batch) measured(head int) {
+	if n := len(b.open); n > 0 && b.open[n-1].sizes.head == 0 {
+		b.open[n-1].sizes.head = sizesOf(0, head).head
+	}
+}
+
 // Pipeline returns how many events may be in flight in an ordered batch, 0 if
-// there can be none now. PublishInOrder and Finish use it; while one is open,
+// there can be none now: the stream does not take them, must rest from them, or
+// is to be tried with one event first (Alone). PublishInOrder and Finish use it; while one is open,
 // Publish must not be called.
 func (p *Publisher) Pipeline() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.batches || p.conn == nil || time.Now().Before(p.rest) {
+	now := time.Now()
+	if !p.batches || p.conn == nil || now.Before(p.rest) || p.fence == 0 && p.unproven(now) {
 		return 0
 	}
 	return p.flow * batchAcks
@@ -99,14 +116,10 @@ func (p *Publisher) Pipeline() int {
 // last ones. Its error, an *Error, says that this event was not sent, which
 // those before and after it do not feel.
 func (p *Publisher) PublishInOrder(ev *Event) error {
-	b, conn, severed := p.enter(ev.Seq, len(ev.Data))
-	switch {
-	case severed:
-		return nil
-	case conn == nil:
-		return Classify(nats.ErrInvalidConnection)
+	b, conn, err := p.enter(ev.Seq, len(ev.Data))
+	if b == nil {
+		return err
 	}
-	var err error
 	if b.wired {
 		err = p.wireEvent(b, ev)
 	} else {
@@ -148,7 +161,7 @@ func (p *Publisher) publishEvent(b *batch, ev *Event, conn *nats.Conn) error {
 		msg = fenced(msg, p.fenceLines())
 	}
 	if err := conn.PublishMsg(msg); err != nil {
-		return publishError(err)
+		return publishError(explained(err, conn, len(ev.Data), p.composer.head))
 	}
 	return nil
 }
@@ -158,6 +171,9 @@ func (p *Publisher) publishEvent(b *batch, ev *Event, conn *nats.Conn) error {
 func (p *Publisher) Flush() {
 	p.mu.Lock()
 	b := p.batch
+	if b != nil {
+		b.measured(p.composer.head)
+	}
 	p.mu.Unlock()
 	if b != nil && b.wired {
 		p.flush(b, nil)
@@ -201,7 +217,7 @@ func (p *Publisher) unsent(b *batch, fault *Error) error {
 		p.endBatch(b, fault)
 		return nil
 	}
-	b.seqs = b.seqs[:len(b.seqs)-1]
+	b.open = b.open[:len(b.open)-1]
 	b.sent--
 	if b.sent == 0 {
 		p.batch = nil
@@ -224,37 +240,42 @@ func (p *Publisher) behind(seq int64) bool {
 }
 
 // enter notes an event that is about to be sent, in the open batch or in a new
-// one.
-func (p *Publisher) enter(seq int64, size int) (b *batch, conn *nats.Conn, severed bool) {
+// one. There is none if it must not be sent: then err says why, unless its
+// outcome has been told.
+func (p *Publisher) enter(seq int64, size int) (b *batch, conn *nats.Conn, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.behind(seq) {
-		return nil, nil, true
-	}
-	if p.conn == nil {
-		return nil, nil, false
+	switch {
+	case p.behind(seq):
+		return nil, nil, nil
+	case p.conn == nil:
+		return nil, nil, Classify(nats.ErrInvalidConnection)
+	case p.lost != nil:
+		return nil, nil, withheld(p.lost)
 	}
 	b = p.batch
 	// Flow acks may tell all outcomes of a batch before its end is confirmed.
-	if b != nil && len(b.seqs) == 0 && (b.ending || time.Since(b.used) > batchIdle) {
+	if b != nil && len(b.open) == 0 && (b.ending || time.Since(b.used) > batchIdle) {
 		b = nil
 	}
 	if b == nil {
 		p.flow = min(p.stretch, max(batchBytes/max(size, 1), 1))
-		b = &batch{used: time.Now(), replies: p.replies + nuid.Next() + "." + strconv.Itoa(p.flow) + ".fail."}
+		b = &batch{used: time.Now(), id: nuid.Next(), flow: p.flow, last: p.highest}
+		b.replies = p.replies + b.id + "." + strconv.Itoa(b.flow) + ".fail."
 		if socket := p.line.plain(); socket != nil {
 			b.wired = true
 			p.wire.begin(socket, p.maxPayload)
 		}
 		p.batch = b
 	}
-	if len(b.seqs) == 0 {
+	if len(b.open) == 0 {
 		b.until = time.Now().Add(p.options.AckTimeout)
 		p.watchBatch(p.options.AckTimeout)
 	}
-	b.seqs = append(b.seqs, seq)
+	b.measured(p.composer.head)
+	b.open = append(b.open, batched{seq: seq, sizes: sizesOf(size, 0)})
 	b.sent++
-	return b, p.conn, false
+	return b, p.conn, nil
 }
 
 // Finish ends the open ordered batch, if any, so that the outcomes of all its
@@ -268,6 +289,7 @@ func (p *Publisher) Finish() {
 		return
 	}
 	b.ending = true
+	b.measured(p.composer.head)
 	p.mu.Unlock()
 	reply := b.replies + strconv.FormatUint(b.sent+1, 10) + batchEnd
 	if b.wired {
@@ -281,16 +303,6 @@ func (p *Publisher) Finish() {
 	}
 }
 
-// batchAnswer is any of the answers to a batch's messages.
-type batchAnswer struct {
-	Type  string              `json:"type"`
-	Seq   uint64              `json:"seq"` // Of the batch in flow acks and errors, of the stream in publish acks.
-	Msgs  int                 `json:"msgs"`
-	Batch string              `json:"batch"`
-	Count uint64              `json:"count"`
-	Error *jetstream.APIError `json:"error"`
-}
-
 // batchAnswered handles an answer to a batch. The caller holds mu.
 func (p *Publisher) batchAnswered(msg *nats.Msg) {
 	b := p.batch
@@ -302,55 +314,110 @@ func (p *Publisher) batchAnswered(msg *nats.Msg) {
 		return
 	}
 	place, _, _ = strings.Cut(place, ".")
-	at, _ := strconv.ParseUint(place, 10, 64) // Our own subject; 0 is no place.
-
-	if len(msg.Data) == 0 && msg.Header.Get("Status") == "503" {
-		p.batchFailed(b, at, Classify(jetstream.ErrNoStreamResponse))
+	at, err := strconv.ParseUint(place, 10, 64)
+	if err != nil {
+		p.endBatch(b, malformed("it is for no message"))
 		return
 	}
-	var answer batchAnswer
-	if err := json.Unmarshal(msg.Data, &answer); err != nil {
-		p.endBatch(b, Classify(fmt.Errorf("%w: %w", jetstream.ErrInvalidJSAck, err)))
-		return
-	}
+	a, fault := readAnswer(msg, p.Stream())
 	switch {
-	case answer.Type == "ack":
-		if answer.Msgs > 0 {
-			p.flow = answer.Msgs
-		}
-		p.batchStored(b, answer.Seq, 0)
-	case answer.Type == "gap":
+	case fault != nil && errors.Is(fault, jetstream.ErrNoStreamResponse):
+		p.batchFailed(b, at, fault)
+	case fault != nil:
+		p.endBatch(b, fault)
+	case a.Type == "ack":
+		p.batchFlowed(b, &a)
+	case a.Type == "gap":
 		p.batchFailed(b, 0, nil)
-	case answer.Type == "err":
-		p.batchFailed(b, answer.Seq, Classify(answer.Error))
-	case answer.Error != nil:
-		p.batchFailed(b, at, Classify(answer.Error))
-	case answer.Batch != "":
-		p.batchStored(b, answer.Count, answer.Seq)
-		b.counted = true
-		p.endBatch(b, b.fault)
+	case a.Type == "err":
+		p.batchRefused(b, a.Seq, a.Error)
+	case a.Type != "":
+		p.endBatch(b, malformed("type "+strconv.Quote(cut(a.Type))))
+	case a.Error != nil:
+		p.batchRefused(b, at, a.Error)
 	default:
-		p.endBatch(b, Classify(jetstream.ErrInvalidJSAck))
+		p.batchCounted(b, &a)
 	}
+}
+
+// batchFlowed handles a flow ack: all messages up to this place are stored.
+func (p *Publisher) batchFlowed(b *batch, a *answer) {
+	switch {
+	case a.Error != nil:
+		p.endBatch(b, malformed("an acknowledgement with an error"))
+	case a.Seq > b.sent:
+		p.endBatch(b, malformed(fmt.Sprintf("it acknowledges message %d of %d that were sent", a.Seq, b.sent)))
+	default:
+		if a.Msgs > 0 {
+			p.flow = int(min(a.Msgs, uint64(b.flow))) //nolint:gosec // At most flow, which is positive.
+		}
+		p.proved = time.Now()
+		p.batchStored(b, a.Seq, 0)
+	}
+}
+
+// batchCounted handles the publish ack that ends a batch.
+func (p *Publisher) batchCounted(b *batch, a *answer) {
+	switch {
+	case a.Stream == "":
+		p.endBatch(b, malformed("it names no stream"))
+		return
+	case a.Batch != b.id:
+		p.endBatch(b, malformed(fmt.Sprintf("it is that of batch %q", cut(a.Batch))))
+		return
+	case a.Count > b.sent:
+		p.endBatch(b, malformed(fmt.Sprintf("it counts %d messages of %d that were sent", a.Count, b.sent)))
+		return
+	}
+	if a.Seq > 0 && a.Seq <= b.last {
+		fault := wentBack(p.Stream(), a.Seq, b.last)
+		p.lose(fault)
+		p.endBatch(b, fault)
+		return
+	}
+	p.batchStored(b, a.Count, a.Seq)
+	b.counted = true
+	// Each new message has got a sequence of its own, above all before.
+	if most := max(a.Seq, b.last) - b.last; most < a.Count {
+		p.rest = time.Now().Add(batchRest)
+		p.troubled(Classify(&SkippedError{Stream: p.Stream(), Events: a.Count, Most: most}))
+	}
+	p.highest, p.proved = max(p.highest, a.Seq), time.Now()
+	p.endBatch(b, b.fault)
 }
 
 // batchStored tells that all messages up to this place are stored, the last of
 // them at this sequence of the stream, if that is known.
 func (p *Publisher) batchStored(b *batch, count, sequence uint64) {
-	count = min(count, b.sent)
 	if count <= b.known {
 		return
 	}
-	stored := int(count - b.known) //nolint:gosec // At most len(b.seqs).
-	for _, seq := range b.seqs[:stored] {
-		p.done = append(p.done, Outcome{Seq: seq})
+	n := int(count - b.known) //nolint:gosec // At most len(b.open).
+	for _, event := range b.open[:n] {
+		p.done = append(p.done, stored(event.seq, 0, false))
 	}
 	p.done[len(p.done)-1].Stored = sequence
 	p.signal()
-	b.seqs = b.seqs[stored:]
+	b.open = b.open[n:]
 	b.known = count
 	b.used = time.Now()
 	b.until = b.used.Add(p.options.AckTimeout)
+}
+
+// batchRefused handles the refusal of a batch's message.
+func (p *Publisher) batchRefused(b *batch, at uint64, reason *jetstream.APIError) {
+	switch {
+	case reason == nil:
+		p.endBatch(b, malformed("an error without an error object"))
+	case at > b.sent+1 || at <= b.known: // One more than were sent is the end.
+		p.endBatch(b, malformed(fmt.Sprintf("it refuses message %d of %d that were sent", at, b.sent)))
+	default:
+		fault := Classify(reason)
+		if at > b.known && at <= b.sent {
+			fault = p.sized(fault, b.open[at-b.known-1].sizes)
+		}
+		p.batchFailed(b, at, fault)
+	}
 }
 
 // batchFailed notes what stopped a batch; the final count follows, unless the
@@ -375,7 +442,11 @@ func (p *Publisher) endBatch(b *batch, fault *Error) {
 		return
 	}
 	p.batch = nil
-	if len(b.seqs) == 0 {
+	if len(b.open) == 0 {
+		if fault != nil && fault != b.fault {
+			p.troubled(fault) // All has been acknowledged, perhaps not by our stream.
+			return
+		}
 		p.stretch = min(2*p.stretch, batchFlow)
 		return
 	}
@@ -391,12 +462,13 @@ func (p *Publisher) endBatch(b *batch, fault *Error) {
 	// In a cluster, what another batch has in process may have been counted.
 	others.Err.refused = b.counted && !p.clustered
 	p.severed = &others
-	for i, seq := range b.seqs {
-		outcome := others
+	for i, event := range b.open {
 		if fault != nil && !unwanted && fault == b.fault && b.known+uint64(i)+1 == b.faultAt {
-			outcome = Outcome{Err: fault}
+			p.tell(unstored(event.seq, fault))
+			continue
 		}
-		outcome.Seq = seq
+		outcome := others
+		outcome.Seq = event.seq
 		p.tell(outcome)
 	}
 	switch {
@@ -426,7 +498,7 @@ func (p *Publisher) expireBatch() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	b := p.batch
-	if b == nil || len(b.seqs) == 0 {
+	if b == nil || len(b.open) == 0 {
 		return
 	}
 	if wait := time.Until(b.until); wait > 0 {

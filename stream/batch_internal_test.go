@@ -11,7 +11,7 @@ import (
 // is published in between belongs to another batch, which that end does not
 // concern.
 func TestBatchFollowsOneThatIsEnding(t *testing.T) {
-	p := &Publisher{conn: &nats.Conn{}, line: &line{}, replies: "_INBOX.1.", stretch: batchFlow, outcomes: make(chan struct{}, 1)}
+	p := &Publisher{conn: &nats.Conn{}, line: &line{}, replies: "_INBOX.1.", stretch: batchFlow, composer: &composer{}, outcomes: make(chan struct{}, 1)}
 	p.options.AckTimeout = time.Minute // Nothing is to expire meanwhile.
 	t.Cleanup(func() { p.batchTimer.Stop() })
 	publish := func(seq int64) *batch {
@@ -27,7 +27,7 @@ func TestBatchFollowsOneThatIsEnding(t *testing.T) {
 		t.Fatal("event 2 was added to a batch that is ending")
 	}
 	p.batchAnswered(&nats.Msg{Subject: first.replies + "2" + batchEnd, Data: []byte(`{"stream":"OUTBOX","seq":1,"batch":"b","count":1}`)})
-	if got := p.Collect(nil); len(got) != 1 || got[0].Seq != 1 || got[0].Err != nil {
+	if got, _ := p.Collect(nil); len(got) != 1 || got[0].Seq != 1 || got[0].Err != nil {
 		t.Errorf("got outcomes %+v, want only that event 1 is stored", got)
 	}
 	if p.batch != second {

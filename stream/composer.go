@@ -8,6 +8,7 @@ type composer struct {
 	encoder Encoder
 	msg     nats.Msg
 	values  [plainHeaders]string
+	head    int    // The size of the latest message's header block.
 	text    []byte // What becomes the message's texts, which share one string.
 	block   []byte // A header block.
 }
@@ -35,7 +36,12 @@ func (c *composer) plain(ev *Event) bool {
 // has copied all of it by the time that PublishMsg returns.
 func (c *composer) message(ev *Event, reply string) (*nats.Msg, error) {
 	if !c.plain(ev) {
-		return c.encoder.Message(ev, reply)
+		lines, err := c.encoder.lines(ev)
+		if err != nil {
+			return nil, err
+		}
+		c.head = lines.size
+		return &nats.Msg{Subject: c.encoder.Template.Subject(ev), Reply: reply, Header: lines.header(), Data: ev.Data}, nil
 	}
 	text, ends, err := appendGenerated(c.text[:0], ev)
 	if err != nil {
@@ -55,6 +61,7 @@ func (c *composer) message(ev *Event, reply string) (*nats.Msg, error) {
 	if size > MaxHeader {
 		return c.encoder.Message(ev, reply) // Which says so.
 	}
+	c.head = size
 	c.msg.Subject, c.msg.Reply, c.msg.Data = all[ends[2]:], reply, ev.Data
 	return &c.msg, nil
 }

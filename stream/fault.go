@@ -69,6 +69,13 @@ const (
 	CodeBatchesInFlight = 10211
 )
 
+// Further codes.
+const (
+	codeMessageTooLarge = 10054
+	codeHeadersTooLarge = 10097
+	codeStoreFailed     = 10077
+)
+
 // An Error is a failure with its fault.
 type Error struct {
 	Fault Fault
@@ -82,7 +89,8 @@ type Error struct {
 	// Err is the cause and never nil.
 	Err error
 
-	refused bool // the message is certainly not stored
+	refused   bool // the message is certainly not stored
+	permanent bool // see Permanent
 }
 
 // Error returns the cause's text.
@@ -97,6 +105,13 @@ func (e *Error) Unwrap() error { return e.Err }
 // one whose outcome is open stays open when a later one is refused.
 func (e *Error) Ambiguous() bool { return !e.refused }
 
+// Permanent says that the event is refused for what it is, and that this cannot
+// change within seconds: it is larger than the server or the stream takes, or
+// has headers or an ID that no message can have. Trying again is of no use
+// before a person changes the event or a limit. Other refusals of an event may
+// pass.
+func (e *Error) Permanent() bool { return e.permanent }
+
 // Classify finds out whose fault the failure of a publish, of a JetStream
 // request or of a connection is. It returns nil for nil. An *Error in the
 // chain decides, if there is one.
@@ -109,19 +124,32 @@ func Classify(err error) *Error {
 		again.Err = err
 		return &again
 	}
-	if api, ok := errors.AsType[*jetstream.APIError](err); ok && api != nil {
+	if api, ok := errors.AsType[*jetstream.APIError](err); ok {
+		if api == nil {
+			return malformed("an error without an error object") // A nil one has no text either.
+		}
 		e := &Error{Code: int(api.ErrorCode), Status: api.Code, Err: err}
 		e.Fault, e.refused = classifyCode(api)
+		e.permanent = e.Fault == FaultRow && permanentCode(e.Code)
 		return e
 	}
 	e := &Error{Err: err}
 	e.Fault, e.refused = classifyClient(err)
+	e.permanent = e.Fault == FaultRow // Its size, subject or headers.
 	return e
+}
+
+// permanentCode says whether the server refused a message for its size. The
+// other codes that are the row's fault depend on the stream's configuration.
+func permanentCode(code int) bool {
+	return code == codeMessageTooLarge || code == codeHeadersTooLarge || code == codeStoreFailed
 }
 
 // rowFault and setupFault wrap what this package itself finds wrong, before
 // anything is sent.
-func rowFault(err error) error   { return &Error{Fault: FaultRow, Err: err, refused: true} }
+func rowFault(err error) error {
+	return &Error{Fault: FaultRow, Err: err, refused: true, permanent: true}
+}
 func setupFault(err error) error { return &Error{Fault: FaultSetup, Err: err, refused: true} }
 
 // classifyCode judges an answer of the server. The codes' names are in
@@ -135,7 +163,7 @@ func setupFault(err error) error { return &Error{Fault: FaultSetup, Err: err, re
 // stored, on one server and in a cluster.
 func classifyCode(api *jetstream.APIError) (fault Fault, refused bool) {
 	switch int(api.ErrorCode) {
-	case 10077: // the store refused; its reason is in the text only
+	case codeStoreFailed: // its reason is in the text only
 		if strings.Contains(api.Description, "message too large") {
 			// More than a record of the file store can hold.
 			return FaultRow, true
@@ -145,8 +173,8 @@ func classifyCode(api *jetstream.APIError) (fault Fault, refused bool) {
 		return FaultWeather, true
 
 	case
-		10054, // the message with its headers exceeds the stream's max_msg_size
-		10097: // the headers exceed 64 KiB
+		codeMessageTooLarge, // with its headers it exceeds the stream's max_msg_size
+		codeHeadersTooLarge: // the headers exceed 64 KiB
 		return FaultRow, true
 
 	case
@@ -171,7 +199,10 @@ func classifyCode(api *jetstream.APIError) (fault Fault, refused bool) {
 		return FaultRow, true
 
 	case
-		10060, // another stream than the expected one listens on the subject
+		10060: // another stream than the expected one refuses the message; what ours does is another matter
+		return FaultSetup, false
+
+	case
 		10109, // the stream is sealed
 		10169, // the stream counts: it takes nothing but increments
 		10172, // the stream counts, and cannot read its own counter

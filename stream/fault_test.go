@@ -41,7 +41,7 @@ func TestClassify(t *testing.T) {
 		{fmt.Errorf("%w: x", jetstream.ErrInvalidSubject), FaultRow, false},
 
 		// The set-up's.
-		{answer(400, 10060, "expected stream does not match"), FaultSetup, false},
+		{answer(400, 10060, "expected stream does not match"), FaultSetup, true}, // It is another stream that says so.
 		{answer(400, 10109, "invalid operation on sealed stream"), FaultSetup, false},
 		{answer(400, 10205, "batch publish is disabled"), FaultSetup, false},
 		{answer(400, 10169, "message counter increment is missing"), FaultSetup, false},
@@ -198,7 +198,7 @@ func TestClassifyOfRealFailures(t *testing.T) {
 		},
 		"another stream": {
 			msg:   func(m *nats.Msg) { m.Header.Set("Nats-Expected-Stream", "OTHER") },
-			fault: FaultSetup, code: 10060,
+			fault: FaultSetup, code: 10060, ambiguous: true,
 		},
 		"sealed": {
 			prepare: func(t *testing.T, _ *streamtest.Server, js jetstream.JetStream) {

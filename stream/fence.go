@@ -124,7 +124,7 @@ func (p *Publisher) Fence(ctx context.Context, outbox string, term int64) (Fence
 		msg.Header.Set(HeaderTerm, strconv.FormatInt(term, 10))
 		// Between our look and our message nobody may have put up another.
 		msg.Header.Set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(last, 10))
-		sequence, err := publishAwaiting(ctx, conn, msg)
+		sequence, err := publishAwaiting(ctx, conn, msg, p.Stream())
 		if err == nil {
 			f, err := p.fencedAt(ctx, conn, sequence, subject)
 			f.Former = last
@@ -162,6 +162,7 @@ func (p *Publisher) fencedAt(ctx context.Context, conn *nats.Conn, sequence uint
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.fence, p.fenceSubject = sequence, subject
+	p.highest, p.lost, p.proved = info.State.LastSeq, nil, time.Now()
 	if sequence == 0 {
 		sequence = info.State.LastSeq
 	}
@@ -235,7 +236,7 @@ func (p *Publisher) message(ctx context.Context, conn *nats.Conn, query messageQ
 }
 
 // publishAwaiting publishes one message and returns its sequence.
-func publishAwaiting(ctx context.Context, conn *nats.Conn, msg *nats.Msg) (uint64, error) {
+func publishAwaiting(ctx context.Context, conn *nats.Conn, msg *nats.Msg, stream string) (uint64, error) {
 	answer, err := conn.RequestMsgWithContext(ctx, msg)
 	if err != nil {
 		if errors.Is(err, nats.ErrNoResponders) {
@@ -243,26 +244,32 @@ func publishAwaiting(ctx context.Context, conn *nats.Conn, msg *nats.Msg) (uint6
 		}
 		return 0, err //nolint:wrapcheck // The caller says what it was for.
 	}
-	outcome := readAnswer(0, answer)
-	if outcome.Err != nil {
-		return 0, outcome.Err
+	a, fault := readAnswer(answer, stream)
+	if fault != nil {
+		return 0, fault
 	}
-	return outcome.Stored, nil
+	sequence, _, fault := a.acknowledged(stream, 0)
+	if fault != nil {
+		return 0, fault
+	}
+	return sequence, nil
 }
 
 // fenceLines returns what the first message of an ordered batch has beside the
-// event's headers: it, and so all of the batch, is refused if another fence has
-// come since ours. The server looks for a duplicate before it looks for that.
+// event's headers: it, and so all of the batch, is refused by another stream, and
+// if another fence has come since ours, or ours is gone. The server looks for a
+// duplicate before it looks for that.
 func (p *Publisher) fenceLines() []headerLine {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	lines := []headerLine{{jetstream.ExpectedStreamHeader, p.Stream()}}
 	if p.fenceSubject == "" || mutant("fence") {
-		return nil
+		return lines
 	}
-	return []headerLine{
+	return append(lines, []headerLine{
 		{jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(p.fence, 10)},
 		{jetstream.ExpectedLastSubjSeqSubjHeader, p.fenceSubject},
-	}
+	}...)
 }
 
 // fenced returns a message with further headers.

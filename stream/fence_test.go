@@ -195,7 +195,7 @@ func TestForeignMessageOnTheControlSubject(t *testing.T) {
 func scan(t *testing.T, p *stream.Publisher, above uint64, f stream.Fence) (seqs []int64) {
 	t.Helper()
 	err := p.Scan(t.Context(), above, f, func(found stream.Found) error {
-		if found.Seq == 0 {
+		if !found.Event {
 			return nil // An earlier fence.
 		}
 		if found.ID == uuid.Nil || found.Stored == 0 || found.Size != len(strconv.FormatInt(found.Seq, 10)) {

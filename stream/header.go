@@ -119,9 +119,14 @@ func (e Encoder) Header(ev *Event) (nats.Header, error) {
 	if err != nil {
 		return nil, err
 	}
-	header := make(nats.Header, len(lines.lines))
-	values := make([]string, len(lines.lines))
-	for i, line := range lines.lines {
+	return lines.header(), nil
+}
+
+// header returns the lines as nats.go has them.
+func (l *headerLines) header() nats.Header {
+	header := make(nats.Header, len(l.lines))
+	values := make([]string, len(l.lines))
+	for i, line := range l.lines {
 		if several, ok := header[line.name]; ok {
 			header[line.name] = append(several, line.value)
 			continue
@@ -131,7 +136,7 @@ func (e Encoder) Header(ev *Event) (nats.Header, error) {
 		values[i] = line.value
 		header[line.name] = values[i : i+1 : i+1]
 	}
-	return header, nil
+	return header
 }
 
 // lines returns what Header does, in the order in which it is to be sent.
@@ -172,7 +177,7 @@ func (e Encoder) lines(ev *Event) (*headerLines, error) {
 		}
 	}
 	if lines.size > MaxHeader {
-		return nil, rowFault(fmt.Errorf("headers: %d bytes exceed %d", lines.size, MaxHeader))
+		return nil, rowFault(fmt.Errorf("headers of %d bytes exceed the %d that a message can carry", lines.size, MaxHeader))
 	}
 	return lines, nil
 }

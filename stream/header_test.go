@@ -169,7 +169,7 @@ func TestMessageRefuses(t *testing.T) {
 		"nil id":           {func(ev *Event) { ev.ID = uuid.Nil }, "nil UUID"},
 		"far future":       {func(ev *Event) { ev.CreatedAt = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC) }, "year 10000"},
 		"command":          {func(ev *Event) { ev.Headers = []byte(`{"nats-rollup":"all"}`) }, `header "nats-rollup"`},
-		"large headers":    {func(ev *Event) { ev.AggregateID = strings.Repeat("x", 1<<16) }, "exceed 64512"},
+		"large headers":    {func(ev *Event) { ev.AggregateID = strings.Repeat("x", 1<<16) }, "exceed the 64512"},
 		"status, no data":  {func(ev *Event) { ev.Data, ev.Headers = nil, []byte(`{"Status":"404"}`) }, `header "Status"`},
 		"ce- is taken":     {func(ev *Event) { ev.Headers = []byte(`{"CE-id":"1"}`) }, `header "CE-id"`},
 		"type is demanded": {func(ev *Event) { ev.EventType = "" }, "event_type: is empty"},

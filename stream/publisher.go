@@ -2,7 +2,6 @@ package stream
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -40,29 +39,6 @@ type PublisherOptions struct {
 	AckTimeout time.Duration
 }
 
-// An Outcome is what became of one event that was handed to Publish.
-type Outcome struct {
-	// Seq is the event's. 0 tells of trouble that is no one event's, such as a
-	// lost connection: Err says what it is.
-	Seq int64
-
-	// Stored is the message's sequence in the stream; 0 if Err is set, and
-	// where that is not told: of an ordered batch, only the last one's is.
-	Stored uint64
-
-	// Duplicate says that the stream had the event's ID already, from an
-	// earlier attempt whose answer was lost.
-	Duplicate bool
-
-	// Err says whose fault it is that there is no acknowledgement; nil if
-	// there is one.
-	Err *Error
-
-	// Again says that Err is about another event of an ordered batch: this one
-	// is not stored, and nothing speaks against sending it again at once.
-	Again bool
-}
-
 // A Publisher sends events without waiting for each answer, and collects the
 // answers. It is the engine called asynchronous window, for every server that
 // has JetStream.
@@ -87,7 +63,12 @@ type Publisher struct {
 	replies string // What the reply subjects of this connection start with.
 	window  window
 	timer   *time.Timer // Runs while a publish waits for its answer.
-	done    []Outcome   // Not collected yet.
+	done    []Outcome   // Not collected yet,
+	trouble *Error      // as this is not; nil for none.
+
+	highest uint64    // The highest sequence that the stream is known to have given.
+	lost    *Error    // That the stream is not the one that was known, until it is read back; nil if it is.
+	proved  time.Time // When it last was.
 
 	seen         bool                   // The stream was there,
 	config       jetstream.StreamConfig // and was like this.
@@ -96,7 +77,8 @@ type Publisher struct {
 
 	batches    bool // The stream takes ordered batches.
 	clustered  bool
-	maxPayload int64     // The server's, headers included.
+	maxPayload int64     // The server's, headers included; 0 if it is not known.
+	maxMessage int64     // Likewise the stream's; not positive for none.
 	rest       time.Time // Until when there are to be no ordered batches.
 	stretch    int       // How many messages we ask the server to acknowledge at once,
 	flow       int       // and how many it does.
@@ -141,7 +123,8 @@ func (p *Publisher) Stream() string { return p.options.Setup.Stream }
 // exactly-once claim that do not hold. The error is an *Error.
 func (p *Publisher) Open(ctx context.Context) (warnings []string, err error) {
 	conn := p.connection()
-	if conn == nil {
+	// A connection is closed for good after an error that nats.go does not know.
+	if conn == nil || conn.IsClosed() {
 		if conn, err = p.connect(); err != nil {
 			return nil, err
 		}
@@ -169,7 +152,9 @@ func (p *Publisher) Open(ctx context.Context) (warnings []string, err error) {
 	}
 	config := report.Info.Config
 	p.seen, p.config = true, config
-	p.maxPayload = maxPayload
+	// Whoever opens after trouble reads back what the stream has lost. From here on, this is what it has given.
+	p.highest, p.lost, p.proved = report.Info.State.LastSeq, nil, time.Now()
+	p.maxPayload, p.maxMessage = maxPayload, int64(config.MaxMsgSize)
 	p.batches, p.clustered, p.flow = config.AllowBatchPublish && !p.options.NoBatches, config.Replicas > 1, p.stretch
 	if p.clustered {
 		p.rest = time.Now().Add(batchRest)
@@ -193,26 +178,38 @@ func (p *Publisher) connection() *nats.Conn {
 }
 
 func (p *Publisher) connect() (*nats.Conn, error) {
+	p.mu.Lock()
+	line := &line{dialer: net.Dialer{Timeout: connectTimeout}, valid: p.guard}
+	if p.batch != nil || !p.window.empty() {
+		p.fail(Classify(fmt.Errorf("connection to NATS closed: %w", nats.ErrConnectionClosed)))
+	}
+	p.conn, p.line, p.replies = nil, line, "" // A former connection has nothing to tell any more.
+	p.mu.Unlock()
 	options := p.options.Connect
+	options.dialer = line
 	options.OnDisconnect = func(err error) {
 		if err == nil {
 			err = nats.ErrDisconnected
 		}
 		// The answers to what is pending went to the old connection.
-		p.failAll(fmt.Errorf("connection to NATS lost: %w", err))
+		p.failAll(line, fmt.Errorf("connection to NATS lost: %w", err))
 	}
 	options.OnClosed = nil
 	options.OnError = func(err error) {
 		// A message without permission is answered with an error that names no
 		// message, and with no acknowledgement.
 		if Classify(err).Fault == FaultSetup {
-			p.failAll(err)
+			p.failAll(line, err)
 		}
 	}
-	p.mu.Lock()
-	line := &line{dialer: net.Dialer{Timeout: connectTimeout}, valid: p.guard}
-	p.mu.Unlock()
-	options.dialer = line
+	options.OnReconnect = func() {
+		if conn := p.connection(); conn != nil {
+			p.limits(conn.MaxPayload())
+		}
+		if p.options.Connect.OnReconnect != nil {
+			p.options.Connect.OnReconnect()
+		}
+	}
 	conn, err := Connect(options)
 	if err != nil {
 		return nil, err
@@ -231,18 +228,33 @@ func (p *Publisher) connect() (*nats.Conn, error) {
 // Publish sends an event and returns without waiting: what becomes of it is
 // told by Collect. Its error, an *Error, says that nothing was sent.
 func (p *Publisher) Publish(ev *Event) error {
-	conn, token, reply := p.expect(ev.Seq)
-	msg, err := p.composer.message(ev, reply)
-	if err == nil {
-		if err = conn.PublishMsg(msg); err == nil {
-			return nil
-		}
-		err = publishError(err)
+	msg, err := p.composer.message(ev, "")
+	if err != nil {
+		return Classify(err)
+	}
+	conn, token, reply, first, err := p.expect(ev.Seq, sizesOf(len(ev.Data), p.composer.head))
+	if err != nil {
+		return err
+	}
+	if first {
+		msg = fenced(msg, p.fenceLines())
+	}
+	msg.Reply = reply
+	if err = conn.PublishMsg(msg); err == nil {
+		return nil
 	}
 	if !p.withdraw(token) {
 		return nil // The connection broke meanwhile: that is its outcome, and Collect tells it.
 	}
-	return Classify(err)
+	return Classify(publishError(explained(err, conn, len(ev.Data), p.composer.head)))
+}
+
+// explained says more about what nats.go refused.
+func explained(err error, conn *nats.Conn, data, head int) error {
+	if errors.Is(err, nats.ErrMaxPayload) {
+		return &sizeError{data: data, head: head, limit: limitServer, most: conn.MaxPayload(), cause: err}
+	}
+	return err
 }
 
 // publishError says what failed. Without a connection nats.go complains of its
@@ -255,14 +267,22 @@ func publishError(err error) error {
 }
 
 // expect notes that an answer will come, before it can.
-func (p *Publisher) expect(seq int64) (conn *nats.Conn, token uint64, reply string) {
+// First says that the message is to find out whether the stream still is the one
+// that is known.
+func (p *Publisher) expect(seq int64, of sizes) (conn *nats.Conn, token uint64, reply string, first bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	token = p.window.push(publish{seq: seq, until: time.Now().Add(p.options.AckTimeout)})
+	if p.lost != nil {
+		return nil, 0, "", false, withheld(p.lost)
+	}
+	now := time.Now()
+	// Before 2.14 a server takes the fence's subject for the event's own.
+	first = p.config.AllowBatchPublish && p.unproven(now) && p.window.empty()
+	token = p.window.push(publish{seq: seq, until: now.Add(p.options.AckTimeout), last: p.highest, sizes: of})
 	if p.timer == nil {
 		p.timer = time.AfterFunc(p.options.AckTimeout, p.expire)
 	}
-	return p.conn, token, p.replies + strconv.FormatUint(token, 36)
+	return p.conn, token, p.replies + strconv.FormatUint(token, 36), first, nil
 }
 
 // withdraw removes a publish that was not sent; false if its outcome has been told.
@@ -286,34 +306,36 @@ func (p *Publisher) answered(msg *nats.Msg) {
 	if !ours || err != nil {
 		return // From a former connection: its outcome has been told.
 	}
-	if seq, open := p.window.take(token); open {
-		p.tell(readAnswer(seq, msg))
+	if sent, open := p.window.take(token); open {
+		p.tell(p.outcome(&sent, msg))
 	}
 }
 
-func readAnswer(seq int64, msg *nats.Msg) Outcome {
-	if len(msg.Data) == 0 && msg.Header.Get("Status") == "503" {
-		return Outcome{Seq: seq, Err: Classify(jetstream.ErrNoStreamResponse)}
+// outcome is what an answer says of the event that was sent. The caller holds mu.
+func (p *Publisher) outcome(sent *publish, msg *nats.Msg) Outcome {
+	a, fault := readAnswer(msg, p.Stream())
+	if fault != nil {
+		return unstored(sent.seq, fault)
 	}
-	var answer struct {
-		Stream    string              `json:"stream"`
-		Sequence  uint64              `json:"seq"`
-		Duplicate bool                `json:"duplicate"`
-		Error     *jetstream.APIError `json:"error"`
+	sequence, duplicate, fault := a.acknowledged(p.Stream(), sent.last)
+	if fault != nil {
+		if is[*LostError](fault) {
+			p.lose(fault)
+		}
+		return unstored(sent.seq, p.sized(fault, sent.sizes))
 	}
-	switch err := json.Unmarshal(msg.Data, &answer); {
-	case err != nil:
-		return Outcome{Seq: seq, Err: Classify(fmt.Errorf("%w: %w", jetstream.ErrInvalidJSAck, err))}
-	case answer.Error != nil && answer.Error.ErrorCode == CodeDuplicateInProcess && mutant("in-process"):
-		return Outcome{Seq: seq, Duplicate: true}
-	case answer.Duplicate && mutant("duplicate-ack"):
-		return Outcome{Seq: seq, Err: Classify(jetstream.ErrInvalidJSAck)}
-	case answer.Error != nil:
-		return Outcome{Seq: seq, Err: Classify(answer.Error)}
-	case answer.Stream == "" || answer.Sequence == 0:
-		return Outcome{Seq: seq, Err: Classify(jetstream.ErrInvalidJSAck)}
+	if !duplicate {
+		p.highest, p.proved = max(p.highest, sequence), time.Now()
 	}
-	return Outcome{Seq: seq, Stored: answer.Sequence, Duplicate: answer.Duplicate}
+	return stored(sent.seq, sequence, duplicate)
+}
+
+// sized makes a refusal for a message's size tell the sizes. The caller holds mu.
+func (p *Publisher) sized(fault *Error, of sizes) *Error {
+	if fault.Code == codeMessageTooLarge {
+		fault.Err = &sizeError{data: int(of.data), head: int(of.head), limit: limitStream, most: max(p.maxMessage, 0), cause: fault.Err}
+	}
+	return fault
 }
 
 // expire gives up publishes that were not answered in time.
@@ -332,16 +354,23 @@ func (p *Publisher) expire() {
 			return
 		}
 		p.window.take(token)
-		p.tell(Outcome{Seq: oldest.seq, Err: Classify(fmt.Errorf("no acknowledgement within %v: %w", p.options.AckTimeout, nats.ErrTimeout))})
+		p.tell(unstored(oldest.seq, Classify(fmt.Errorf("no acknowledgement within %v: %w", p.options.AckTimeout, nats.ErrTimeout))))
 	}
 }
 
-// failAll ends the wait for everything that is pending, and tells why.
-func (p *Publisher) failAll(reason error) {
+// failAll ends the wait for everything that is pending on a line, and tells why.
+func (p *Publisher) failAll(on *line, reason error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	fault := Classify(reason)
-	p.tell(Outcome{Err: fault}) // Even if nothing is pending, nothing can be sent either.
+	if p.line != on {
+		return // A former one.
+	}
+	p.fail(Classify(reason))
+}
+
+// fail is failAll. The caller holds mu.
+func (p *Publisher) fail(fault *Error) {
+	p.troubled(fault) // Even if nothing is pending, nothing can be sent either.
 	if p.batch != nil {
 		p.endBatch(p.batch, fault)
 	}
@@ -351,8 +380,30 @@ func (p *Publisher) failAll(reason error) {
 			return
 		}
 		p.window.take(token)
-		p.tell(Outcome{Seq: oldest.seq, Err: fault})
+		p.tell(unstored(oldest.seq, fault))
 	}
+}
+
+// withheld says that an event was not sent, since the stream is to be read back
+// before.
+func withheld(lost *Error) *Error {
+	return &Error{Fault: lost.Fault, Err: fmt.Errorf("not published: %w", lost.Err), refused: true}
+}
+
+// lose notes that the stream is not the one that was known: nothing is
+// published before it was opened or fenced again. The caller holds mu.
+func (p *Publisher) lose(fault *Error) {
+	p.lost = fault
+	p.troubled(fault)
+}
+
+// troubled notes trouble that is no one event's. The caller holds mu.
+func (p *Publisher) troubled(fault *Error) {
+	// Of several, the one that a person must mend says most.
+	if p.trouble == nil || p.trouble.Fault == FaultWeather && fault.Fault == FaultSetup {
+		p.trouble = fault
+	}
+	p.signal()
 }
 
 // tell adds an outcome. The caller holds mu.
@@ -373,15 +424,18 @@ func (p *Publisher) signal() {
 func (p *Publisher) Outcomes() <-chan struct{} { return p.outcomes }
 
 // Collect appends the outcomes that have become known since the last call.
-// Each event that Publish accepted has exactly one.
-func (p *Publisher) Collect(to []Outcome) []Outcome {
+// Each event that Publish accepted has exactly one. Trouble is what is no one
+// event's and began since the last call, such as a lost connection; nil for none.
+// After it, the stream must be read back before anything else is published.
+func (p *Publisher) Collect(to []Outcome) (outcomes []Outcome, trouble *Error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	to = append(to, p.done...)
+	outcomes = append(to, p.done...)
 	clear(p.done)
 	p.done = p.done[:0]
+	trouble, p.trouble = p.trouble, nil
 	p.severed = nil
-	return to
+	return outcomes, trouble
 }
 
 // Close closes the connection at once. What was not sent is not sent any more,
@@ -392,7 +446,8 @@ func (p *Publisher) Close() {
 	p.conn, p.line, p.replies = nil, nil, ""
 	p.window.clear()
 	p.fence, p.fenceSubject = 0, ""
-	p.batch, p.done, p.severed = nil, nil, nil
+	p.highest, p.lost, p.proved = 0, nil, time.Time{}
+	p.batch, p.done, p.trouble, p.severed = nil, nil, nil, nil
 	if p.batchTimer != nil {
 		p.batchTimer.Stop()
 		p.batchTimer = nil

@@ -14,9 +14,11 @@ import (
 
 // Found is a message that the stream holds.
 type Found struct {
-	// Seq and ID name its event; zeros if it is none.
-	Seq int64
-	ID  uuid.UUID
+	// Event says that the message is an event, of this outbox or of another
+	// one, and that Seq and ID name it. Any number may be an event's Seq.
+	Event bool
+	Seq   int64
+	ID    uuid.UUID
 
 	// Stored is the message's sequence in the stream, Size that of its payload
 	// in bytes.
@@ -114,7 +116,7 @@ func find(header nats.Header) Found {
 		return Found{}
 	}
 	size, _ := strconv.Atoi(header.Get(nats.MsgSize)) // The server adds it to headers without a payload.
-	return Found{Seq: seq, ID: id, Size: size}
+	return Found{Event: true, Seq: seq, ID: id, Size: size}
 }
 
 // A Sight is what the stream looked like at one moment.
@@ -189,6 +191,11 @@ func (p *Publisher) Look(ctx context.Context, before Sight, acked uint64) (Sight
 	if now.mark, err = p.mark(ctx, conn, now.Last); err != nil {
 		return Sight{}, err
 	}
+	maxPayload := conn.MaxPayload() // It may wait for the network.
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.highest = max(p.highest, now.Last)
+	p.maxPayload, p.maxMessage = maxPayload, int64(info.Config.MaxMsgSize)
 	return now, nil
 }
 

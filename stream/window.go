@@ -6,7 +6,9 @@ import "time"
 type publish struct {
 	seq   int64
 	until time.Time // When it is given up.
-	known bool      // Its outcome is known; it only keeps its place.
+	last  uint64    // A sequence that the stream had given before.
+	sizes sizes
+	known bool // Its outcome is known; it only keeps its place.
 }
 
 // A window holds the publishes between the oldest that is open and the newest,
@@ -29,15 +31,16 @@ func (w *window) push(p publish) uint64 {
 	return w.first + uint64(len(w.entries)-w.head) - 1
 }
 
-// take removes an open publish and returns its seq; false if it is not open.
-func (w *window) take(token uint64) (seq int64, open bool) {
+// take removes an open publish and returns it; false if it is not open.
+func (w *window) take(token uint64) (taken publish, open bool) {
 	if token < w.first || token-w.first >= uint64(len(w.entries)-w.head) {
-		return 0, false
+		return publish{}, false
 	}
 	p := &w.entries[w.head+int(token-w.first)] //nolint:gosec // Within the slice, as just checked.
 	if p.known {
-		return 0, false
+		return publish{}, false
 	}
+	taken = *p
 	p.known = true
 	for w.head < len(w.entries) && w.entries[w.head].known {
 		w.head++
@@ -46,16 +49,19 @@ func (w *window) take(token uint64) (seq int64, open bool) {
 	if w.head == len(w.entries) {
 		w.entries, w.head = w.entries[:0], 0
 	}
-	return p.seq, true
+	return taken, true
 }
 
 // oldest returns the open publish that was sent first.
 func (w *window) oldest() (token uint64, p publish, ok bool) {
-	if w.head == len(w.entries) {
+	if w.empty() {
 		return 0, publish{}, false
 	}
 	return w.first, w.entries[w.head], true
 }
+
+// empty reports whether no publish is open.
+func (w *window) empty() bool { return w.head == len(w.entries) }
 
 // clear forgets all publishes; their tokens are not used again.
 func (w *window) clear() {

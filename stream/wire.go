@@ -44,7 +44,7 @@ func (w *wire) begin(s *socket, maxPayload int64) {
 // header block; without one it is a PUB.
 func (w *wire) send(subject, reply, head, data []byte) error {
 	if size := len(head) + len(data); size > w.maxPayload {
-		return nats.ErrMaxPayload
+		return &sizeError{data: len(data), head: len(head), limit: limitServer, most: int64(w.maxPayload), cause: nats.ErrMaxPayload}
 	}
 	b := w.buf
 	if len(head) > 0 {

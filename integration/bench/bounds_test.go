@@ -129,7 +129,10 @@ func publishAll(w *harness.World, load backlog, batches bool) time.Duration {
 			publisher.Flush()
 		}
 		<-publisher.Outcomes()
-		outcomes = publisher.Collect(outcomes[:0])
+		var trouble *stream.Error
+		if outcomes, trouble = publisher.Collect(outcomes[:0]); trouble != nil {
+			w.Fatal(trouble)
+		}
 		for _, o := range outcomes {
 			if o.Err != nil {
 				w.Fatal(o.Err)

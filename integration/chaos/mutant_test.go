@@ -298,7 +298,7 @@ func givenUpWhileAway(v *verdict, _ ...string) {
 		Connect: stream.ConnectOptions{URL: w.URL()}, Setup: stream.Setup{Create: true}, AckTimeout: 500 * time.Millisecond,
 	})
 	w.NATS.Kill()
-	p.outcomeOf(0) // The connection is lost.
+	p.troubled()
 	event := anEvent()
 	err := p.Publish(event)
 	if err == nil {
@@ -377,7 +377,8 @@ func (p aPublisher) outcomeOf(seq int64) stream.Outcome {
 	p.Helper()
 	deadline := time.After(20 * time.Second)
 	for {
-		for _, outcome := range p.Collect(nil) {
+		outcomes, _ := p.Collect(nil)
+		for _, outcome := range outcomes {
 			if outcome.Seq == seq {
 				return outcome
 			}
@@ -386,6 +387,22 @@ func (p aPublisher) outcomeOf(seq int64) stream.Outcome {
 		case <-p.Outcomes():
 		case <-deadline:
 			p.Fatalf("no outcome of event %d", seq)
+		}
+	}
+}
+
+// troubled waits until the connection is lost.
+func (p aPublisher) troubled() {
+	p.Helper()
+	deadline := time.After(20 * time.Second)
+	for {
+		if _, trouble := p.Collect(nil); trouble != nil {
+			return
+		}
+		select {
+		case <-p.Outcomes():
+		case <-deadline:
+			p.Fatal("no trouble with the connection")
 		}
 	}
 }

@@ -1,0 +1,60 @@
+package stream
+
+import (
+	"fmt"
+	"math"
+	"strings"
+	"unicode/utf8"
+)
+
+// maxText is how many bytes of a value an error shows.
+const maxText = 100
+
+// cut makes a value fit to be shown in an error: it may be of any length, and
+// no text at all.
+func cut(s string) string {
+	if len(s) > maxText {
+		end := maxText - len("…")
+		for end > 0 && !utf8.RuneStart(s[end]) {
+			end--
+		}
+		return strings.ToValidUTF8(s[:end], "?") + "…"
+	}
+	return strings.ToValidUTF8(s, "?")
+}
+
+// sizes are those of a message, in bytes.
+type sizes struct {
+	data uint32 // A payload of the outbox has 1 GB at most.
+	head uint16 // The header block, MaxHeader at most.
+}
+
+func sizesOf(data, head int) sizes {
+	return sizes{data: uint32(min(data, math.MaxUint32)), head: uint16(min(head, math.MaxUint16))} //nolint:gosec // As bounded here.
+}
+
+// sizeError says that a message is too large, in the sizes that decide it.
+type sizeError struct {
+	data, head int
+	limit      string // What takes no more, such as "the server's max_payload".
+	most       int64  // How much that takes; 0 if it is not known.
+	cause      error
+}
+
+// Error tells the sizes.
+func (e *sizeError) Error() string {
+	text := fmt.Sprintf("payload of %d bytes with %d bytes of headers exceeds %s", e.data, e.head, e.limit)
+	if e.most > 0 {
+		text += fmt.Sprintf(" of %d", e.most)
+	}
+	return text
+}
+
+// Unwrap returns the cause.
+func (e *sizeError) Unwrap() error { return e.cause }
+
+// The limits on a message's size.
+const (
+	limitServer = "the server's max_payload"
+	limitStream = "the stream's max_msg_size"
+)
