@@ -343,7 +343,7 @@ func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
 	}
 	row, a := it.row, l.aggregate
 	c.forget(l, seq)
-	return c.refuse(row, a, fault.Error(), false, now)
+	return c.refuse(row, a, fault.Error(), fault.Permanent(), now)
 }
 
 // refuse notes that a row was refused for its own sake: it is tried again later or, if that has been done as often as
