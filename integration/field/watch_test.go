@@ -56,11 +56,18 @@ func patient(d time.Duration) time.Duration {
 // newScene returns a world with an empty outbox.
 func newScene(t *testing.T, settings ...string) *scene {
 	t.Helper()
-	s := &scene{World: harness.NewWorld(t, harness.Options{SharedPostgres: true, Quiet: true}), settings: append([]string{
+	s := newBareScene(t, harness.NewWorld(t, harness.Options{SharedPostgres: true, Quiet: true}), settings...)
+	s.CommandWith(s.settings, "migrate")
+	return s
+}
+
+// newBareScene is newScene without an outbox.
+func newBareScene(t *testing.T, w *harness.World, settings ...string) *scene {
+	t.Helper()
+	s := &scene{World: w, settings: append([]string{
 		"OUTBOX_LOGGING_LEVEL=info", "OUTBOX_RETRY_BACKOFF=100ms", "OUTBOX_RETRY_BACKOFF_MAX=2s",
 	}, settings...)}
 	s.conn = s.Connect()
-	s.CommandWith(s.settings, "migrate")
 	return s
 }
 
