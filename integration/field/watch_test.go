@@ -105,7 +105,7 @@ func (s *scene) problem(format string, args ...any) {
 func (s *scene) check(what string) {
 	s.Helper()
 	d := s.traffic.Since(s.began, s.exempt)
-	if d.P99 > patient(boundDelay) || d.Events == 0 {
+	if late(d) {
 		s.problem("%s: others wait: %v", what, d)
 	}
 	terms := s.latestTerm() - s.term
@@ -129,6 +129,12 @@ func (s *scene) check(what string) {
 		s.problem("%s: memory of up to %d MiB", what, peak>>20)
 	}
 	s.seen = append(s.seen, fmt.Sprintf("%s; %v read-backs; memory up to %d MiB; %d bytes of log", seen, backs, peak>>20, s.relay.Logged()))
+}
+
+// late reports whether honest events waited for longer than they may. On a machine that has no time for the producer's
+// inserts they may wait for longer, within limits.
+func late(d harness.Delays) bool {
+	return d.Events == 0 || d.P99 > patient(boundDelay)+min(4*d.Insert, 2*time.Second)
 }
 
 // checkLog compares the length of the present relay's log with the bound.

@@ -20,7 +20,7 @@ type Extreme struct {
 
 	SQL   string
 	Large bool // It takes Postgres more than a moment to write it.
-	Own   bool // It needs something to be there first, so it is not drawn.
+	Apart bool // It is about another row, so it is not drawn.
 }
 
 func (e Extreme) String() string { return e.Column + "=" + e.Name }
@@ -66,7 +66,7 @@ func ParseHostileRow(text string) (HostileRow, error) {
 
 // HostileRows draws n rows, the same for the same state of random. A row has one to four extremes of different columns.
 func HostileRows(random *rand.Rand, n int) []HostileRow {
-	known := slices.DeleteFunc(Extremes(), func(e Extreme) bool { return e.Large || e.Own })
+	known := slices.DeleteFunc(Extremes(), func(e Extreme) bool { return e.Large || e.Apart })
 	rows := make([]HostileRow, n)
 	for i := range rows {
 		for range 1 + random.IntN(4) {
@@ -150,17 +150,17 @@ func Extremes() []Extreme {
 		{Column: "seq", Name: "9e18", SQL: `9000000000000000000 + i`},
 		{Column: "seq", Name: "ahead", SQL: `(select last_value from outbox_seq_seq) + 1000000 + i`},
 		{Column: "seq", Name: "low", SQL: `i`},
-		{Column: "seq", Name: "dead", SQL: `(select seq from outbox_dead order by seq desc limit 1)`, Own: true},
-		{Column: "seq", Name: "published", SQL: `(select seq from outbox_published where aggregate_type = 'Account' order by seq desc limit 1)`, Own: true},
+		{Column: "seq", Name: "dead", SQL: `(select seq from outbox_dead order by seq desc limit 1)`, Apart: true},
+		{Column: "seq", Name: "published", SQL: `(select seq from outbox_published where aggregate_type = 'Account' order by seq desc limit 1)`, Apart: true},
 
 		{Column: "id", Name: "nil", SQL: `'00000000-0000-0000-0000-000000000000'::uuid`},
-		{Column: "id", Name: "greatest", SQL: `'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid`},
-		{Column: "id", Name: "same", SQL: `'5a5a5a5a-0000-4000-8000-5a5a5a5a5a5a'::uuid`},
-		{Column: "id", Name: "published", SQL: `(select id from outbox_published where aggregate_type = 'Account' order by seq desc limit 1)`, Own: true},
+		{Column: "id", Name: "greatest", SQL: `'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid`, Apart: true},
+		{Column: "id", Name: "same", SQL: `'5a5a5a5a-0000-4000-8000-5a5a5a5a5a5a'::uuid`, Apart: true},
+		{Column: "id", Name: "published", SQL: `(select id from outbox_published where aggregate_type = 'Account' order by seq desc limit 1)`, Apart: true},
 		{Column: "id", Name: "null", SQL: `null`},
 
-		{Column: "aggregate_type", Name: "honest", SQL: `'` + HonestType + `'`, Own: true},
-		{Column: "aggregate_id", Name: "honest", SQL: `'a1'`, Own: true},
+		{Column: "aggregate_type", Name: "honest", SQL: `'` + HonestType + `'`, Apart: true},
+		{Column: "aggregate_id", Name: "honest", SQL: `'a1'`, Apart: true},
 		{Column: "aggregate_id", Name: "one", SQL: `'h'`},
 
 		{Column: "attempts", Name: "least", SQL: `(-2147483648)::integer`},

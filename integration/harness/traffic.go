@@ -41,8 +41,9 @@ type Traffic struct {
 type journey struct {
 	aggregate string
 	version   int
-	committed time.Time // Zero for not, or nobody knows.
-	arrived   time.Time // Zero for not yet.
+	committed time.Time     // Zero for not, or nobody knows.
+	took      time.Duration // The insert.
+	arrived   time.Time     // Zero for not yet.
 }
 
 // Load of Traffic.
@@ -88,11 +89,13 @@ func (t *Traffic) produce(ctx context.Context, conn *pgx.Conn) {
 		t.mu.Lock()
 		t.byID[id] = j
 		t.mu.Unlock()
+		began := time.Now()
 		// It is not interrupted: then nobody would know whether it is committed.
 		_, err := conn.Exec(context.WithoutCancel(ctx), t.insert, id, aggregate, strconv.Itoa(j.version))
 		t.mu.Lock()
 		if t.failed = err; err == nil {
 			j.committed = time.Now()
+			j.took = j.committed.Sub(began)
 			t.journeys = append(t.journeys, j)
 			t.committed++
 		}
@@ -152,11 +155,13 @@ func (t *Traffic) take(m jetstream.Msg) {
 type Delays struct {
 	Events, Missing int
 	P50, P99, Max   time.Duration
+	// Insert is how long 99 of 100 inserts took, which the relay has no part in: it tells how busy the machine is.
+	Insert time.Duration
 }
 
 func (d Delays) String() string {
-	return fmt.Sprintf("%d events, %d not stored, p50 %v, p99 %v, max %v", d.Events, d.Missing,
-		d.P50.Round(time.Millisecond), d.P99.Round(time.Millisecond), d.Max.Round(time.Millisecond))
+	return fmt.Sprintf("%d events, %d not stored, p50 %v, p99 %v, max %v (inserts p99 %v)", d.Events, d.Missing,
+		d.P50.Round(time.Millisecond), d.P99.Round(time.Millisecond), d.Max.Round(time.Millisecond), d.Insert.Round(time.Millisecond))
 }
 
 // Since returns the delays of the events that were committed from a time on, but for those of one aggregate.
@@ -164,10 +169,13 @@ func (t *Traffic) Since(from time.Time, without string) (d Delays) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := time.Now()
-	var took []time.Duration
+	var took, inserts []time.Duration
 	for _, j := range t.journeys {
+		if j.committed.Before(from) || j.aggregate == without {
+			continue
+		}
+		inserts = append(inserts, j.took)
 		switch {
-		case j.committed.Before(from) || j.aggregate == without:
 		case j.arrived.IsZero():
 			took = append(took, now.Sub(j.committed))
 			if now.Sub(j.committed) > time.Second {
@@ -179,6 +187,8 @@ func (t *Traffic) Since(from time.Time, without string) (d Delays) {
 	}
 	if d.Events = len(took); d.Events > 0 {
 		slices.Sort(took)
+		slices.Sort(inserts)
+		d.Insert = inserts[int(.99*float64(len(inserts)-1))]
 		at := func(q float64) time.Duration { return took[int(q*float64(len(took)-1))] }
 		d.P50, d.P99, d.Max = at(.5), at(.99), at(1)
 	}
