@@ -397,8 +397,12 @@ func TestConnectionStrings(t *testing.T) {
 				if strings.Contains(output, secret) || strings.Contains(output, "half") {
 					t.Errorf("%s: %s shows the password: %s", name, command[0], shortened(output))
 				}
-				works := name == "colon" || command[0] == "doctor" && result.Code == 1
-				if result.Code != 2 && !works {
+				works := result.Code == 0 || leading.MatchString(output) || strings.Contains(output, "standing by")
+				switch {
+				case works && (name == "colon" || name == "hash" || name == "blank" || name == "percent"): // Some parsers make sense of it.
+				case command[0] == "doctor" && result.Code == 1: // It lists what is wrong.
+				case name == "unknown" && result.Code > 0: // Only the server knows.
+				case result.Code != 2:
 					t.Errorf("%s: %s: exit code %d, want 2: %s", name, command[0], result.Code, shortened(output))
 				}
 			}
@@ -434,12 +438,11 @@ select 't', 'A', 'a' || i % 7, 'E', 'x' from generate_series(1, $1) i returning 
 	s.Exec(s.conn, `truncate outbox restart identity`)
 	insert(70)
 	s.loseStream()
-	var missing []string
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); harness.Pause(t.Context(), 500*time.Millisecond) {
-		if missing = s.gone(ids); len(missing) == 0 {
-			break
-		}
-	}
+	js := s.JetStream()
+	harness.Eventually(t, 30*time.Second, "something comes back to the stream", func() bool { return s.StoredIn(js, "OUTBOX") > 0 })
+	harness.Pause(t.Context(), 3*time.Second)
+	s.Settled(s.conn, 20*time.Second)
+	missing := s.gone(ids)
 	stored := map[string]bool{}
 	for _, m := range s.Messages() {
 		id := m.Header.Get("Nats-Msg-Id")
@@ -450,9 +453,6 @@ select 't', 'A', 'a' || i % 7, 'E', 'x' from generate_series(1, $1) i returning 
 	}
 	if len(missing) > 0 {
 		s.problem("%d of %d events are gone from stream, archive and outbox, and the log does not name them", len(missing), len(ids))
-	}
-	if len(stored) == 0 {
-		s.problem("nothing came back to the stream")
 	}
 	s.verdict()
 }
@@ -502,10 +502,14 @@ func TestSoftDelete(t *testing.T) {
 			for _, m := range s.Messages() {
 				times[m.Header.Get("Nats-Msg-Id")]++
 			}
-			for id, n := range times {
-				if n > 1 {
-					s.problem("%s is stored %d times", id, n)
+			repeated, most := 0, 0
+			for _, n := range times {
+				if most = max(most, n); n > 1 {
+					repeated++
 				}
+			}
+			if repeated > 0 {
+				s.problem("%d of %d events are stored more than once, up to %d times", repeated, len(times), most)
 			}
 			if !s.relay.Said("WRN", "outbox") && !s.relay.Said("ERR", "outbox") || s.relay.Count(regexp.MustCompile(`(?i)(WRN|ERR).*(trigger|delete|remove|removal)`)) == 0 {
 				s.problem("the log does not say that rows cannot be removed")

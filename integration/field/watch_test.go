@@ -234,13 +234,20 @@ func (s *scene) nowhere(rows []harness.WrittenRow) (lost []harness.WrittenRow, e
 	for _, l := range letters {
 		dead[harness.WrittenRow{ID: l.ID, Seq: l.Seq}] = true
 	}
+	seqs, ids := s.relay.Matches(seqInLog), s.relay.Matches(idInLog)
 	for _, row := range rows {
-		if s.traffic.Stored(row.ID) == 0 && !dead[row] && s.relay.Count(named(row)) == 0 {
+		if s.traffic.Stored(row.ID) == 0 && !dead[row] && !seqs[strconv.FormatInt(row.Seq, 10)] && !ids[row.ID] {
 			lost = append(lost, row)
 		}
 	}
 	return lost, nil
 }
+
+// How the log names rows.
+var (
+	seqInLog = regexp.MustCompile(`seqs?[= "':\[]+(-?\d+)\b`)
+	idInLog  = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`)
+)
 
 // named matches a line of the log that names a row.
 func named(row harness.WrittenRow) *regexp.Regexp {

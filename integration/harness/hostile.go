@@ -116,7 +116,7 @@ returning coalesce(id::text, ''), seq`, strings.Join(columns, ", "), strings.Joi
 	return pgx.CollectRows(rows, pgx.RowToStructByPos[WrittenRow])
 }
 
-// WithoutChecks takes from the outbox what its owner can take from it: the checks, and that columns are not null.
+// WithoutChecks takes the checks from the outbox, as its owner can.
 func (w *World) WithoutChecks(conn *pgx.Conn) {
 	w.Helper()
 	w.Exec(conn, `
@@ -127,6 +127,18 @@ begin
     for name in select conname from pg_constraint where conrelid = 'outbox'::regclass and contype = 'c' loop
         execute format('alter table outbox drop constraint %I', name);
     end loop;
+end
+$$`)
+}
+
+// WithNulls lets all columns of the outbox but its key be null. A relay that starts after that may refuse the table.
+func (w *World) WithNulls(conn *pgx.Conn) {
+	w.Helper()
+	w.Exec(conn, `
+do $$
+declare
+    name text;
+begin
     for name in select attname from pg_attribute
                  where attrelid = 'outbox'::regclass and attnum > 0 and not attisdropped and attnotnull and attname <> 'seq' loop
         execute format('alter table outbox alter column %I drop not null', name);
@@ -157,7 +169,7 @@ func Extremes() []Extreme {
 		{Column: "id", Name: "greatest", SQL: `'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid`, Apart: true},
 		{Column: "id", Name: "same", SQL: `'5a5a5a5a-0000-4000-8000-5a5a5a5a5a5a'::uuid`, Apart: true},
 		{Column: "id", Name: "published", SQL: `(select id from outbox_published where aggregate_type = 'Account' order by seq desc limit 1)`, Apart: true},
-		{Column: "id", Name: "null", SQL: `null`},
+		{Column: "id", Name: "null", SQL: `null`, Apart: true},
 
 		{Column: "aggregate_type", Name: "honest", SQL: `'` + HonestType + `'`, Apart: true},
 		{Column: "aggregate_id", Name: "honest", SQL: `'a1'`, Apart: true},
@@ -166,10 +178,10 @@ func Extremes() []Extreme {
 		{Column: "attempts", Name: "least", SQL: `(-2147483648)::integer`},
 		{Column: "attempts", Name: "negative", SQL: `-1`},
 		{Column: "attempts", Name: "greatest", SQL: `2147483647`},
-		{Column: "attempts", Name: "null", SQL: `null`},
+		{Column: "attempts", Name: "null", SQL: `null`, Apart: true},
 
 		{Column: "data", Name: "empty", SQL: `''::bytea`},
-		{Column: "data", Name: "null", SQL: `null`},
+		{Column: "data", Name: "null", SQL: `null`, Apart: true},
 		{Column: "data", Name: "1MiB", SQL: `convert_to(` + noise(1024) + `, 'UTF8')`},
 		{Column: "data", Name: "2MiB", SQL: `convert_to(` + noise(2048) + `, 'UTF8')`},
 		{Column: "data", Name: "60MB", SQL: `convert_to(` + noise(60_000) + `, 'UTF8')`, Large: true},
@@ -184,7 +196,7 @@ func Extremes() []Extreme {
 		extremes = append(
 			extremes,
 			Extreme{Column: column, Name: "empty", SQL: `''`},
-			Extreme{Column: column, Name: "null", SQL: `null`},
+			Extreme{Column: column, Name: "null", SQL: `null`, Apart: true},
 			Extreme{Column: column, Name: "blank", SQL: `' '`},
 			Extreme{Column: column, Name: "control", SQL: `E'a\r\nNats-Msg-Id: b\r\n\r\n\x01\x7f'`},
 			Extreme{Column: column, Name: "wildcard", SQL: `'a.*.>'`},
@@ -200,11 +212,11 @@ func Extremes() []Extreme {
 	} {
 		extremes = append(
 			extremes,
-			Extreme{Column: "created_at", Name: name, SQL: sql + `::timestamptz`},
-			Extreme{Column: "retry_at", Name: name, SQL: sql + `::timestamptz`},
+			Extreme{Column: "created_at", Name: name, SQL: `(` + sql + `)::timestamptz`},
+			Extreme{Column: "retry_at", Name: name, SQL: `(` + sql + `)::timestamptz`},
 		)
 	}
-	extremes = append(extremes, Extreme{Column: "created_at", Name: "null", SQL: `null`})
+	extremes = append(extremes, Extreme{Column: "created_at", Name: "null", SQL: `null`, Apart: true})
 	for name, sql := range map[string]string{
 		"array": `'["a", "b"]'`, "scalar": `'"a"'`, "number": `'1'`, "json-null": `'null'`, "empty": `'{}'`, "nested": `'{"a": {"b": "c"}}'`, "nested-array": `'{"a": [["b"]]}'`,
 		"null-value": `'{"a": null}'`, "null-in-array": `'{"a": ["b", null]}'`, "empty-array": `'{"a": []}'`, "numbers": `'{"a": 1e400, "b": -0.1, "c": [true, 2]}'`,

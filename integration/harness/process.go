@@ -166,6 +166,20 @@ func (p *Process) Count(pattern *regexp.Regexp) (lines int) {
 	return lines
 }
 
+// Matches returns what the last group of pattern matches, anywhere in the log.
+func (p *Process) Matches(pattern *regexp.Regexp) map[string]bool {
+	p.mu.Lock()
+	lines := p.lines // Lines are only ever added.
+	p.mu.Unlock()
+	matches := map[string]bool{}
+	for _, line := range lines {
+		for _, match := range pattern.FindAllStringSubmatch(line, -1) {
+			matches[match[len(match)-1]] = true
+		}
+	}
+	return matches
+}
+
 // Metric returns the value of a metric without labels, and whether the relay could be asked for it.
 func (p *Process) Metric(name string) (value float64, ok bool) {
 	p.Helper()
