@@ -19,6 +19,8 @@ var (
 	//nolint:gochecknoglobals // A flag.
 	seed = flag.Int64("seed", environmentSeed(), "the seed of the first world, also from CHAOS_SEED; 0 draws one where -duration is given")
 	//nolint:gochecknoglobals // A flag.
+	hostile = flag.Bool("hostile", false, "write hostile rows besides, one or several in each episode")
+	//nolint:gochecknoglobals // A flag.
 	episodes = flag.Int("episodes", 0, "the episodes of a world; 0 for 40, or a few without -duration and -seed")
 )
 
@@ -99,7 +101,7 @@ func (r *report) world(t *testing.T, seed int64, episodes int) {
 	t.Helper()
 	defer func() {
 		if t.Failed() {
-			t.Logf("once more, in the same order though not at the same instants: go test -count=1 -v ./integration/chaos -run TestChaos -seed %d -episodes %d", seed, episodes)
+			t.Logf("once more, in the same order though not at the same instants: go test -count=1 -v ./integration/chaos -run TestChaos -seed %d -episodes %d -hostile=%v", seed, episodes, *hostile)
 		}
 	}()
 	w := newWorld(t, seed)

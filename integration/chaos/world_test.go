@@ -2,6 +2,7 @@ package chaos_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"regexp"
@@ -32,6 +33,8 @@ type world struct {
 	pool      *pgxpool.Pool // Past all proxies.
 	js        jetstream.JetStream
 	counts    map[string]int // How often each fault was drawn.
+	hostility *rand.Rand     // Nil if nobody writes hostile rows. Apart from the faults', which stay the same.
+	rows      int            // Hostile ones written.
 }
 
 // candidate is a relay's process and its lines.
@@ -71,6 +74,12 @@ func newWorld(t *testing.T, seed int64) *world {
 	}
 	t.Cleanup(w.pool.Close)
 	w.CommandWith(w.settings, "migrate")
+	if *hostile {
+		w.hostility = rand.New(rand.NewPCG(uint64(seed), 1)) //nolint:gosec // As above.
+		if w.hostility.IntN(2) == 0 {
+			w.WithoutChecks(w.Connect())
+		}
+	}
 	for range 2 + random.IntN(5)/4 { // Now and then, three.
 		r := &candidate{database: harness.NewProxy(t, fmt.Sprintf("127.0.0.1:%d", w.Postgres.Port()))}
 		var urls []string
@@ -86,6 +95,7 @@ func newWorld(t *testing.T, seed int64) *world {
 	}
 	t.Logf("seed %d: %d relays, %d nats-servers, %v", seed, len(w.relays), len(w.nodes), w.settings[:2])
 	w.producers = w.ProduceLoad(harness.Load{Writers: 3, Rollbacks: 25, Bursts: 2, Pause: 20 * time.Millisecond})
+	w.producers.Hostile = *hostile
 	w.heals()
 	return w
 }
@@ -115,6 +125,14 @@ func (w *world) episode(n int) time.Duration {
 		story = append(story, fmt.Sprintf("%v+%v %s", at.Round(time.Millisecond), lasts.Round(time.Millisecond), f))
 		events = append(events, event{at, f.begin}, event{at + lasts, f.end})
 	}
+	if w.hostility != nil {
+		for _, row := range harness.HostileRows(w.hostility, 1+w.hostility.IntN(4)) {
+			copies := 1 + w.hostility.IntN(3)
+			at := below(w.hostility, 500*time.Millisecond)
+			story = append(story, fmt.Sprintf("%v %d × %v", at.Round(time.Millisecond), copies, row))
+			events = append(events, event{at, func() { w.writes(row, copies) }})
+		}
+	}
 	slices.SortStableFunc(events, func(a, b event) int { return int(a.at - b.at) })
 	began := time.Now()
 	for _, e := range events {
@@ -125,8 +143,32 @@ func (w *world) episode(n int) time.Duration {
 	}
 	w.Logf("episode %d: %s", n, strings.Join(story, "; "))
 	healed := w.heals()
+	w.readable()
 	w.Logf("episode %d: healed in %v", n, healed.Round(time.Millisecond))
 	return healed
+}
+
+// writes writes hostile rows, if Postgres takes them; it may be away.
+func (w *world) writes(row harness.HostileRow, copies int) {
+	_ = w.pool.AcquireFunc(w.Context(), func(c *pgxpool.Conn) error { // Refused is as well.
+		written, err := row.Write(w.Context(), c.Conn(), 1000+w.rows, copies)
+		w.rows += len(written)
+		return err
+	})
+}
+
+// readable shows that an operator can read what there is, whatever rows there are.
+func (w *world) readable() {
+	w.Helper()
+	if w.hostility == nil {
+		return
+	}
+	for _, args := range [][]string{{"dead", "list", "--json"}, {"status", "--json"}} {
+		result := w.Try(30*time.Second, w.settings, args...)
+		if result.Code != 0 || !json.Valid([]byte(result.Stdout)) {
+			w.Errorf("%s: exit code %d: %.500s", strings.Join(args, " "), result.Code, result.Stderr)
+		}
+	}
 }
 
 // event is the beginning or the end of a fault.
@@ -145,7 +187,7 @@ func (w *world) heals() time.Duration {
 	looked := time.Now()
 	harness.Eventually(w.TB, progressWithin, "what was committed before the end of the last fault is settled", func() bool {
 		var waiting bool
-		w.ask(&waiting, `select exists (select from outbox where seq <= $1)`, last)
+		w.ask(&waiting, `select exists (select from outbox where seq <= $1 and aggregate_type = $2)`, last, harness.HonestType)
 		if waiting && time.Since(looked) > time.Second {
 			w.unlimit() // A limit that a cluster without a majority was asked for may come after that.
 			looked = time.Now()
@@ -173,13 +215,16 @@ func (w *world) audit() (events int) {
 	w.Helper()
 	w.producers.Stop()
 	w.ask(&events, `select sum(version) from account`)
+	if w.hostility != nil {
+		w.Logf("%d hostile rows", w.rows)
+	}
 	// An empty outbox is not enough: the stream may have gone back to an old copy, and the relay not have seen it yet.
 	harness.Eventually(w.TB, progressWithin, fmt.Sprintf("%d events in the stream", events), func() bool {
 		return w.StoredIn(w.js, "OUTBOX") >= events
 	})
 	w.producers.Audit()
 	var dead int
-	w.ask(&dead, `select count(*) from outbox_dead`)
+	w.ask(&dead, `select count(*) from outbox_dead where aggregate_type = $1`, harness.HonestType)
 	if dead > 0 {
 		w.Errorf("%d dead letters, want none: an outage is nobody's fault", dead)
 	}

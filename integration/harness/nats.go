@@ -39,12 +39,13 @@ type NATS struct {
 	testing.TB
 
 	role    role
+	quiet   bool
 	running *Process
 }
 
 func newNATS(tb testing.TB, options Options) *NATS {
 	tb.Helper()
-	n := &NATS{TB: tb, role: role{Name: "test", Port: freePorts(tb, 1)[0], Store: tb.TempDir(), MaxPayload: int32(options.MaxPayload)}} //nolint:gosec // Tests use small ones.
+	n := &NATS{TB: tb, quiet: options.Quiet, role: role{Name: "test", Port: freePorts(tb, 1)[0], Store: tb.TempDir(), MaxPayload: int32(options.MaxPayload)}} //nolint:gosec // Tests use small ones.
 	if n.role.MaxPayload == 0 {
 		n.role.MaxPayload = server.MAX_PAYLOAD_SIZE
 	}
@@ -104,6 +105,7 @@ func (n *NATS) launch() {
 	cmd := exec.CommandContext(context.WithoutCancel(n.Context()), os.Args[0])
 	cmd.Env = append(os.Environ(), natsRole+"="+string(text))
 	n.running = launch(n.TB, cmd)
+	n.running.quiet = n.quiet
 }
 
 func (n *NATS) ready() {

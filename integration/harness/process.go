@@ -3,11 +3,15 @@ package harness
 import (
 	"bufio"
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,9 +27,11 @@ type Process struct {
 	cmd      *exec.Cmd
 	ended    chan struct{}
 	httpAddr string
+	quiet    bool // Its output is not shown when the test has failed.
 
-	mu     sync.Mutex // Protects lines.
-	lines  []string
+	mu     sync.Mutex    // Protects the following.
+	lines  []string      // Each cut to longestLine.
+	logged int           // Bytes, before the cut.
 	update chan struct{} // Closed and replaced at each new line.
 }
 
@@ -41,13 +47,7 @@ func launch(tb testing.TB, cmd *exec.Cmd) *Process {
 		tb.Fatal(err)
 	}
 	go func() {
-		for scanner := bufio.NewScanner(output); scanner.Scan(); {
-			p.mu.Lock()
-			p.lines = append(p.lines, scanner.Text())
-			close(p.update)
-			p.update = make(chan struct{})
-			p.mu.Unlock()
-		}
+		p.listen(output)
 		_ = cmd.Wait() // How it ended is in cmd.ProcessState.
 		close(p.ended)
 	}()
@@ -56,17 +56,185 @@ func launch(tb testing.TB, cmd *exec.Cmd) *Process {
 		if p.Said("WARNING: DATA RACE") || p.Said("panic:") {
 			tb.Error("a data race, or a panic")
 		}
-		if tb.Failed() {
+		if tb.Failed() && !p.quiet {
 			tb.Logf("output of process %d:\n%s", cmd.Process.Pid, p.tail(60))
 		}
 	})
 	return p
 }
 
+// longestLine is what is kept of a line of the log. A process whose output nobody reads any more would stand still, so
+// longer lines are read to their end.
+const longestLine = 16 << 10
+
+// listen reads the log until it ends.
+func (p *Process) listen(output io.Reader) {
+	reader := bufio.NewReaderSize(output, longestLine)
+	for {
+		line, size, err := readLine(reader)
+		if size > 0 {
+			p.mu.Lock()
+			p.lines = append(p.lines, line)
+			p.logged += size
+			close(p.update)
+			p.update = make(chan struct{})
+			p.mu.Unlock()
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// readLine returns the beginning of the next line, and how long the whole line is with its end.
+func readLine(reader *bufio.Reader) (line string, size int, err error) {
+	piece, err := reader.ReadSlice('\n')
+	line, size = strings.TrimSuffix(string(piece), "\n"), len(piece)
+	for errors.Is(err, bufio.ErrBufferFull) {
+		piece, err = reader.ReadSlice('\n')
+		size += len(piece)
+	}
+	return line, size, err
+}
+
+// Logged returns how many bytes the process has written to its log.
+func (p *Process) Logged() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.logged
+}
+
+// Tail returns the end of the log, so many bytes at most, with long lines cut.
+func (p *Process) Tail(size int) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var kept []string
+	for _, line := range slices.Backward(p.lines) {
+		line = cut(line)
+		if size -= len(line) + 1; size < 0 {
+			break
+		}
+		kept = append(kept, line)
+	}
+	slices.Reverse(kept)
+	return strings.Join(kept, "\n")
+}
+
+// Pid is the process's id.
+func (p *Process) Pid() int { return p.cmd.Process.Pid }
+
+// Alive reports whether the process runs.
+func (p *Process) Alive() bool {
+	select {
+	case <-p.ended:
+		return false
+	default:
+		return true
+	}
+}
+
+// Await waits until a line of the log matches pattern; it reports whether that came in time, and before the process ended.
+func (p *Process) Await(within time.Duration, pattern *regexp.Regexp) bool {
+	deadline := time.After(within)
+	for seen := 0; ; {
+		p.mu.Lock()
+		lines, update := p.lines[seen:], p.update
+		seen += len(lines)
+		p.mu.Unlock()
+		if slices.ContainsFunc(lines, pattern.MatchString) {
+			return true
+		}
+		select {
+		case <-update:
+		case <-p.ended:
+			return false
+		case <-deadline:
+			return false
+		}
+	}
+}
+
+// Count returns how many lines of the log match pattern.
+func (p *Process) Count(pattern *regexp.Regexp) (lines int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, line := range p.lines {
+		if pattern.MatchString(line) {
+			lines++
+		}
+	}
+	return lines
+}
+
+// Matches returns what the last group of pattern matches, anywhere in the log.
+func (p *Process) Matches(pattern *regexp.Regexp) map[string]bool {
+	p.mu.Lock()
+	lines := p.lines // Lines are only ever added.
+	p.mu.Unlock()
+	matches := map[string]bool{}
+	for _, line := range lines {
+		for _, match := range pattern.FindAllStringSubmatch(line, -1) {
+			matches[match[len(match)-1]] = true
+		}
+	}
+	return matches
+}
+
+// Metric returns the value of a metric without labels, and whether the relay could be asked for it.
+func (p *Process) Metric(name string) (value float64, ok bool) {
+	p.Helper()
+	ctx, cancel := context.WithTimeout(p.Context(), 2*time.Second)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.httpAddr+"/metrics", nil)
+	if err != nil {
+		p.Fatal(err)
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return 0, false
+	}
+	defer response.Body.Close()
+	for scanner := bufio.NewScanner(response.Body); scanner.Scan(); {
+		if text, found := strings.CutPrefix(scanner.Text(), name+" "); found {
+			value, err = strconv.ParseFloat(text, 64)
+			return value, err == nil
+		}
+	}
+	return 0, false
+}
+
+// Peak returns the most resident memory that a running process has had, in bytes, and 0 if it does not run.
+func (p *Process) Peak() int64 {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(status)) {
+		if text, found := strings.CutPrefix(line, "VmHWM:"); found {
+			kilobytes, _ := strconv.ParseInt(strings.Fields(text)[0], 10, 64) // The kernel writes a number.
+			return kilobytes << 10
+		}
+	}
+	return 0
+}
+
 func (p *Process) tail(n int) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return strings.Join(p.lines[max(0, len(p.lines)-n):], "\n")
+	var kept []string
+	for _, line := range p.lines[max(0, len(p.lines)-n):] {
+		kept = append(kept, cut(line))
+	}
+	return strings.Join(kept, "\n")
+}
+
+// cut shortens a line to what a reader of a test's report can bear.
+func cut(line string) string {
+	const most = 1000
+	if len(line) <= most {
+		return line
+	}
+	return fmt.Sprintf("%s… (%d bytes)", strings.ToValidUTF8(line[:most], ""), len(line))
 }
 
 // WaitFor returns the first submatch of pattern in a line that contains all of words.

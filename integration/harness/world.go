@@ -66,6 +66,8 @@ type World struct {
 	DSN      string
 	NATS     *NATS    // Nil for a cluster.
 	Cluster  *Cluster // Nil for a single server.
+
+	quiet bool
 }
 
 // Options of a World.
@@ -79,12 +81,14 @@ type Options struct {
 	Cluster bool
 	// SharedPostgres asks for a database on a server that is never stopped, which is there sooner.
 	SharedPostgres bool
+	// Quiet keeps the relays' logs out of the report of a failed test, which has an account of its own.
+	Quiet bool
 }
 
 // NewWorld starts a Postgres and a nats-server, which end with the test.
 func NewWorld(tb testing.TB, options Options) *World {
 	tb.Helper()
-	w := &World{TB: tb}
+	w := &World{TB: tb, quiet: options.Quiet}
 	if options.SharedPostgres {
 		w.DSN = storetest.NewDatabase(tb)
 	} else {
@@ -195,6 +199,40 @@ func (w *World) CommandWith(settings []string, args ...string) string {
 	return string(out)
 }
 
+// Result is how a command ended.
+type Result struct {
+	Stdout, Stderr string
+	Code           int // -1 if it was still running after a time, and was killed.
+}
+
+// Try runs an outbox-relay command to its end, whichever that is, but no longer than within.
+func (w *World) Try(within time.Duration, settings []string, args ...string) Result {
+	w.Helper()
+	ctx, cancel := context.WithTimeout(w.Context(), within)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, binary, args...)
+	cmd.Env = w.environment(settings)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
+		w.Fatalf("outbox-relay %s: %v", strings.Join(args, " "), err)
+	}
+	return Result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+}
+
+// Serve starts an outbox-relay as Relay does, and reports whether it served its endpoints within a time.
+func (w *World) Serve(within time.Duration, settings ...string) (*Process, bool) {
+	w.Helper()
+	p := w.start(settings, "run")
+	if !p.Await(within, serving) {
+		return p, false
+	}
+	p.httpAddr = p.WaitFor(serving)
+	return p, true
+}
+
+var serving = regexp.MustCompile(`serving.*addr=(127\.0\.0\.1:\d+)`)
+
 func (w *World) environment(settings []string) []string {
 	environment := []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"),
@@ -210,7 +248,9 @@ func (w *World) start(settings []string, args ...string) *Process {
 	w.Helper()
 	cmd := exec.CommandContext(context.WithoutCancel(w.Context()), binary, args...)
 	cmd.Env = w.environment(settings)
-	return launch(w.TB, cmd)
+	p := launch(w.TB, cmd)
+	p.quiet = w.quiet
+	return p
 }
 
 // Eventually waits until condition holds.

@@ -1,0 +1,22 @@
+package field_test
+
+import (
+	"flag"
+	"os"
+	"testing"
+
+	"github.com/go-outbox/go-outbox/integration/harness"
+)
+
+//nolint:gochecknoglobals // A flag.
+var long = flag.Bool("field.long", os.Getenv("FIELD_LONG") != "", "also what takes minutes and gigabytes; also by FIELD_LONG")
+
+func TestMain(m *testing.M) { harness.Main(m) }
+
+// onlyLong skips a test that is not for every day.
+func onlyLong(t *testing.T) {
+	t.Helper()
+	if !*long {
+		t.Skip("only with -field.long")
+	}
+}
