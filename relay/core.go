@@ -53,6 +53,7 @@ type core struct {
 	back    bool  // The next fetch must go back, since aggregates were let go on:
 	backTo  int64 // to this seq.
 	maxData int   // The largest payload that the broker takes; 0 if that is not known.
+	noted   int   // What of that the table says.
 
 	ledger ledger
 
@@ -570,6 +571,9 @@ func (c *core) start(fetch bool, sleep store.SleepChange) store.Request {
 		}
 	}
 	request.Checkpoint = c.ledger.checkpoint()
+	if c.noted != c.maxData {
+		request.MaxPayload = c.maxData
+	}
 	for _, b := range c.dead {
 		request.Dead = append(request.Dead, b.failure)
 		c.under.buried = append(c.under.buried, b.aggregate)
@@ -611,6 +615,9 @@ func (c *core) exchanged(reply store.Reply, now time.Time) {
 		if from, ok := c.blocked.recorded(a); ok {
 			c.goBack(from)
 		}
+	}
+	if done.request.MaxPayload > 0 {
+		c.noted = done.request.MaxPayload
 	}
 	switch done.request.Sleep {
 	case store.FallAsleep:

@@ -183,7 +183,7 @@ func newPort(s *scenario) *port {
 	if err != nil {
 		panic(err)
 	}
-	p.relay = &Relay{store: p, publisher: p, pipeline: p, reader: p, options: options, log: options.Logger, hooks: Hooks{}.orNop()}
+	p.relay = &Relay{store: p, publisher: p, pipeline: p, reader: p, limited: unlimited{}, prudent: bold{}, options: options, log: options.Logger, hooks: Hooks{}.orNop()}
 	return p
 }
 

@@ -182,6 +182,30 @@ type Guarded interface {
 	Guard(valid func() bool)
 }
 
+// Limited is what a [Publisher] may also have: it knows what the broker takes. Then an event that is too large is never
+// read.
+type Limited interface {
+	// MaxData returns the size in bytes of the largest payload that can be stored; 0 if that is not known.
+	MaxData() int
+}
+
+// unlimited is for publishers that do not know.
+type unlimited struct{}
+
+func (unlimited) MaxData() int { return 0 }
+
+// Prudent is what a [Publisher] may also have: it knows when one event should go before all others, to find out whether the
+// stream is still the one that it was.
+type Prudent interface {
+	// Alone reports whether the next event is to go alone.
+	Alone() bool
+}
+
+// bold is for publishers that do not.
+type bold struct{}
+
+func (bold) Alone() bool { return false }
+
 // noPipeline is for publishers that have none.
 type noPipeline struct{ Publisher }
 
@@ -203,6 +227,8 @@ type Relay struct {
 	publisher Publisher
 	pipeline  Pipeline
 	reader    Reader // Nil for none.
+	limited   Limited
+	prudent   Prudent
 	elector   Elector
 	options   Options
 	log       *slog.Logger
@@ -240,6 +266,13 @@ func New(outbox Store, publisher Publisher, elector Elector, options Options) (*
 		r.pipeline = noPipeline{publisher}
 	}
 	r.reader, _ = publisher.(Reader)
+	r.limited, r.prudent = unlimited{}, bold{}
+	if limited, ok := publisher.(Limited); ok {
+		r.limited = limited
+	}
+	if prudent, ok := publisher.(Prudent); ok {
+		r.prudent = prudent
+	}
 	r.status.set(Status{State: Stopped})
 	return r, nil
 }

@@ -259,8 +259,11 @@ func (t *term) publish(ctx context.Context, now time.Time) {
 		t.resume(ctx) // What there was to try it with has been refused for its own sake.
 	}
 	limit, pipeline := t.options.Window, t.pipeline.Pipeline()
-	if t.gate == ajar {
+	switch {
+	case t.gate == ajar:
 		limit, pipeline = 1, 0
+	case t.prudent.Alone():
+		limit = 1 // An ordered batch is refused as a whole.
 	}
 	t.core.engage(pipeline)
 	send := t.publisher.Publish
@@ -454,6 +457,7 @@ func (t *term) resume(ctx context.Context) {
 func (t *term) exchange(ctx context.Context, now time.Time) (done bool) {
 	var request store.Request
 	var due bool
+	t.core.maxData = t.limited.MaxData()
 	switch {
 	case !t.stopping:
 		request, due = t.core.exchange(now)

@@ -91,6 +91,8 @@ type Request struct {
 	Dead    []Failure // To be moved to the dead letters.
 	// Checkpoint is the new checkpoint, to be recorded with all of the above; 0 for none. See [Checkpoint].
 	Checkpoint uint64
+	// MaxPayload is the largest payload that the broker takes, to be recorded for the operator's commands; 0 for no news.
+	MaxPayload int
 	Sleep      SleepChange
 	Fetch      *Fetch // Nil for none.
 }
@@ -131,6 +133,7 @@ type queries struct {
 	fail, bury string
 	giveUp     string // Marks a row that cannot be buried.
 	checkpoint string
+	maxPayload string
 	remaining  string       // How many of some rows are still there,
 	stillThere string       // and of some by their ids.
 	prelude    string       // Takes or leaves the sleep lock and observes the transactions, before the fetch takes its snapshot.
@@ -193,6 +196,7 @@ select ` + eventColumns + `, ($3::int[])[array_position($1::bigint[], seq)], ($4
 update ` + t.outbox() + ` set given_up_at = clock_timestamp(), attempts = $3, last_error = $4 where seq = $1 and id = $2`,
 		checkpoint: `
 update ` + t.relay() + ` set checkpoint = $1, checkpoint_before = checkpoint, scan_from = $4 where stream = $2 and term = $3`,
+		maxPayload: `update ` + t.relay() + ` set max_payload = $1::bigint where stream = $2 and term = $3`,
 		remaining:  `select count(*) from ` + t.outbox() + ` where seq = any($1::bigint[])`,
 		stillThere: `select count(*) from ` + t.outbox() + ` o where ` + found,
 		prelude: `
@@ -229,7 +233,7 @@ select seq, id from ` + t.outbox() + ` o` + wanted(blocked == 1, 8) + hold + ` o
 // What the database refuses for a row's own sake does not fail it: see [Reply.Kept]. It may take as long as Postgres
 // works on it.
 func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
-	if len(request.Settled)+len(request.Failed)+len(request.Dead) == 0 && request.Checkpoint == 0 && request.Sleep == KeepSleep && request.Fetch == nil {
+	if len(request.Settled)+len(request.Failed)+len(request.Dead) == 0 && request.Checkpoint == 0 && request.MaxPayload == 0 && request.Sleep == KeepSleep && request.Fetch == nil {
 		return Reply{}, nil // Nothing is asked, so nothing is learnt about the session.
 	}
 	var reply Reply
@@ -399,6 +403,9 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 	}
 	o.recordFailures(batch, request.Failed, request.Dead)
 	o.recordCheckpoint(batch, request.Checkpoint)
+	if request.MaxPayload > 0 {
+		batch.Queue(o.queries.maxPayload, int64(request.MaxPayload), o.stream, o.term)
+	}
 	if request.Sleep != KeepSleep || request.Fetch != nil {
 		o.observe(batch, request.Sleep, &reply.Asleep, &seen)
 	}

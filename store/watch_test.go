@@ -108,7 +108,7 @@ func TestWatchRenewsTheLease(t *testing.T) {
 		t.Fatal(err)
 	}
 	start := time.Now()
-	done := w.patiently(t, `select count(*) from outbox`)
+	done := w.patiently(t, `select count(*) from public.outbox`)
 	for time.Since(start) < 12*time.Second {
 		if valid, locked := w.leads(t); !valid || !locked {
 			t.Fatalf("after %v: the lease is valid: %v, the lock is held: %v", time.Since(start), valid, locked)
@@ -351,7 +351,7 @@ func TestWatchByAnOrdinaryRole(t *testing.T) {
 	eventually(t, "the other waits", func() bool {
 		return query[bool](t, f, `select exists (select from pg_locks where pid = $1 and not granted)`, alter.PgConn().PID())
 	})
-	done := w.patiently(t, `select count(*) from outbox`)
+	done := w.patiently(t, `select count(*) from public.outbox`)
 	eventually(t, "the blocker is reported", func() bool { return len(w.news()) > 0 })
 	if valid, _ := w.leads(t); !valid {
 		t.Error("the lease has run out")
@@ -379,7 +379,7 @@ func TestWatchNamesAPreparedTransaction(t *testing.T) {
 	server := storetest.Start(t, "max_prepared_transactions=10")
 	w := watched(t, newFixtureAt(t, server.DSN(), store.Options{}))
 	w.exec(t, `begin; lock table outbox in access exclusive mode; insert into outbox_migrations (version) values (1000); prepare transaction 'it''s forgotten'`)
-	done := w.patiently(t, `select count(*) from outbox`)
+	done := w.patiently(t, `select count(*) from public.outbox`)
 	eventually(t, "the blocker is reported", func() bool { return len(w.news()) > 0 })
 	w.exec(t, `rollback prepared 'it''s forgotten'`)
 	if err := await(t, "end of the statement", done); err != nil {
