@@ -50,7 +50,7 @@ select 't', 'Bulk', 'b' || i % 1000, 'E', 'x' from generate_series(1, $1::int) i
 	s.check(fmt.Sprintf("after %d dead rows", rows))
 	s.takeover()
 	names := regexp.MustCompile(fmt.Sprintf(`(WRN|ERR).*\b%d\b`, idle.PgConn().PID()))
-	within := 20 * time.Second
+	within := 5 * time.Second
 	if *long {
 		within = 90 * time.Second
 	}
