@@ -75,6 +75,7 @@ func ordinaryRows() []rowsCase {
 		{name: "headers of another shape", rows: "headers=array, headers=scalar, headers=number, headers=json-null, headers=empty, headers=nested, headers=nested-array, headers=null-value, headers=null-in-array, headers=empty-array, headers=numbers, headers=deep"},
 		{name: "headers that NATS refuses", rows: "headers=empty-name, headers=slash, headers=space, headers=accent, headers=colon, headers=break, headers=break-in-value, headers=two-cases, headers=hiding, headers=surrogate"},
 		{name: "headers that are reserved", rows: "headers=msg-id, headers=rollup, headers=lower-case, headers=ttl, headers=expected, headers=term, headers=seq, headers=status, headers=status data=empty"},
+		{name: "headers of a server's answer", rows: "headers=status, headers=status-100, headers=status-409"},
 		{name: "headers long", rows: "headers=64KB, headers=65KB, headers=1MB, headers=70KB-name, headers=many, headers=many-bad"},
 		{name: "headers reserved, thousand", rows: "headers=msg-id", copies: 1000},
 		{name: "headers reserved, thousand, of one aggregate", rows: "headers=msg-id aggregate_id=one", copies: 1000, queued: true},
@@ -162,7 +163,7 @@ func (c rowsCase) run(t *testing.T) {
 
 func parse(t *testing.T, text string) (rows []harness.HostileRow) {
 	t.Helper()
-	for _, one := range strings.Split(text, ",") {
+	for one := range strings.SplitSeq(text, ",") {
 		row, err := harness.ParseHostileRow(strings.TrimSpace(one))
 		if err != nil {
 			t.Fatal(err)
@@ -188,7 +189,7 @@ func (s *scene) probe(t *testing.T, rows []harness.HostileRow) {
 		if err == nil {
 			continue
 		}
-		if !clear(err) {
+		if !inClearWords(err) {
 			t.Errorf("%v: it is refused, but not in clear words: %v", row, err)
 		}
 		s.seen = append(s.seen, fmt.Sprintf("%v is refused: %s", row, shortened(err.Error())))
@@ -199,9 +200,9 @@ func (s *scene) probe(t *testing.T, rows []harness.HostileRow) {
 	}
 }
 
-// clear reports whether an error of Postgres says what is wrong with a row: a violated check, a value out of range, a
+// inClearWords reports whether an error of Postgres says what is wrong with a row: a violated check, a value out of range, a
 // privilege.
-func clear(err error) bool {
+func inClearWords(err error) bool {
 	var refusal *pgconn.PgError
 	if !errors.As(err, &refusal) {
 		return false
@@ -279,7 +280,7 @@ func (s *scene) write(ctx context.Context, rows []harness.HostileRow, copies int
 	s.Helper()
 	for number, row := range rows {
 		some, err := row.Write(ctx, s.conn, number+1, copies)
-		if err != nil && !clear(err) {
+		if err != nil && !inClearWords(err) {
 			return written, fmt.Errorf("write %v: %w", row, err)
 		}
 		if err != nil {
