@@ -2,7 +2,6 @@ package field_test
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -236,15 +235,44 @@ const (
 func (s *scene) judge(c rowsCase, rows []harness.HostileRow) {
 	s.Helper()
 	began := s.began
-	written, problem := s.write(s.Context(), rows, cmp.Or(c.copies, 1), c.gone)
-	if problem != nil {
-		s.problem("%v", problem)
+	written, err := s.write(rows, 1, cmp.Or(c.copies, 1), c.gone)
+	if err != nil {
+		s.problem("%v", err)
 	}
 	s.began = time.Now() // What writing costs Postgres is not the relay's doing.
 	harness.Pause(s.Context(), watched)
+	s.fate(c, written)
+	s.check("beside the rows")
+	s.checkLog(began)
+	s.checkCommands()
+
+	if !c.nulls {
+		s.takeover(func() {
+			again, err := s.write(rows, nextNumber, cmp.Or(c.copies, 1), c.gone)
+			if err != nil {
+				s.problem("%v", err)
+			}
+			written = again // Of the others it has been said where they are; this relay's log does not say it again.
+		})
+		harness.Pause(s.Context(), watched/2)
+		s.fate(c, written)
+		s.check("at the next relay")
+		s.checkCommands()
+	}
+	for _, fault := range s.traffic.Audit(20 * time.Second) {
+		s.problem("%s", fault)
+	}
+}
+
+// nextNumber is the number of the first row that is written when no relay runs.
+const nextNumber = 5000
+
+// fate waits until each of the rows is stored, or a dead letter, or named in the log.
+func (s *scene) fate(c rowsCase, written []harness.WrittenRow) {
+	s.Helper()
 	var lost []harness.WrittenRow
-	var err error
 	for deadline := time.Now().Add(fateWithin); !c.gone && !c.queued; harness.Pause(s.Context(), 200*time.Millisecond) {
+		var err error
 		if lost, err = s.nowhere(written); err == nil && len(lost) == 0 || time.Now().After(deadline) || !s.relay.Alive() {
 			break
 		}
@@ -255,31 +283,20 @@ func (s *scene) judge(c rowsCase, rows []harness.HostileRow) {
 	for _, row := range written {
 		if n := s.traffic.Stored(row.ID); n > 1 && row.ID != "" {
 			s.problem("row %v is stored %d times", row, n)
+			break
 		}
 	}
-	if c.warned && s.relay.Count(named(written[len(written)-1])) == 0 {
-		s.problem("the log does not name %v", written[len(written)-1])
-	}
-	s.check("beside the rows")
-	s.checkLog(began)
-	s.checkCommands()
-
-	if !c.nulls {
-		s.takeover()
-		harness.Pause(s.Context(), watched/2)
-		s.check("at the next relay")
-		s.checkCommands()
-	}
-	for _, fault := range s.traffic.Audit(20 * time.Second) {
-		s.problem("%s", fault)
+	if last := len(written) - 1; c.warned && last >= 0 && s.relay.Count(named(written[last])) == 0 {
+		s.problem("the log does not name %v", written[last])
 	}
 }
 
-// write inserts the rows, and removes them at once if they are to be gone.
-func (s *scene) write(ctx context.Context, rows []harness.HostileRow, copies int, gone bool) (written []harness.WrittenRow, err error) {
+// write inserts the rows, numbered from first on, and removes them at once if they are to be gone.
+func (s *scene) write(rows []harness.HostileRow, first, copies int, gone bool) (written []harness.WrittenRow, err error) {
 	s.Helper()
-	for number, row := range rows {
-		some, err := row.Write(ctx, s.conn, number+1, copies)
+	ctx := s.Context()
+	for i, row := range rows {
+		some, err := row.Write(ctx, s.conn, first+i, copies)
 		if err != nil && !inClearWords(err) {
 			return written, fmt.Errorf("write %v: %w", row, err)
 		}
