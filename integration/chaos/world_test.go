@@ -150,8 +150,10 @@ func (w *world) episode(n int) time.Duration {
 
 // writes writes hostile rows, if Postgres takes them; it may be away.
 func (w *world) writes(row harness.HostileRow, copies int) {
-	_ = w.pool.AcquireFunc(w.Context(), func(c *pgxpool.Conn) error { // Refused is as well.
-		written, err := row.Write(w.Context(), c.Conn(), 1000+w.rows, copies)
+	ctx, cancel := context.WithTimeout(w.Context(), 2*time.Second)
+	defer cancel()
+	_ = w.pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error { // Refused is as well.
+		written, err := row.Write(ctx, c.Conn(), 1000+w.rows, copies)
 		w.rows += len(written)
 		return err
 	})

@@ -540,7 +540,7 @@ insert into note select seq from event`)
 	}
 	s.check("beside the row")
 	s.checkLog(s.began)
-	s.takeover()
+	s.takeover(func() {})
 	harness.Pause(t.Context(), time.Second)
 	s.check("at the next relay")
 	for _, fault := range s.traffic.Audit(20 * time.Second) {
@@ -675,7 +675,8 @@ func TestConnectionLimit(t *testing.T) {
 			case leads:
 				s.traffic = s.NewTraffic()
 				harness.Pause(t.Context(), 5*time.Second)
-				if d := s.traffic.Since(began, ""); late(d) {
+				// Without a connection that listens, it polls every second.
+				if d := s.traffic.Since(began, ""); d.P99 > patient(3*time.Second) && (limit > 1 || !says) {
 					s.problem("others wait: %v", d)
 				}
 			case limit > 1:

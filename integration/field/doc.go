@@ -11,7 +11,7 @@
 //   - its memory stays within what batch_bytes allows, its log within a megabyte a minute
 //   - status and dead list work, and their JSON can be read
 //   - the row is in the stream, or among the dead letters, or the log names it
-//   - all of this is also true of the next relay, which finds the row there when its term begins
+//   - all of this is also true of the next relay, which finds such a row there when its term begins
 //
 // TestRows is the table of such rows, alone and in thousands; TestDrawnRows draws some, by a seed, and makes what
 // fails smaller.

@@ -11,7 +11,15 @@ import (
 //nolint:gochecknoglobals // A flag.
 var long = flag.Bool("field.long", os.Getenv("FIELD_LONG") != "", "also what takes minutes and gigabytes; also by FIELD_LONG")
 
-func TestMain(m *testing.M) { harness.Main(m) }
+// atOnce is how many tests run at once: they mostly watch.
+const atOnce = "6"
+
+func TestMain(m *testing.M) {
+	if err := flag.Set("test.parallel", atOnce); err != nil { // A flag of the command line comes after it, and wins.
+		panic(err)
+	}
+	harness.Main(m)
+}
 
 // onlyLong skips a test that is not for every day.
 func onlyLong(t *testing.T) {

@@ -110,7 +110,7 @@ func (s *scene) daily() {
 			}
 		}
 	}
-	s.takeover()
+	s.takeover(func() {})
 	harness.Pause(s.Context(), time.Second)
 	s.check("at the next relay")
 	for _, fault := range s.traffic.Audit(20 * time.Second) {

@@ -48,9 +48,9 @@ select 't', 'Bulk', 'b' || i % 1000, 'E', 'x' from generate_series(1, $1::int) i
 	s.mark()
 	harness.Pause(t.Context(), 4*time.Second)
 	s.check(fmt.Sprintf("after %d dead rows", rows))
-	s.takeover()
+	s.takeover(func() {})
 	names := regexp.MustCompile(fmt.Sprintf(`(WRN|ERR).*\b%d\b`, idle.PgConn().PID()))
-	within := 20 * time.Second
+	within := 5 * time.Second
 	if *long {
 		within = 90 * time.Second
 	}
@@ -93,7 +93,7 @@ select 't', 'Held', 'h', 'E', 'x' from generate_series(1, $1::int) i`, rows)
 			harness.Pause(t.Context(), 4*time.Second)
 			s.check(fmt.Sprintf("beside %d held rows", rows))
 			s.checkCommands()
-			s.takeover()
+			s.takeover(func() {})
 			harness.Pause(t.Context(), 3*time.Second)
 			s.check("at the next relay")
 			s.checkLog(s.began)

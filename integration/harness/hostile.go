@@ -54,7 +54,7 @@ func ParseHostileRow(text string) (HostileRow, error) {
 		return row, nil
 	}
 	known := Extremes()
-	for _, word := range strings.Fields(text) {
+	for word := range strings.FieldsSeq(text) {
 		i := slices.IndexFunc(known, func(e Extreme) bool { return e.String() == word })
 		if i < 0 {
 			return nil, fmt.Errorf("hostile row %q: nothing is called %q", text, word)
@@ -224,6 +224,7 @@ func Extremes() []Extreme {
 		"break-in-value": `'{"a": "b\r\nNats-Msg-Id: c"}'`, "two-cases": `'{"Trace": "a", "trace": "b"}'`, "hiding": `'{"a": "Nats-Msg-IdNats-Msg-Id"}'`,
 		"msg-id": `'{"Nats-Msg-Id": "x"}'`, "rollup": `'{"Nats-Rollup": "all"}'`, "lower-case": `'{"nats-rollup": "all"}'`, "ttl": `'{"Nats-TTL": "1s"}'`,
 		"expected": `'{"Nats-Expected-Stream": "x"}'`, "term": `'{"Outbox-Term": "1"}'`, "seq": `'{"Outbox-Seq": "1"}'`, "status": `'{"Status": "503"}'`,
+		"status-100": `'{"Status": "100", "Description": "FlowControl Request"}'`, "status-409": `'{"Status": "409", "Description": "Consumer Deleted"}'`,
 		"64KB": `jsonb_build_object('a', repeat('x', 64000))`, "65KB": `jsonb_build_object('a', repeat('x', 65400))`, "1MB": `jsonb_build_object('a', repeat('x', 1000000))`,
 		"70KB-name": `jsonb_build_object(repeat('x', 70000), 'a')`,
 		"many":      `(select jsonb_object_agg('h' || g, 'x') from generate_series(1, 10000) g)`,

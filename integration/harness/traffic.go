@@ -63,7 +63,7 @@ func (w *World) TrafficBy(conn *pgx.Conn, insert string) *Traffic {
 	w.Helper()
 	ctx, stop := context.WithCancel(w.Context())
 	t := &Traffic{World: w, insert: insert, stop: stop, byID: map[string]*journey{}, latest: map[string]int{}, others: map[string]int{}}
-	consume := t.consume(ctx)
+	consume := t.consume()
 	t.done.Go(func() { t.produce(ctx, conn) })
 	w.Cleanup(func() {
 		stop()
@@ -103,12 +103,12 @@ func (t *Traffic) produce(ctx context.Context, conn *pgx.Conn) {
 	}
 }
 
-func (t *Traffic) consume(ctx context.Context) jetstream.ConsumeContext {
+func (t *Traffic) consume() jetstream.ConsumeContext {
 	t.Helper()
 	var consuming jetstream.ConsumeContext
 	js := t.JetStream()
 	Eventually(t.TB, 20*time.Second, "the stream can be consumed", func() bool {
-		attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
+		attempt, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		stream, err := js.Stream(attempt, "OUTBOX")
 		if err != nil {
