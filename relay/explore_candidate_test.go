@@ -340,6 +340,8 @@ func (p *port) Publish(event *stream.Event) error {
 	return nil
 }
 
+func (p *port) Alone() bool { return false } // That is covered by what a stream acknowledges.
+
 func (p *port) Pipeline() int {
 	if p.world.pipeFrom == 0 || !p.candidate.connected {
 		return 0

@@ -165,6 +165,9 @@ type Reader interface {
 	Unfenced(ctx context.Context, outbox string, term int64) (stream.Fence, error)
 	// Scan passes on the events that are stored above a sequence, up to a fence.
 	Scan(ctx context.Context, above uint64, fence stream.Fence, visit func(stream.Found) error) error
+	// Alone reports whether the next event is to go alone, to find out whether the stream still is the one that was read
+	// back: see stream.Publisher.Alone. A pipe does so by itself.
+	Alone() bool
 	// Look compares the stream with what it looked like before.
 	Look(ctx context.Context, before stream.Sight, acked uint64) (stream.Sight, error)
 }

@@ -250,6 +250,9 @@ func (t *term) publish(ctx context.Context, now time.Time) {
 		t.resume(ctx) // What there was to try it with has been refused for its own sake.
 	}
 	limit, pipeline := t.options.Window, t.pipeline.Pipeline()
+	if t.reader != nil && t.reader.Alone() {
+		limit = 1
+	}
 	if t.gate == ajar {
 		limit, pipeline = 1, 0
 	}

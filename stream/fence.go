@@ -220,7 +220,12 @@ func (p *Publisher) lastFence(ctx context.Context, conn *nats.Conn, subject stri
 		case msg == nil || msg.Sequence >= found.sequence:
 			return found, nil
 		}
-		if term, ok := termOf(msg); ok {
+		term, ok := termOf(msg)
+		if next == from && (!ok || msg.Sequence != from) {
+			from, next = 0, 1 // It is not the stream in which our fence stood.
+			continue
+		}
+		if ok {
 			found.fence, found.term = msg.Sequence, max(found.term, term)
 		}
 		next = msg.Sequence + 1
