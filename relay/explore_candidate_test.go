@@ -183,7 +183,7 @@ func newPort(s *scenario) *port {
 	if err != nil {
 		panic(err)
 	}
-	p.relay = &Relay{store: p, publisher: p, pipeline: p, reader: p, limited: unlimited{}, prudent: bold{}, options: options, log: options.Logger, hooks: Hooks{}.orNop()}
+	p.relay = &Relay{store: p, publisher: p, pipeline: p, reader: p, limited: unlimited{}, options: options, log: options.Logger, hooks: Hooks{}.orNop()}
 	return p
 }
 
@@ -341,6 +341,8 @@ func (p *port) Publish(event *stream.Event) error {
 	p.world.aside("it sends row %d", event.Seq)
 	return nil
 }
+
+func (p *port) Alone() bool { return false } // That is covered by what a stream acknowledges.
 
 func (p *port) Pipeline() int {
 	if p.world.pipeFrom == 0 || !p.candidate.connected {

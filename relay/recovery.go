@@ -69,6 +69,9 @@ func (t *term) recovered(ctx context.Context, r recovery) error {
 		t.pause(ctx, fault, time.Now())
 		return nil
 	}
+	if r.fence.Warning != "" {
+		t.warn(ctx, r.fence.Warning)
+	}
 	t.checkpoint, t.untouched = r.checkpoint, false
 	t.audit = audit{looking: t.audit.looking, void: t.audit.looking}
 	if r.Found+r.Lost > 0 {

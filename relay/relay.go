@@ -169,6 +169,9 @@ type Reader interface {
 	Unfenced(ctx context.Context, outbox string, term int64) (stream.Fence, error)
 	// Scan passes on the events that are stored above a sequence, up to a fence.
 	Scan(ctx context.Context, above uint64, fence stream.Fence, visit func(stream.Found) error) error
+	// Alone reports whether the next event is to go alone, to find out whether the stream still is the one that was read
+	// back: see stream.Publisher.Alone. A pipe does so by itself.
+	Alone() bool
 	// Look compares the stream with what it looked like before.
 	Look(ctx context.Context, before stream.Sight, acked uint64) (stream.Sight, error)
 }
@@ -194,18 +197,6 @@ type unlimited struct{}
 
 func (unlimited) MaxData() int { return 0 }
 
-// Prudent is what a [Publisher] may also have: it knows when one event should go before all others, to find out whether the
-// stream is still the one that it was.
-type Prudent interface {
-	// Alone reports whether the next event is to go alone.
-	Alone() bool
-}
-
-// bold is for publishers that do not.
-type bold struct{}
-
-func (bold) Alone() bool { return false }
-
 // noPipeline is for publishers that have none.
 type noPipeline struct{ Publisher }
 
@@ -228,7 +219,6 @@ type Relay struct {
 	pipeline  Pipeline
 	reader    Reader // Nil for none.
 	limited   Limited
-	prudent   Prudent
 	elector   Elector
 	options   Options
 	log       *slog.Logger
@@ -266,12 +256,9 @@ func New(outbox Store, publisher Publisher, elector Elector, options Options) (*
 		r.pipeline = noPipeline{publisher}
 	}
 	r.reader, _ = publisher.(Reader)
-	r.limited, r.prudent = unlimited{}, bold{}
+	r.limited = unlimited{}
 	if limited, ok := publisher.(Limited); ok {
 		r.limited = limited
-	}
-	if prudent, ok := publisher.(Prudent); ok {
-		r.prudent = prudent
 	}
 	r.status.set(Status{State: Stopped})
 	return r, nil

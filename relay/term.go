@@ -259,11 +259,11 @@ func (t *term) publish(ctx context.Context, now time.Time) {
 		t.resume(ctx) // What there was to try it with has been refused for its own sake.
 	}
 	limit, pipeline := t.options.Window, t.pipeline.Pipeline()
-	switch {
-	case t.gate == ajar:
+	if t.reader != nil && t.reader.Alone() {
+		limit = 1
+	}
+	if t.gate == ajar {
 		limit, pipeline = 1, 0
-	case t.prudent.Alone():
-		limit = 1 // An ordered batch is refused as a whole.
 	}
 	t.core.engage(pipeline)
 	send := t.publisher.Publish

@@ -56,6 +56,10 @@ const (
 	// now for one that is stored, and acknowledges what may yet be lost; a
 	// plain publish is told to try again (10158).
 	batchRest = 5 * time.Second
+
+	// notFirstRest is how long plain publishes are sent after an event that is
+	// too large to begin a batch.
+	notFirstRest = time.Second
 )
 
 // batch is an ordered batch: one pipe of messages, of which the stream stores
@@ -71,6 +75,7 @@ type batch struct {
 	known   uint64    // So many before them are stored.
 	last    uint64    // A sequence that the stream had given before the first.
 	flow    int       // How many messages we asked the server to acknowledge at once.
+	most    int64     // The size of the largest message that can be stored.
 	sent    uint64    // Changed under mu, by the goroutine that publishes only, which reads it without.
 	ending  bool      // The end was sent.
 	counted bool      // The server has said how many are stored: the others are not.
@@ -131,6 +136,10 @@ func (p *Publisher) PublishInOrder(ev *Event) error {
 	return nil
 }
 
+// errNotFirst says that an event is too large to begin a batch, whose first
+// message carries the fence, but not too large to be sent by itself.
+var errNotFirst = &Error{Fault: FaultWeather, Err: errors.New("the event is too large to begin an ordered batch"), refused: true}
+
 // wireEvent sends a batch's last event past nats.go.
 func (p *Publisher) wireEvent(b *batch, ev *Event) error {
 	var fence []headerLine
@@ -140,6 +149,9 @@ func (p *Publisher) wireEvent(b *batch, ev *Event) error {
 	subject, head, err := p.composer.wire(ev, fence...)
 	if err != nil {
 		return err
+	}
+	if size := len(head) + len(ev.Data); b.sent == 1 && tooLargeWith(fence, size-linesSize(fence), b.most) {
+		return errNotFirst
 	}
 	if b.sent == 1 {
 		b.subject = string(subject)
@@ -157,8 +169,12 @@ func (p *Publisher) publishEvent(b *batch, ev *Event, conn *nats.Conn) error {
 		return err
 	}
 	if b.sent == 1 {
+		fence := p.fenceLines()
+		if tooLargeWith(fence, p.composer.head+len(ev.Data), b.most) {
+			return errNotFirst
+		}
 		b.subject = msg.Subject
-		msg = fenced(msg, p.fenceLines())
+		msg = fenced(msg, fence)
 	}
 	if err := conn.PublishMsg(msg); err != nil {
 		return publishError(explained(err, conn, len(ev.Data), p.composer.head))
@@ -217,10 +233,16 @@ func (p *Publisher) unsent(b *batch, fault *Error) error {
 		p.endBatch(b, fault)
 		return nil
 	}
+	seq := b.open[len(b.open)-1].seq
 	b.open = b.open[:len(b.open)-1]
 	b.sent--
 	if b.sent == 0 {
 		p.batch = nil
+	}
+	if errors.Is(fault, errNotFirst) {
+		p.rest = later(p.rest, time.Now().Add(notFirstRest))
+		p.tell(Outcome{Seq: seq, Err: fault, Again: true})
+		return nil
 	}
 	return fault
 }
@@ -260,7 +282,7 @@ func (p *Publisher) enter(seq int64, size int) (b *batch, conn *nats.Conn, err e
 	}
 	if b == nil {
 		p.flow = min(p.stretch, max(batchBytes/max(size, 1), 1))
-		b = &batch{used: time.Now(), id: nuid.Next(), flow: p.flow, last: p.highest}
+		b = &batch{used: time.Now(), id: nuid.Next(), flow: p.flow, last: p.highest, most: p.largest()}
 		b.replies = p.replies + b.id + "." + strconv.Itoa(b.flow) + ".fail."
 		if socket := p.line.plain(); socket != nil {
 			b.wired = true
@@ -351,7 +373,6 @@ func (p *Publisher) batchFlowed(b *batch, a *answer) {
 		if a.Msgs > 0 {
 			p.flow = int(min(a.Msgs, uint64(b.flow))) //nolint:gosec // At most flow, which is positive.
 		}
-		p.proved = time.Now()
 		p.batchStored(b, a.Seq, 0)
 	}
 }
@@ -379,10 +400,10 @@ func (p *Publisher) batchCounted(b *batch, a *answer) {
 	b.counted = true
 	// Each new message has got a sequence of its own, above all before.
 	if most := max(a.Seq, b.last) - b.last; most < a.Count {
-		p.rest = time.Now().Add(batchRest)
+		p.rest = later(p.rest, time.Now().Add(batchRest))
 		p.troubled(Classify(&SkippedError{Stream: p.Stream(), Events: a.Count, Most: most}))
 	}
-	p.highest, p.proved = max(p.highest, a.Seq), time.Now()
+	p.highest = max(p.highest, a.Seq)
 	p.endBatch(b, b.fault)
 }
 
@@ -401,6 +422,7 @@ func (p *Publisher) batchStored(b *batch, count, sequence uint64) {
 	b.open = b.open[n:]
 	b.known = count
 	b.used = time.Now()
+	p.proved = b.used
 	b.until = b.used.Add(p.options.AckTimeout)
 }
 
@@ -414,7 +436,12 @@ func (p *Publisher) batchRefused(b *batch, at uint64, reason *jetstream.APIError
 	default:
 		fault := Classify(reason)
 		if at > b.known && at <= b.sent {
-			fault = p.sized(fault, b.open[at-b.known-1].sizes)
+			of := b.open[at-b.known-1].sizes
+			fault = p.sized(fault, of)
+			if at == 1 && fault.Code == codeMessageTooLarge {
+				// By itself it is smaller, and may be taken.
+				fault.permanent = p.maxMessage > 0 && int64(of.data) > p.maxMessage
+			}
 		}
 		p.batchFailed(b, at, fault)
 	}
@@ -473,9 +500,9 @@ func (p *Publisher) endBatch(b *batch, fault *Error) {
 	}
 	switch {
 	case unwanted:
-		p.rest = time.Now().Add(batchRetry)
+		p.rest = later(p.rest, time.Now().Add(batchRetry))
 	case p.clustered:
-		p.rest = time.Now().Add(batchRest)
+		p.rest = later(p.rest, time.Now().Add(batchRest))
 	}
 }
 
@@ -512,4 +539,11 @@ func (p *Publisher) expireBatch() {
 		fault = Classify(fmt.Errorf("no acknowledgement within %v: %w", p.options.AckTimeout, nats.ErrTimeout))
 	}
 	p.endBatch(b, fault)
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }

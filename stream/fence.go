@@ -42,6 +42,10 @@ type Fence struct {
 	// lost it.
 	Gaps bool
 
+	// Warning tells of somebody else's message on the control subject, which was
+	// skipped; empty for none.
+	Warning string
+
 	// Consumed says that messages vanish when they are consumed (work-queue and
 	// interest retention). Then there can be no fence, nor is there anything to
 	// be read back: what is known is the duplicate window's.
@@ -71,11 +75,11 @@ func (p *Publisher) Unfenced(ctx context.Context, outbox string, term int64) (Fe
 	if subject == "" {
 		return p.fencedAt(ctx, conn, 0, "")
 	}
-	last, _, err := p.lastFence(ctx, conn, subject)
+	last, err := p.lastFence(ctx, conn, subject)
 	switch {
 	case err != nil:
 		return Fence{}, Classify(fmt.Errorf("read the last fence: %w", err))
-	case last > 0:
+	case last.sequence > 0:
 		return p.Fence(ctx, outbox, term)
 	}
 	return p.fencedAt(ctx, conn, 0, subject)
@@ -113,21 +117,21 @@ func (p *Publisher) Fence(ctx context.Context, outbox string, term int64) (Fence
 		return p.fencedAt(ctx, conn, 0, "")
 	}
 	for {
-		last, seen, err := p.lastFence(ctx, conn, subject)
+		last, err := p.lastFence(ctx, conn, subject)
 		switch {
 		case err != nil:
 			return Fence{}, Classify(fmt.Errorf("read the last fence: %w", err))
-		case seen > term:
-			return Fence{}, &DeposedError{Term: seen, Ours: term}
+		case last.term > term:
+			return Fence{}, &DeposedError{Term: last.term, Ours: term}
 		}
 		msg := nats.NewMsg(subject)
 		msg.Header.Set(HeaderTerm, strconv.FormatInt(term, 10))
 		// Between our look and our message nobody may have put up another.
-		msg.Header.Set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(last, 10))
+		msg.Header.Set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(last.sequence, 10))
 		sequence, err := publishAwaiting(ctx, conn, msg, p.Stream())
 		if err == nil {
 			f, err := p.fencedAt(ctx, conn, sequence, subject)
-			f.Former = last
+			f.Former, f.Warning = last.fence, last.warning
 			return f, err
 		}
 		fault := Classify(err)
@@ -178,24 +182,72 @@ const fenceRetry = 20 * time.Millisecond
 // codeNoMessage answers a look for a message that is not there.
 const codeNoMessage = 10037
 
-// lastFence returns the sequence and term of the last message on the control
-// subject; zeros if there is none.
-func (p *Publisher) lastFence(ctx context.Context, conn *nats.Conn, subject string) (sequence uint64, term int64, err error) {
-	msg, err := p.message(ctx, conn, messageQuery{LastFor: subject})
-	if err != nil || msg == nil {
-		return 0, 0, err
-	}
-	header, _ := nats.DecodeHeadersMsg(msg.Header) // What has none, or others, has no term.
-	term, err = strconv.ParseInt(header.Get(HeaderTerm), 10, 64)
-	if err != nil {
-		return 0, 0, setupFault(fmt.Errorf("message %d of the stream, on the relay's own subject %s, is somebody else's: header %s is %q", msg.Sequence, subject, HeaderTerm, header.Get(HeaderTerm)))
-	}
-	return msg.Sequence, term, nil
+// controlled is what a control subject holds.
+type controlled struct {
+	sequence uint64 // Of its last message, whoever wrote it; 0 for none.
+	fence    uint64 // Of its last fence; 0 for none.
+	term     int64  // The highest that its fences have.
+	warning  string // Tells of somebody else's message; empty for none.
 }
 
-// messageQuery names a message of the stream.
+// maxTerm is the highest number of a term that is believed. A relay that began
+// one each millisecond would reach it after 30,000 years.
+const maxTerm = 1_000_000_000_000_000
+
+// lastFence returns what the control subject holds. Mostly its last message is
+// the last fence. If that is somebody else's message, the fences before it count,
+// and those of this term need not be read again.
+func (p *Publisher) lastFence(ctx context.Context, conn *nats.Conn, subject string) (controlled, error) {
+	msg, err := p.message(ctx, conn, messageQuery{LastFor: subject})
+	if err != nil || msg == nil {
+		return controlled{}, err
+	}
+	found := controlled{sequence: msg.Sequence}
+	if term, ok := termOf(msg); ok {
+		found.fence, found.term = msg.Sequence, term
+		return found, nil
+	}
+	found.warning = fmt.Sprintf("message %d of stream %q, on the relay's own subject %s, is somebody else's, without a term from 1 to %d in header %s, and was skipped: run `nats stream rmm %s %d`, and let nobody else publish there",
+		msg.Sequence, p.Stream(), subject, int64(maxTerm), HeaderTerm, p.Stream(), msg.Sequence)
+	p.mu.Lock()
+	from := p.fence
+	p.mu.Unlock()
+	for next := max(from, 1); next < found.sequence; {
+		msg, err := p.message(ctx, conn, messageQuery{Sequence: next, NextFor: subject})
+		switch {
+		case err != nil:
+			return controlled{}, &Error{Fault: FaultSetup, Err: fmt.Errorf("%s: %w", found.warning, err)}
+		case msg == nil || msg.Sequence >= found.sequence:
+			return found, nil
+		}
+		term, ok := termOf(msg)
+		if next == from && (!ok || msg.Sequence != from) {
+			from, next = 0, 1 // It is not the stream in which our fence stood.
+			continue
+		}
+		if ok {
+			found.fence, found.term = msg.Sequence, max(found.term, term)
+		}
+		next = msg.Sequence + 1
+	}
+	return found, nil
+}
+
+// termOf returns the term that a message says has begun; false if it is no fence.
+func termOf(msg *storedMessage) (int64, bool) {
+	header, err := nats.DecodeHeadersMsg(msg.Header)
+	if err != nil {
+		return 0, false
+	}
+	term, err := strconv.ParseInt(header.Get(HeaderTerm), 10, 64)
+	return term, err == nil && term >= 1 && term <= maxTerm
+}
+
+// messageQuery names a message of the stream: one at a sequence, the first on a
+// subject from there on, or the last one on a subject.
 type messageQuery struct {
 	Sequence uint64 `json:"seq,omitempty"`
+	NextFor  string `json:"next_by_subj,omitempty"`
 	LastFor  string `json:"last_by_subj,omitempty"`
 }
 
@@ -218,21 +270,35 @@ func (p *Publisher) message(ctx context.Context, conn *nats.Conn, query messageQ
 	if err != nil {
 		return nil, err //nolint:wrapcheck // The callers say what it was for.
 	}
+	return query.answered(msg.Data)
+}
+
+// answered reads the answer to a query; nil if there is no such message. An answer
+// with another message is none.
+func (q messageQuery) answered(data []byte) (*storedMessage, error) {
 	var answer struct {
 		Message *storedMessage      `json:"message"`
 		Error   *jetstream.APIError `json:"error"`
 	}
-	switch err := json.Unmarshal(msg.Data, &answer); {
+	switch err := json.Unmarshal(data, &answer); {
 	case err != nil:
-		return nil, fmt.Errorf("%w: %w", jetstream.ErrInvalidJSAck, err)
+		return nil, malformed(cut(err.Error()))
 	case answer.Error != nil && answer.Error.ErrorCode == codeNoMessage:
 		return nil, nil //nolint:nilnil // Documented.
 	case answer.Error != nil:
 		return nil, answer.Error
-	case answer.Message == nil:
-		return nil, jetstream.ErrInvalidJSAck
 	}
-	return answer.Message, nil
+	m := answer.Message
+	switch {
+	case m == nil:
+		return nil, malformed("neither a message nor an error")
+	case m.Sequence == 0,
+		q.LastFor != "" && m.Subject != q.LastFor,
+		q.NextFor != "" && (m.Subject != q.NextFor || m.Sequence < q.Sequence),
+		q.LastFor == "" && q.NextFor == "" && m.Sequence != q.Sequence:
+		return nil, malformed("it has another message than was asked for")
+	}
+	return m, nil
 }
 
 // publishAwaiting publishes one message and returns its sequence.
@@ -270,6 +336,21 @@ func (p *Publisher) fenceLines() []headerLine {
 		{jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(p.fence, 10)},
 		{jetstream.ExpectedLastSubjSeqSubjHeader, p.fenceSubject},
 	}...)
+}
+
+// linesSize is the size of further lines in a header block.
+func linesSize(lines []headerLine) int {
+	size := 0
+	for _, line := range lines {
+		size += len(line.name) + len(": ") + len(line.value) + len("\r\n")
+	}
+	return size
+}
+
+// tooLargeWith reports whether it is further lines that make a message of this
+// size too large.
+func tooLargeWith(lines []headerLine, size int, most int64) bool {
+	return int64(size) <= most && int64(size+linesSize(lines)) > most
 }
 
 // fenced returns a message with further headers.

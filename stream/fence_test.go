@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/google/uuid"
@@ -179,16 +180,87 @@ func TestFencesAtATime(t *testing.T) {
 	}
 }
 
-// Somebody else's message on the control subject is not taken for a fence.
-func TestForeignMessageOnTheControlSubject(t *testing.T) {
+// Somebody else's messages on the control subject are skipped, and named: the fences before them count.
+func TestForeignMessagesOnTheControlSubject(t *testing.T) {
+	subject := "_outbox.OUTBOX." + outboxName
+	for name, term := range map[string]string{
+		"no term": "", "text": "x", "zero": "0", "negative": "-5", "absurd": "9223372036854775807", "more than a bigint": "99999999999999999999",
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := streamtest.Start(t)
+			js := server.JetStream(t)
+			disturb := func() {
+				t.Helper()
+				msg := nats.NewMsg(subject)
+				msg.Header.Set("X", "\"hello\"")
+				if term != "" {
+					msg.Header.Set(stream.HeaderTerm, term)
+				}
+				if _, err := js.PublishMsg(t.Context(), msg); err != nil {
+					t.Fatal(err)
+				}
+			}
+			p := newPublisher(t, server)
+			disturb()
+			f, err := p.Unfenced(t.Context(), outboxName, 1)
+			if err != nil || f.Sequence != 2 || f.Former != 0 || !strings.Contains(f.Warning, "`nats stream rmm OUTBOX 1`") {
+				t.Fatalf("after a foreign message: %+v, %v, want a fence at 2 and a warning", f, err)
+			}
+			if f := fence(t, p, 1); f.Warning != "" || f.Former != 2 {
+				t.Errorf("after a fence: %+v, want no warning", f)
+			}
+			disturb()
+			sendInOrder(t, p, numbered(1))
+			p.Finish()
+			if o := collect(t, p, 1)[1]; o.Err == nil {
+				t.Error("a batch begins, although the last message on the control subject is not our fence")
+			}
+			if f := fence(t, p, 1); f.Former != 3 || f.Warning == "" {
+				t.Errorf("after another one: %+v, want the former fence at 3 and a warning", f)
+			}
+			disturb()
+			disturb()
+			later := newPublisher(t, server)
+			if f := fence(t, later, 7); f.Former != 5 {
+				t.Errorf("another term: %+v, want the former fence at 5", f)
+			}
+			disturb()
+			var deposed *stream.DeposedError
+			if _, err := p.Fence(t.Context(), outboxName, 1); !errors.As(err, &deposed) || deposed.Term != 7 {
+				t.Errorf("the former term: %v, want that it is deposed by term 7", err)
+			}
+			if _, err := newPublisher(t, server).Unfenced(t.Context(), outboxName, 6); !errors.As(err, &deposed) || deposed.Term != 7 {
+				t.Errorf("a term that begins: %v, want that it is deposed by term 7", err)
+			}
+			sendInOrder(t, later, numbered(2))
+			later.Finish()
+			collect(t, later, 1)
+		})
+	}
+}
+
+// A message that takes the place of all fences does not keep anybody from putting up another.
+func TestRollupOnTheControlSubject(t *testing.T) {
 	server := streamtest.Start(t)
+	js := server.JetStream(t)
 	p := newPublisher(t, server)
-	if _, err := server.JetStream(t).PublishMsg(t.Context(), nats.NewMsg("_outbox.OUTBOX."+outboxName)); err != nil {
+	str, err := js.Stream(t.Context(), "OUTBOX")
+	if err != nil {
 		t.Fatal(err)
 	}
-	var fault *stream.Error
-	if _, err := p.Fence(t.Context(), outboxName, 1); !errors.As(err, &fault) || fault.Fault != stream.FaultSetup {
-		t.Errorf("got %v, want a fault of the set-up", err)
+	config := str.CachedInfo().Config
+	config.AllowRollup = true
+	if _, err := js.UpdateStream(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
+	fence(t, p, 3)
+	msg := nats.NewMsg("_outbox.OUTBOX." + outboxName)
+	msg.Header.Set("Nats-Rollup", "sub")
+	if _, err := js.PublishMsg(t.Context(), msg); err != nil {
+		t.Fatal(err)
+	}
+	if f := fence(t, p, 3); f.Sequence != 3 || f.Former != 0 || f.Warning == "" {
+		t.Errorf("got %+v, want a fence at 3 and a warning", f)
 	}
 }
 

@@ -11,14 +11,26 @@ package stream
 func (p *Publisher) MaxData() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.maxPayload <= 0 {
+	most := p.largest()
+	if most == 0 {
 		return 0
 	}
-	most := p.maxPayload
-	if p.maxMessage > 0 {
-		most = min(most, p.maxMessage)
-	}
 	return int(max(most-smallestHeader, 1))
+}
+
+// largest returns the size of the largest message that can be stored now, headers
+// included; 0 if it is not known. The caller holds mu.
+func (p *Publisher) largest() int64 {
+	if p.maxPayload > 0 && p.maxMessage > 0 {
+		return min(p.maxPayload, p.maxMessage)
+	}
+	return max(p.maxPayload, 0)
+}
+
+func (p *Publisher) most() int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.largest()
 }
 
 // smallestHeader is the size of the header block of an event all of whose texts

@@ -237,7 +237,9 @@ func (p *Publisher) Publish(ev *Event) error {
 		return err
 	}
 	if first {
-		msg = fenced(msg, p.fenceLines())
+		if fence := p.fenceLines(); !tooLargeWith(fence, len(ev.Data)+p.composer.head, p.most()) {
+			msg = fenced(msg, fence)
+		}
 	}
 	msg.Reply = reply
 	if err = conn.PublishMsg(msg); err == nil {

@@ -119,6 +119,33 @@ func find(header nats.Header) Found {
 	return Found{Event: true, Seq: seq, ID: id, Size: size}
 }
 
+// Find returns the event of the message at a sequence of the stream, without its
+// payload's size; Found.Event is false if there is no message, or no event in it.
+// Its error is an *Error.
+func (p *Publisher) Find(ctx context.Context, sequence uint64) (Found, error) {
+	conn := p.connection()
+	if conn == nil {
+		return Found{}, Classify(nats.ErrInvalidConnection)
+	}
+	if sequence == 0 {
+		return Found{}, nil
+	}
+	msg, err := p.message(ctx, conn, messageQuery{Sequence: sequence})
+	if err != nil {
+		return Found{}, Classify(fmt.Errorf("find message %d of stream %q: %w", sequence, p.Stream(), err))
+	}
+	if msg == nil {
+		return Found{}, nil
+	}
+	header, err := nats.DecodeHeadersMsg(msg.Header)
+	if err != nil {
+		return Found{Stored: sequence}, nil //nolint:nilerr // A message that nobody can read is no event.
+	}
+	found := find(header)
+	found.Stored = sequence
+	return found, nil
+}
+
 // A Sight is what the stream looked like at one moment.
 type Sight struct {
 	// Created is when the stream was created.

@@ -221,7 +221,11 @@ func (s Setup) ControlSubject(outbox string, config jetstream.StreamConfig) stri
 	return s.Template.ControlSubject(outbox)
 }
 
-func controlSubject(stream, outbox string) string { return "_outbox." + stream + "." + outbox }
+// controlPrefix is the first token of control subjects. No template may have it:
+// an event there would take the place of a fence.
+const controlPrefix = "_outbox"
+
+func controlSubject(stream, outbox string) string { return controlPrefix + "." + stream + "." + outbox }
 
 func (s Setup) duplicateWindow() time.Duration {
 	switch {

@@ -115,6 +115,8 @@ func ParseTemplate(text string) (Template, error) {
 		return Template{}, fmt.Errorf("subject template %q: the first token must be a literal, such as outbox", text)
 	case first.literal == "_INBOX", first.literal == "_R_", first.literal == "_GR_":
 		return Template{}, fmt.Errorf("subject template %q: %s is reserved by NATS", text, first.literal)
+	case first.literal == controlPrefix:
+		return Template{}, fmt.Errorf("subject template %q: %s is where the relay keeps its own messages: take another first token, such as outbox", text, first.literal)
 	}
 	if !slices.ContainsFunc(t.tokens, func(tok templateToken) bool { return tok.field != fieldLiteral }) {
 		return Template{}, fmt.Errorf("subject template %q: needs a placeholder: {topic}, {aggregate_type}, {aggregate_id} or {event_type}", text)

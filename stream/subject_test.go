@@ -129,6 +129,8 @@ func TestParseTemplateRefuses(t *testing.T) {
 	for text, want := range map[string]string{
 		"outbox":                              "needs a placeholder",
 		"{topic}.{aggregate_id}":              "first token must be a literal",
+		"_outbox.{topic}":                     "_outbox is where the relay keeps its own messages",
+		"_outbox.OUTBOX.{aggregate_id}":       "_outbox is where the relay keeps its own messages",
 		"outbox.{topic}.{topic}":              "{topic} is used twice",
 		"outbox.x-{topic}":                    "must be a whole token",
 		"outbox.{topic}{aggregate_id}":        "must be a whole token",

@@ -1,0 +1,168 @@
+package stream_test
+
+import (
+	"errors"
+	"slices"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/go-outbox/go-outbox/stream"
+	"github.com/go-outbox/go-outbox/stream/streamtest"
+)
+
+// again is an event of another row that has the ID of this one.
+func again(ev *stream.Event, seq int64) *stream.Event {
+	twin := *ev
+	twin.Seq = seq
+	twin.Data = []byte("twin")
+	return &twin
+}
+
+// Of two rows with one ID, sent by themselves, the second is told to be a duplicate, and of which message.
+func TestDuplicateNamesTheOriginal(t *testing.T) {
+	srv := streamtest.Start(t)
+	p := newPublisher(t, srv)
+	for _, ev := range []*stream.Event{numbered(1), numbered(2), again(numbered(1), 3)} {
+		if err := p.Publish(ev); err != nil {
+			t.Fatal(err)
+		}
+	}
+	outcomes := collect(t, p, 3)
+	if first := outcomes[1]; first.Duplicate || first.Err != nil || first.Stored == 0 {
+		t.Errorf("the first: %+v", first)
+	}
+	o := outcomes[3]
+	if !o.Duplicate || o.Err != nil || o.Stored != outcomes[1].Stored {
+		t.Fatalf("the second: %+v, want a duplicate of %+v", o, outcomes[1])
+	}
+	found, err := p.Find(t.Context(), o.Stored)
+	if err != nil || !found.Event || found.Seq != 1 || found.ID != numbered(1).ID || found.Stored != o.Stored {
+		t.Errorf("the original: %+v, %v, want event 1", found, err)
+	}
+}
+
+// Find tells apart events, other messages, and none.
+func TestFind(t *testing.T) {
+	srv := streamtest.Start(t)
+	p := newPublisher(t, srv)
+	f := fence(t, p, 1)
+	msg := nats.NewMsg("outbox.x.y.z")
+	msg.Header.Set(stream.HeaderSeq, "1")
+	msg.Header.Set(stream.HeaderMsgID, "no UUID")
+	ack, err := srv.JetStream(t).PublishMsg(t.Context(), msg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, sequence := range []uint64{0, f.Sequence, ack.Sequence, ack.Sequence + 1, 1 << 63} {
+		if found, err := p.Find(t.Context(), sequence); err != nil || found.Event {
+			t.Errorf("at %d: %+v, %v, want no event", sequence, found, err)
+		}
+	}
+	p.Close()
+	var fault *stream.Error
+	if _, err := p.Find(t.Context(), 1); !errors.As(err, &fault) {
+		t.Errorf("without a connection: %v", err)
+	}
+}
+
+// An ordered batch that skips an ID says so at its end, wherever in it that was, and whoever else writes to the stream
+// in between makes no false alarm.
+func TestBatchTellsThatItSkipped(t *testing.T) {
+	for name, test := range map[string]struct {
+		known []int64 // Stored before.
+		sent  []*stream.Event
+		skips bool
+		most  uint64
+	}{
+		"nothing":            {sent: []*stream.Event{numbered(11), numbered(12)}},
+		"the first":          {known: []int64{1}, sent: []*stream.Event{again(numbered(1), 11), numbered(12)}, skips: true, most: 1},
+		"the last":           {known: []int64{1}, sent: []*stream.Event{numbered(11), again(numbered(1), 12)}, skips: true, most: 1},
+		"all":                {known: []int64{1, 2}, sent: []*stream.Event{again(numbered(1), 11), again(numbered(2), 12)}, skips: true, most: 0},
+		"one of the batch's": {sent: []*stream.Event{numbered(11), again(numbered(11), 12), numbered(13)}, skips: true, most: 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := streamtest.Start(t)
+			p := newPublisher(t, srv)
+			for _, seq := range test.known {
+				sendInOrder(t, p, numbered(seq))
+			}
+			p.Finish()
+			collect(t, p, len(test.known))
+			sendInOrder(t, p, test.sent...)
+			p.Finish()
+			outcomes, trouble := collectAll(t, p, len(test.sent), test.skips)
+			for _, o := range outcomes {
+				if o.Err != nil {
+					t.Errorf("event %d: %v", o.Seq, o.Err)
+				}
+			}
+			var skipped *stream.SkippedError
+			switch {
+			case !test.skips && trouble != nil:
+				t.Errorf("a false alarm: %v", trouble)
+			case test.skips && (trouble == nil || !errors.As(trouble, &skipped) || skipped.Most != test.most || skipped.Events != uint64(len(test.sent))):
+				t.Errorf("got %v, want at most %d of %d", trouble, test.most, len(test.sent))
+			}
+			if got := p.Pipeline() == 0; got != test.skips {
+				t.Errorf("batches rest is %v, want %v", got, test.skips)
+			}
+		})
+	}
+}
+
+// collectAll waits for n outcomes, and for trouble if there is to be some.
+func collectAll(t *testing.T, p *stream.Publisher, n int, troubled bool) (outcomes []stream.Outcome, trouble *stream.Error) {
+	t.Helper()
+	eventually(t, func() bool {
+		some, again := p.Collect(nil)
+		outcomes = append(outcomes, some...)
+		if again != nil {
+			trouble = again
+		}
+		return len(outcomes) == n && (trouble != nil || !troubled)
+	})
+	return outcomes, trouble
+}
+
+// Batches, plain publishes and other writers in turns: never a false alarm.
+func TestNoFalseAlarms(t *testing.T) {
+	srv := streamtest.Start(t)
+	p := newPublisher(t, srv)
+	js := srv.JetStream(t)
+	fence(t, p, 1)
+	seq := int64(0)
+	next := func() *stream.Event { seq++; return numbered(seq) }
+	for round := range 20 {
+		if round%3 == 0 {
+			fence(t, p, 1)
+		}
+		if _, err := js.Publish(t.Context(), "outbox.x.y.z", nil); err != nil {
+			t.Fatal(err)
+		}
+		for range 5 {
+			if err := p.Publish(next()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		first, trouble := collectAll(t, p, 5, false)
+		for range 700 {
+			sendInOrder(t, p, next())
+		}
+		p.Finish()
+		second, again := collectAll(t, p, 700, false)
+		if trouble != nil || again != nil {
+			t.Fatalf("trouble: %v, %v", trouble, again)
+		}
+		for _, o := range slices.Concat(first, second) {
+			if o.Err != nil || o.Duplicate {
+				t.Fatalf("event %d: %+v", o.Seq, o)
+			}
+		}
+		if round%5 == 0 {
+			if _, err := p.Open(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
