@@ -241,6 +241,12 @@ func checkDSN(s string) (hint string, ok bool) {
 	if strings.HasPrefix(msg, "failed to parse as") {
 		return encode, false // It may quote a part.
 	}
+	// What follows these quotes a value.
+	for _, opening := range []string{"unknown target_session_attrs value", "invalid sslcertmode", "invalid connect_timeout", "unknown channel_binding value", "invalid require_auth", "invalid min_protocol_version", "invalid max_protocol_version", "failed to read service"} {
+		if strings.HasPrefix(msg, opening) {
+			return opening, false
+		}
+	}
 	return msg, false
 }
 
