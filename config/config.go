@@ -9,8 +9,17 @@ import (
 // start from [Default] or [Load].
 type Config struct {
 	// DatabaseDSN says how to reach Postgres, as a URL or in keyword form. It
-	// has no default.
+	// has no default. [Load] fills it from DatabaseDSNFile, if that is given
+	// instead.
 	DatabaseDSN Secret
+
+	// DatabaseDSNFile is a file with the DSN, which is read again at each
+	// connection. Default none.
+	DatabaseDSNFile string
+
+	// DatabasePasswordFile is a file with the password, which is read again at
+	// each connection and goes before what the DSN says. Default none.
+	DatabasePasswordFile string
 
 	// AdvisoryLock is the number relays of one outbox compete for. Two outbox
 	// tables in one database may share it. Default 42.

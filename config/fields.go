@@ -55,14 +55,30 @@ func (f Field) got(value any) string {
 	return "got " + quote(text)
 }
 
+// The two ways to say how to reach Postgres.
+const (
+	dsnKey     = "database_dsn"
+	dsnFileKey = "database_dsn_file"
+)
+
 // Fields returns every setting, in the order of the sample file.
 func Fields() []Field {
 	const day = 24 * time.Hour
 	fields := []Field{
 		{
-			Key: "database_dsn", Env: "OUTBOX_DATABASE_DSN", Required: true,
-			Doc:  "How to reach Postgres. Not through a pooler in transaction mode, which breaks advisory locks and LISTEN.",
+			Key: dsnKey, Env: "OUTBOX_DATABASE_DSN", Required: true,
+			Doc:  "How to reach Postgres itself, not a pooler. Of several hosts the one that takes writes is used. Either this or database_dsn_file.",
 			form: dsn(func(c *Config) *Secret { return &c.DatabaseDSN }),
+		},
+		{
+			Key: dsnFileKey, Env: "OUTBOX_DATABASE_DSN_FILE", file: true,
+			Doc:  "File with the DSN, in one line. It is read again at each connection, so that a password that was replaced needs no restart.",
+			form: filePath(func(c *Config) *string { return &c.DatabaseDSNFile }),
+		},
+		{
+			Key: "database_password_file", Env: "OUTBOX_DATABASE_PASSWORD_FILE", file: true,
+			Doc:  "File with the password, in one line. It is read again at each connection and goes before what the DSN says.",
+			form: filePath(func(c *Config) *string { return &c.DatabasePasswordFile }),
 		},
 		{
 			Key: "nats_url", Env: "OUTBOX_NATS_URL",

@@ -25,10 +25,23 @@ func loadSample(t *testing.T, edit func(string) string) config.Config {
 	return cfg
 }
 
+// The sample names no database: whoever starts a relay without saying which one means none that happens to be there.
+func TestSampleNamesNoDatabase(t *testing.T) {
+	data, err := os.ReadFile("relay.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = loadFile(string(data))
+	compare(t, faults(t, err), []string{"config/relay.toml: database_dsn: not set, want a postgres:// URL or a connection string in keyword form (host=... dbname=...) (or set OUTBOX_DATABASE_DSN, or name a file that has it in OUTBOX_DATABASE_DSN_FILE)"})
+}
+
+// named is the sample with its example of a DSN.
+func named(s string) string { return strings.ReplaceAll(s, "\n#database_dsn =", "\ndatabase_dsn =") }
+
 func TestSampleEqualsTheDefaults(t *testing.T) {
-	got := loadSample(t, func(s string) string { return s })
+	got := loadSample(t, named)
 	want := config.Default()
-	want.DatabaseDSN = "postgres://admin:admin123456@localhost:5432/outbox?sslmode=disable"
+	want.DatabaseDSN = "postgres://app@localhost:5432/shop"
 	if got != want {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
@@ -36,7 +49,7 @@ func TestSampleEqualsTheDefaults(t *testing.T) {
 
 // The one setting the sample leaves out is written there with its default, too.
 func TestSampleWithEverythingSet(t *testing.T) {
-	got := loadSample(t, func(s string) string { return strings.ReplaceAll(s, "\n#http_addr", "\nhttp_addr") })
+	got := loadSample(t, func(s string) string { return strings.ReplaceAll(named(s), "\n#http_addr", "\nhttp_addr") })
 	want := config.Default()
 	want.DatabaseDSN = got.DatabaseDSN
 	want.HTTPAddrSet = true
@@ -85,7 +98,7 @@ func TestEveryFieldIsDocumented(t *testing.T) {
 // changes with it, and loads again as the same value.
 func TestFieldsCoverTheConfig(t *testing.T) {
 	values := map[string]string{
-		"OUTBOX_DATABASE_DSN": "host=h", "OUTBOX_NATS_URL": "embedded", "OUTBOX_ADVISORY_LOCK": "7", "OUTBOX_TABLE": "s.t",
+		"OUTBOX_DATABASE_DSN": "host=h", "OUTBOX_DATABASE_DSN_FILE": "dsn", "OUTBOX_DATABASE_PASSWORD_FILE": "file", "OUTBOX_NATS_URL": "embedded", "OUTBOX_ADVISORY_LOCK": "7", "OUTBOX_TABLE": "s.t",
 		"OUTBOX_MIGRATE": "false", "OUTBOX_STRICT": "true", "OUTBOX_HTTP_ADDR": "off", "OUTBOX_LOGGING_LEVEL": "warn",
 		"OUTBOX_LOGGING_FORMAT": "json", "OUTBOX_NATS_CREDS": "file", "OUTBOX_NATS_NKEY": "file", "OUTBOX_NATS_TLS_CA": "file",
 		"OUTBOX_NATS_TLS_CERT": "file", "OUTBOX_NATS_TLS_KEY": "file", "OUTBOX_NATS_LISTEN": ":0", "OUTBOX_NATS_STORE_DIR": "dir",
@@ -106,9 +119,11 @@ func TestFieldsCoverTheConfig(t *testing.T) {
 			switch changed.Env {
 			case "OUTBOX_NATS_TLS_CERT", "OUTBOX_NATS_TLS_KEY":
 				env["OUTBOX_NATS_TLS_CERT"], env["OUTBOX_NATS_TLS_KEY"] = "other", "other"
+			case "OUTBOX_DATABASE_DSN_FILE":
+				env = map[string]string{"OUTBOX_DATABASE_DSN_FILE": "other dsn"}
 			default:
 			}
-			files := map[string]string{"file": "", "other": ""}
+			files := map[string]string{"file": "", "other": "", "dsn": dsn + "\n", "other dsn": dsn}
 			before, err := config.Load(sources(env, files))
 			if err != nil {
 				t.Fatal(err)

@@ -208,27 +208,46 @@ func dsn(at func(*Config) *Secret) form {
 
 // checkDSN asks pgx whether it understands the connection string, since pgx is
 // who will have to; like then, PG variables and libpq's files fill in what the
-// string leaves out.
+// string leaves out. Which of its parameters can work, package store knows.
 //
 // The error pgx gives quotes the string, with the password masked as well as it
 // can tell where that is. Only what follows the quotation is passed on, and
-// only if the string is regular enough for its parts to be certain.
+// only if the string is regular enough for its parts to be certain. One that is
+// not is refused even if pgx makes something of it: what it takes for a host
+// may be the rest of a password, and would be logged.
 func checkDSN(s string) (hint string, ok bool) {
+	const (
+		encode = "it cannot be parsed; special characters of a password must be percent-encoded in a URL, and quoted in keyword form"
+		jdbc   = "leave out jdbc:, and write the user and the password before the host"
+	)
+	if strings.HasPrefix(strings.ToLower(strings.TrimSpace(s)), "jdbc:") {
+		return jdbc, false
+	}
 	// pgx takes what has no scheme it knows for keywords, and so
 	// mysql://h/d?x=1 for the value 1 of a keyword with an odd name.
 	keywords := strings.Contains(s, "=") && !scheme.MatchString(s)
 	if !isPostgresURL(s) && !keywords {
 		return "", false
 	}
+	if _, certain := redact(s); !certain || isPostgresURL(s) && strings.Count(s, "@") > 1 {
+		return encode, false
+	}
 	_, err := pgconn.ParseConfig(s)
 	if err == nil {
 		return "", true
 	}
-	if _, certain := redact(s); !certain {
-		return "it cannot be parsed; special characters of a password must be percent-encoded in a URL, and quoted in keyword form", false
-	}
 	msg := err.Error()
-	return strings.TrimPrefix(msg[strings.LastIndexByte(msg, '`')+1:], ": "), false
+	msg = strings.TrimPrefix(msg[strings.LastIndexByte(msg, '`')+1:], ": ")
+	if strings.HasPrefix(msg, "failed to parse as") {
+		return encode, false // It may quote a part.
+	}
+	// What follows these quotes a value.
+	for _, opening := range []string{"unknown target_session_attrs value", "invalid sslcertmode", "invalid connect_timeout", "unknown channel_binding value", "invalid require_auth", "invalid min_protocol_version", "invalid max_protocol_version", "failed to read service"} {
+		if strings.HasPrefix(msg, opening) {
+			return opening, false
+		}
+	}
+	return msg, false
 }
 
 func isPostgresURL(s string) bool {

@@ -15,7 +15,7 @@ func FuzzLoad(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(string(sample), "")
+	f.Add(named(string(sample)), "")
 	f.Add("database_dsn = 'host=h'\n[relay]\nbatch_size = 1", "1s")
 	f.Add("[[relay]]\nx = 1\n[relay.y]\nz = {a = {b = [1, {c = 2}]}}", "-1")
 	f.Add("relay = {batch_size = 1, on_dead.x = 2}\n\"a.b\".c = 1979-05-27", "{topic}.{")

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -39,8 +40,52 @@ type Sources struct {
 	Environ func() []string
 
 	// ReadFile reads the configuration, and the files it names to see that
-	// they can be read. Default os.ReadFile.
+	// they can be read. Default [ReadFile].
 	ReadFile func(name string) ([]byte, error)
+
+	// Unneeded tells settings whose files need not be there, by key. Default
+	// none: all are read.
+	Unneeded func(key string) bool
+
+	// Check finds what this package cannot: it is asked once all else was, also
+	// if there are faults already, with the defaults in place of what is
+	// faulty. Its findings are placed where the settings were made. Default
+	// nil.
+	Check func(c Config) []Finding
+}
+
+// Finding is a fault of one setting that [Sources.Check] has found.
+type Finding struct {
+	// Key is the setting's key in the file.
+	Key string
+
+	// Problem is what is wrong with it, without secrets.
+	Problem string
+}
+
+// MaxFileSize is the most that [ReadFile] reads.
+const MaxFileSize = 1 << 20
+
+// ReadFile reads a regular file of at most [MaxFileSize] bytes. A pipe would be
+// waited for, and some devices never end.
+func ReadFile(name string) ([]byte, error) {
+	info, err := os.Stat(name)
+	switch {
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, &fs.PathError{Op: "read", Path: name, Err: errors.New("not a regular file")}
+	}
+	file, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	data, err := io.ReadAll(io.LimitReader(file, MaxFileSize+1))
+	if err == nil && len(data) > MaxFileSize {
+		err = &fs.PathError{Op: "read", Path: name, Err: fmt.Errorf("more than %d bytes", MaxFileSize)}
+	}
+	return data, err
 }
 
 // Load reads the configuration from its sources and checks it. If the error is
@@ -51,7 +96,7 @@ func Load(src Sources) (Config, error) {
 		src.LookupEnv = os.LookupEnv
 	}
 	if src.ReadFile == nil {
-		src.ReadFile = os.ReadFile
+		src.ReadFile = ReadFile
 	}
 	l := &loader{
 		Sources: src,
@@ -63,9 +108,12 @@ func Load(src Sources) (Config, error) {
 	}
 	l.loadFile()
 	l.loadEnvironment()
-	l.checkRequired()
+	l.chooseDSN()
 	l.checkFiles()
+	l.readDSN()
+	l.checkRequired()
 	l.checkRelations()
+	l.checkFurther()
 	if err := l.faults.ErrorOrNil(); err != nil {
 		return Config{}, err
 	}
@@ -249,12 +297,75 @@ func (l *loader) checkRequired() {
 		if _, set := l.origins[f.Key]; set || !f.Required || l.faulty[f.Key] {
 			continue
 		}
-		fault := &Error{Place: envPlace, Setting: f.Env, Problem: "not set", Want: f.Want}
+		if f.Key == dsnKey && (l.config.DatabaseDSNFile != "" || l.faulty[dsnFileKey]) {
+			continue
+		}
+		fault := &Error{Place: envPlace, Setting: f.Env, Problem: "not set", Want: f.Want, Hint: "or name a file that has it in " + f.Env + "_FILE"}
 		if l.file != "" {
 			fault.Place, fault.Setting = l.file, f.Key
-			fault.Hint = "or set " + f.Env
+			fault.Hint = "or set " + f.Env + ", or name a file that has it in " + f.Env + "_FILE"
 		}
 		l.fault(fault)
+	}
+}
+
+// chooseDSN makes the DSN and its file alternatives: the environment's goes
+// before the file's, and in one place there is but one.
+func (l *loader) chooseDSN() {
+	dsn, dsnSet := l.origins[dsnKey]
+	file, fileSet := l.origins[dsnFileKey]
+	if !dsnSet || !fileSet || l.config.DatabaseDSNFile == "" {
+		return
+	}
+	switch {
+	case dsn.place == envPlace && file.place != envPlace:
+		l.config.DatabaseDSNFile = ""
+		delete(l.origins, dsnFileKey)
+	case file.place == envPlace && dsn.place != envPlace:
+		l.config.DatabaseDSN = ""
+		delete(l.origins, dsnKey)
+	default:
+		l.faulty[dsnFileKey] = true
+		l.fault(&Error{Place: file.place, Setting: file.setting, Problem: "set, and so is " + l.whence(dsnKey), Want: "one of them"})
+	}
+}
+
+// readDSN takes the DSN from its file.
+func (l *loader) readDSN() {
+	name := l.config.DatabaseDSNFile
+	if name == "" || l.faulty[dsnFileKey] {
+		return
+	}
+	at := l.origins[dsnFileKey]
+	data, err := l.ReadFile(name)
+	if err != nil {
+		return // checkFiles has said so, or it is not needed.
+	}
+	i := slices.IndexFunc(l.fields, func(f Field) bool { return f.Key == dsnKey })
+	hint, ok := l.fields[i].form.parse(&l.config, strings.TrimRight(string(data), "\r\n"))
+	if !ok {
+		l.faulty[dsnFileKey] = true
+		l.fault(&Error{Place: at.place, Setting: at.setting, Problem: "in the file " + quote(name) + " is something else", Want: l.fields[i].Want, Hint: hint})
+	}
+}
+
+// checkFurther reports what others find.
+func (l *loader) checkFurther() {
+	if l.Check == nil {
+		return
+	}
+	for _, finding := range l.Check(l.config) {
+		at, set := l.origins[finding.Key]
+		if !set && finding.Key == dsnKey && l.config.DatabaseDSNFile != "" {
+			at, set = l.origins[dsnFileKey]
+		}
+		switch {
+		case l.faulty[finding.Key]:
+		case set:
+			l.fault(&Error{Place: at.place, Setting: at.setting, Problem: finding.Problem})
+		default:
+			l.fault(&Error{Place: "default", Setting: finding.Key, Problem: finding.Problem})
+		}
 	}
 }
 
@@ -262,7 +373,7 @@ func (l *loader) checkRequired() {
 func (l *loader) checkFiles() {
 	for _, f := range l.fields {
 		name := f.Value(l.config)
-		if !f.file || name == "" || l.faulty[f.Key] {
+		if !f.file || name == "" || l.faulty[f.Key] || l.Unneeded != nil && l.Unneeded(f.Key) {
 			continue
 		}
 		if _, err := l.ReadFile(name); err != nil {

@@ -196,14 +196,14 @@ func TestFaults(t *testing.T) {
 		{
 			name: "nothing set",
 			want: []string{
-				"environment: OUTBOX_DATABASE_DSN: not set, want a postgres:// URL or a connection string in keyword form (host=... dbname=...)",
+				"environment: OUTBOX_DATABASE_DSN: not set, want a postgres:// URL or a connection string in keyword form (host=... dbname=...) (or name a file that has it in OUTBOX_DATABASE_DSN_FILE)",
 			},
 		},
 		{
 			name: "the required setting is missing in a file",
 			file: `migrate = false`,
 			want: []string{
-				"config/relay.toml: database_dsn: not set, want a postgres:// URL or a connection string in keyword form (host=... dbname=...) (or set OUTBOX_DATABASE_DSN)",
+				"config/relay.toml: database_dsn: not set, want a postgres:// URL or a connection string in keyword form (host=... dbname=...) (or set OUTBOX_DATABASE_DSN, or name a file that has it in OUTBOX_DATABASE_DSN_FILE)",
 			},
 		},
 		{

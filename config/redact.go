@@ -136,7 +136,7 @@ func redactURL(s string) (shown string, certain bool) {
 
 // redactUser redacts what stands before the '@' of a URL.
 func redactUser(prefix, info string) (shown string, certain bool) {
-	if _, err := url.PathUnescape(info); err != nil || info == "" {
+	if _, err := url.PathUnescape(info); err != nil || info == "" || strings.ContainsAny(info, " \t\n\r\v\f") {
 		return "", false
 	}
 	if !isPostgresURL(prefix) {

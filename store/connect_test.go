@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -210,15 +211,106 @@ func several(t *testing.T, dsns ...string) string {
 
 // A server that takes no writes is passed over, unless the DSN says otherwise.
 func TestAServerThatTakesNoWritesIsPassedOver(t *testing.T) {
-	// A relay's connection may write whatever default_transaction_read_only says, so this takes a real standby's answer.
-	outbox := open(t, storetest.NewDatabase(t), store.Options{})
-	if err := outbox.Migrate(t.Context()); err != nil {
+	launch := func() *postgres.Server {
+		t.Helper()
+		server, err := postgres.Launch(t.Context(), postgres.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = server.Close() })
+		return server
+	}
+	server, standby := launch(), launch()
+	if err := errors.Join(server.Stop(postgres.Fast), standby.Stop(postgres.Fast)); err != nil {
 		t.Fatal(err)
 	}
-	for attrs, want := range map[string]string{"standby": "a relay writes", "read-only": "a relay writes", "prefer-standby": "a relay writes", "any": "", "primary": "", "read-write": ""} {
-		_, err := store.Open("postgres://host/db?target_session_attrs="+attrs, store.Options{})
-		if got := fmt.Sprint(err); (want == "") != (err == nil) || !strings.Contains(got, want) {
-			t.Errorf("target_session_attrs=%s: got %v, want %q", attrs, err, want)
+	// A copy of the server that waits for more of its log is a standby.
+	data := func(s *postgres.Server) string { return filepath.Join(filepath.Dir(s.LogFile()), "data") }
+	signal := filepath.Join(data(standby), "standby.signal")
+	script := `rm -rf "$2" && cp -a "$1" "$2" && touch "$3" && chown --reference="$2/PG_VERSION" "$3"`
+	if out, err := exec.CommandContext(t.Context(), "sh", "-c", script, "sh", data(server), data(standby), signal).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := errors.Join(server.Start(t.Context()), standby.Start(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+
+	outbox := open(t, several(t, standby.DSN(), server.DSN()), store.Options{})
+	if err := outbox.Migrate(t.Context()); err != nil {
+		t.Errorf("with a standby before the primary: %v", err)
+	}
+	err := open(t, standby.DSN(), store.Options{}).Check(t.Context())
+	if !errors.Is(err, store.ErrStandby) || store.Fatal(err) || !strings.Contains(err.Error(), "name the primary") {
+		t.Errorf("with a standby only: got %v, want %v, which passes", err, store.ErrStandby)
+	}
+	if found, err := open(t, standby.DSN()+"&target_session_attrs=any", store.Options{}).Diagnose(t.Context()); err != nil || !found.Standby {
+		t.Errorf("with target_session_attrs=any: got %+v, %v, want the standby", found, err)
+	}
+	t.Setenv("PGTARGETSESSIONATTRS", "any")
+	if found, err := open(t, standby.DSN(), store.Options{}).Diagnose(t.Context()); err != nil || !found.Standby {
+		t.Errorf("with PGTARGETSESSIONATTRS=any: got %+v, %v, want the standby", found, err)
+	}
+}
+
+func TestDSNsThatCannotWork(t *testing.T) {
+	for dsn, want := range map[string]string{
+		"postgres://h/d?target_session_attrs=standby":        "a relay writes",
+		"postgres://h/d?target_session_attrs=read-only":      "a relay writes",
+		"postgres://h/d?target_session_attrs=prefer-standby": "a relay writes",
+		"postgres://h/d?sslmode=on":                          "parameter sslmode: its value is not accepted, want disable",
+		"postgres://h/d?sslMode=require":                     "did you mean sslmode?",
+		"postgres://h/d?ssl_mode=require":                    "did you mean sslmode?",
+		"postgres://h/d?ssl=1":                               "use sslmode=require",
+		"postgres://h/d?pool_max_conns=4":                    "parameter pool_max_conns: it belongs to a connection pool",
+		"postgres://h/d?schema=shop":                         "OUTBOX_TABLE=shop.outbox",
+		"postgres://h/d?pgbouncer=true":                      "connect to the server itself",
+		"postgres://h/d?gssencmode=require":                  "use TLS",
+		"postgres://h/d?replication=database":                "parameter replication",
+		"postgres://h/d?sslmode=disable&nonsense=1":          "its parameter number 2 is not known",
+		"host=h hostaddr=127.0.0.1":                          "give the address as the host",
+		"host=h port=99999":                                  "parameter port: its value is not accepted, want 1 to 65535",
+		"jdbc:postgresql://h/d":                              "leave out jdbc:",
+		"postgres://h:1,i:2,j/d?port=1,2":                    "could not match 2 port numbers to 3 hosts",
+		"postgres://u:p@x@h/d":                               "percent-encoded",
+		"postgres://h/d?sslrootcert=/none&sslmode=verify-ca": "/none",
+		"host=h password=a b":                                "single quotes",
+	} {
+		if err := store.CheckDSN(dsn); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "nonsense") {
+			t.Errorf("%s: got %v, want an error with %q", dsn, err, want)
+		}
+	}
+	for _, dsn := range []string{
+		"", "postgres://", "postgres:///d?host=/run", "postgres://%2Frun/d", "postgres://u:p%40w@[::1]:5432,h:1/d?sslmode=disable&connect_timeout=2", "host=h user=u password='it\\'s' dbname=d",
+		"postgres://h/d?options=-c%20geqo%3Doff&application_name=x&TimeZone=UTC&search_path=x&keepalives=1&gssencmode=disable&ssl=true&role=r&app.user=me&statement_cache_capacity=0",
+		"postgresql://h/d?target_session_attrs=primary&fallback_application_name=x&work_mem=8MB",
+	} {
+		if err := store.CheckDSN(dsn); err != nil {
+			t.Errorf("%s: %v, want none", dsn, err)
+		}
+	}
+}
+
+// Nothing of a malformed DSN is in the error, wherever the secret has got to.
+func TestNothingOfADSNIsShown(t *testing.T) {
+	const secret = "hunter2"
+	for _, template := range []string{
+		"%s", "%s@h", "postgres://%s", "postgres://u:%s", "postgres://u:p@%s@h/d", "postgres://u:%s@p@h/d", "postgres://u:1/%s@h/d", "postgres://u:1?%s@h/d", "postgres://u:1#%s@h", "postgres://u:p@h:%s/d",
+		"postgres://u:p@h/d/%s", "postgres://u:p@h/d?%s", "postgres://u:p@h/d?%s=1", "postgres://u:p@h/d?a=%s=1", "postgres://u:p@h/d?%s=%s", "postgres://u:%s%%zz@h/d", "postgres://u:p %s@h/d",
+		"jdbc:postgresql://h/d?password=%s", "mysql://u:%s@h/d", "host=h password=p %s", "host=h password=p %s=1", "host=h password='%s", "host=h port=%s", "host=h %s = 1", "host=h password=%s port=x",
+		"host=h sslmode=%s", "host=h target_session_attrs=%s", "postgres://u:%s@h/d?pool_max_conns=1", "postgres://u:%s@h/d?sslmode=x", "host=h sslcertmode=%s", "host=h connect_timeout=%s", "host=h channel_binding=%s",
+		"host=h require_auth=%s", "host=h min_protocol_version=%s", "host=h default_query_exec_mode=%s", "host=h statement_cache_capacity=%s", "host=h service=%s",
+	} {
+		dsn := strings.NewReplacer("%s", secret, "%%", "%").Replace(template)
+		_, err := store.Open(dsn, store.Options{})
+		if err == nil {
+			if strings.HasPrefix(dsn, "postgres://hunter2") {
+				continue // That is a host.
+			}
+			t.Errorf("%s: it was accepted", dsn)
+			continue
+		}
+		if strings.Contains(fmt.Sprintf("%v %+v %#v", err, err, err), secret) {
+			t.Errorf("%s: it shows the secret: %v", dsn, err)
 		}
 	}
 }

@@ -68,7 +68,7 @@ func parseDSN(dsn string) (target, error) {
 }
 
 // parseFault is what pgx says of a DSN that is well formed, without the DSN, which it quotes with as much of a password as it
-// does not recognise.
+// does not recognise, and without values, which it quotes too.
 func parseFault(err error) error {
 	text := err.Error()
 	text = strings.TrimPrefix(text[strings.LastIndexByte(text, '`')+1:], ": ")
@@ -77,8 +77,25 @@ func parseFault(err error) error {
 		return errURL
 	case strings.Contains(text, "failed to parse as keyword/value"):
 		return errKeyword
-	case strings.Contains(text, "sslmode is invalid"):
-		return errors.New("parameter sslmode: want disable, allow, prefer, require, verify-ca or verify-full")
+	}
+	for _, accepts := range []struct{ name, mark, want string }{
+		{"sslmode", "sslmode is invalid", "disable, allow, prefer, require, verify-ca or verify-full"},
+		{"target_session_attrs", "target_session_attrs", "read-write, primary or any"},
+		{"sslcertmode", "sslcertmode", "disable, allow or require"},
+		{"connect_timeout", "connect_timeout", "a number of seconds"},
+		{"channel_binding", "channel_binding", "disable, prefer or require"},
+		{"require_auth", "require_auth", "a list of methods, such as scram-sha-256"},
+		{"min_protocol_version", "min_protocol_version", "3.0, 3.2 or latest"},
+		{"max_protocol_version", "max_protocol_version", "3.0, 3.2 or latest"},
+		{"default_query_exec_mode", "default_query_exec_mode", "none: the outbox has its own"},
+		{"statement_cache_capacity", "statement_cache_capacity", "none: the outbox has its own"},
+		{"description_cache_capacity", "description_cache_capacity", "none: the outbox has its own"},
+		{"service", "service", "one that is in the service file, and that file to be readable"},
+		{"port", "invalid port", "1 to 65535"},
+	} {
+		if strings.Contains(text, accepts.mark) {
+			return fmt.Errorf("parameter %s: its value is not accepted, want %s", accepts.name, accepts.want)
+		}
 	}
 	return errors.New(text)
 }

@@ -81,11 +81,16 @@ func (t Table) insertOne() string {
 	return "insert into " + t.outbox() + " " + insertColumns + " values ($1, $2, $3, $4, $5, $6, $7)"
 }
 
+// insertMany names all types and functions with their schema: it runs on the caller's connection, whose search_path may lead
+// to others first.
 func (t Table) insertMany() string {
 	// Identity values are drawn in the order in which the rows arrive, hence the ORDER BY.
 	return "insert into " + t.outbox() + " " + insertColumns + `
-select id, topic, aggregate_type, aggregate_id, event_type, data, headers::jsonb
-  from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bytea[], $7::text[]) with ordinality
+select id, topic, aggregate_type, aggregate_id, event_type, data, headers::pg_catalog.jsonb
+  from rows from (
+           pg_catalog.unnest($1::pg_catalog.uuid[]), pg_catalog.unnest($2::pg_catalog.text[]), pg_catalog.unnest($3::pg_catalog.text[]),
+           pg_catalog.unnest($4::pg_catalog.text[]), pg_catalog.unnest($5::pg_catalog.text[]), pg_catalog.unnest($6::pg_catalog.bytea[]),
+           pg_catalog.unnest($7::pg_catalog.text[])) with ordinality
        as event (id, topic, aggregate_type, aggregate_id, event_type, data, headers, n)
  order by n`
 }

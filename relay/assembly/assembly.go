@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/go-outbox/go-outbox/config"
 	"github.com/go-outbox/go-outbox/election"
 	"github.com/go-outbox/go-outbox/relay"
@@ -40,6 +42,9 @@ type Options struct {
 	Name string
 	// Logger receives what an operator wants to know, never payloads. The default discards it.
 	Logger *slog.Logger
+	// BeforeConnect may change how the next connection to Postgres is made, above all the password: see
+	// store.Options.BeforeConnect.
+	BeforeConnect func(ctx context.Context, config *pgx.ConnConfig) error
 	// Hooks are told what the relay does, for metrics: see package metrics.
 	Hooks relay.Hooks
 }

@@ -44,13 +44,21 @@ func planOf(c config.Config, o Options) (plan, error) {
 		faults = append(faults, fmt.Errorf("relay.retain: got \"0s\", with strict = true: %s", noArchive))
 	}
 	table := store.Table(c.Table)
+	dsn := string(c.DatabaseDSN)
+	if c.DatabaseDSNFile != "" {
+		dsn = "" // It is read from there, each time.
+	}
 	p := plan{
-		dsn: string(c.DatabaseDSN),
+		dsn: dsn,
 		store: store.Options{
 			Table:    table,
 			HoldDead: c.Relay.OnDead == config.OnDeadHold,
 			Retain:   c.Relay.Retain,
 			Logger:   o.Logger,
+
+			DSNFile:       c.DatabaseDSNFile,
+			PasswordFile:  c.DatabasePasswordFile,
+			BeforeConnect: o.BeforeConnect,
 		},
 		publisher: stream.PublisherOptions{
 			Connect: connectOptions(c.NATS, o),

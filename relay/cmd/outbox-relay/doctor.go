@@ -87,20 +87,20 @@ func (d *doctor) note(status verdict, check, format string, args ...any) {
 }
 
 func (d *doctor) examine(ctx context.Context) {
-	c, err := d.p.config(needAll)
-	if err != nil {
-		if usage, ok := errors.AsType[*usageError](err); ok {
-			err = usage.err // The hint is for who asked for something else.
-		}
-		d.fail("configuration", "%v", err)
-		return
+	_, faults := d.p.config(needAll)
+	if usage, ok := errors.AsType[*usageError](faults); ok {
+		faults = usage.err // The hint is for who asked for something else.
 	}
-	d.config = c
-	if err := assembly.Validate(c); err != nil {
-		d.fail("configuration", "%v", err)
+	if faults != nil {
+		d.fail("configuration", "%v", faults)
 	} else {
 		d.ok("configuration", "valid")
 	}
+	c, err := d.p.config(needForm)
+	if err != nil {
+		return // Its faults are among those above.
+	}
+	d.config = c
 	d.examineElection()
 	d.examineRetain()
 	d.examineDatabase(ctx)
@@ -145,7 +145,9 @@ func (d *doctor) examineDatabase(ctx context.Context) {
 	d.examineDurability(&found)
 	if d.examineTables(&found) {
 		d.examineTrigger(&found)
-		d.examineContents(ctx, outbox)
+		if !errors.Is(found.Tables, store.ErrRowSecurity) { // Otherwise there is no looking.
+			d.examineContents(ctx, outbox)
+		}
 	}
 }
 

@@ -115,7 +115,7 @@ func TestDoctorWarns(t *testing.T) {
 	env["OUTBOX_STRICT"] = "true"
 	d = diagnose(t, env)
 	expectCode(t, d.result, 1)
-	d.expect(t, append(warnings, "failure configuration: relay.retain")...)
+	d.expect(t, append(warnings, "failure configuration: OUTBOX_RETAIN")...)
 	env["OUTBOX_RETAIN"] = "1m"
 	d = diagnose(t, env)
 	expectCode(t, d.result, 1)
@@ -174,7 +174,7 @@ func TestDoctorLooksAtTheRole(t *testing.T) {
 	sql(t, dsn, `alter table outbox enable row level security`)
 	d = diagnose(t, env)
 	expectCode(t, d.result, 1)
-	d.expect(t, "ok schema", "ok privileges", "failure row security: BYPASSRLS", "ok trigger", "ok backlog")
+	d.expect(t, "ok schema", "ok privileges", "failure row security: BYPASSRLS", "ok trigger", "no backlog", "no contents")
 
 	env["OUTBOX_TABLE"] = "elsewhere.outbox"
 	d = diagnose(t, env)
@@ -207,7 +207,7 @@ func TestDoctorFindsWhatIsWrongWithTheBroker(t *testing.T) {
 		{"lax plans", environment{
 			"OUTBOX_NATS_URL": taken.URL(), "OUTBOX_SUBJECT": "free.{topic}", "OUTBOX_STREAM_STORAGE": "memory", "OUTBOX_DUPLICATE_WINDOW": "1s",
 		}, []string{"ok stream", "warning stream: is to be kept in memory", "warning duplicate window: 1s is less than 22s"}},
-		{"bad subject", environment{"OUTBOX_NATS_URL": taken.URL(), "OUTBOX_SUBJECT": "events"}, []string{"failure configuration: subject: ", "ok postgres", "ok nats", "no stream"}},
+		{"bad subject", environment{"OUTBOX_NATS_URL": taken.URL(), "OUTBOX_SUBJECT": "events"}, []string{"failure configuration: OUTBOX_SUBJECT: ", "ok postgres", "ok nats", "no stream"}},
 		{"embedded, not running", environment{"OUTBOX_NATS_URL": "embedded", "OUTBOX_NATS_LISTEN": "127.0.0.1:1"}, []string{"ok configuration", "warning nats: the embedded server runs inside the relay"}},
 		{"embedded anywhere", environment{"OUTBOX_NATS_URL": "embedded", "OUTBOX_NATS_LISTEN": "127.0.0.1:0"}, []string{"warning nats: set OUTBOX_NATS_LISTEN"}},
 		{"embedded, running", environment{"OUTBOX_NATS_URL": "embedded", "OUTBOX_NATS_LISTEN": strings.TrimPrefix(taken.URL(), "nats://"), "OUTBOX_SUBJECT": "free.{topic}"}, []string{"ok nats", "ok stream"}},

@@ -67,7 +67,11 @@ func (p *process) outbox() (*store.Outbox, error) {
 
 // openOutbox opens the outbox of a configuration, for a command that needs no more of it.
 func openOutbox(c config.Config) (*store.Outbox, error) {
-	outbox, err := store.Open(string(c.DatabaseDSN), store.Options{Table: store.Table(c.Table)})
+	dsn := string(c.DatabaseDSN)
+	if c.DatabaseDSNFile != "" {
+		dsn = "" // It is read from there.
+	}
+	outbox, err := store.Open(dsn, store.Options{Table: store.Table(c.Table), DSNFile: c.DatabaseDSNFile, PasswordFile: c.DatabasePasswordFile})
 	if err != nil {
 		return nil, wrongConfig(err)
 	}

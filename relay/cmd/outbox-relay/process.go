@@ -9,6 +9,7 @@ import (
 	"github.com/lmittmann/tint"
 
 	"github.com/go-outbox/go-outbox/config"
+	"github.com/go-outbox/go-outbox/relay/assembly"
 )
 
 // process is what a command gets from its surroundings.
@@ -33,6 +34,8 @@ type need int
 const (
 	// needAll is for the relay.
 	needAll need = iota
+	// needForm is for who finds out by itself what settings in the right form are worth.
+	needForm
 	// needDatabase is for what does not talk to the broker: the files with its credentials and certificates
 	// need not be there, as they are not in a container that only migrates.
 	needDatabase
@@ -46,13 +49,21 @@ func (p *process) config(n need) (config.Config, error) {
 		LookupEnv: p.lookupEnv,
 		Environ:   func() []string { return p.environ },
 	}
-	if n >= needDatabase {
-		sources.ReadFile = p.readConfigOnly
-	}
-	if n >= needNothing {
+	switch n {
+	case needAll:
+		sources.Check = assembly.Check
+	case needForm:
+	case needDatabase:
+		sources.Check = assembly.CheckDatabase
+		sources.Unneeded = func(key string) bool { return strings.HasPrefix(key, "nats_") }
+	case needNothing:
+		sources.Unneeded = func(string) bool { return true }
 		sources.LookupEnv = func(name string) (string, bool) {
-			if name == "OUTBOX_DATABASE_DSN" {
+			switch name {
+			case "OUTBOX_DATABASE_DSN":
 				return "host=unused", true
+			case "OUTBOX_DATABASE_DSN_FILE":
+				return "", false
 			}
 			return p.lookupEnv(name)
 		}
@@ -62,15 +73,6 @@ func (p *process) config(n need) (config.Config, error) {
 		return config.Config{}, wrongConfig(err)
 	}
 	return c, nil
-}
-
-// readConfigOnly reads the configuration's own file and takes all others to be there.
-func (p *process) readConfigOnly(name string) ([]byte, error) {
-	path, _ := p.lookupEnv(config.PathEnv)
-	if name == path || name == config.DefaultPath {
-		return os.ReadFile(name)
-	}
-	return nil, nil
 }
 
 // logger returns a logger to standard error for records of at least this level.

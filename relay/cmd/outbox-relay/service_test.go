@@ -51,8 +51,18 @@ func TestFaultsThatOnlyTheStreamKnows(t *testing.T) {
 	} {
 		got := execute(t, environment{"OUTBOX_DATABASE_DSN": nowhere, "OUTBOX_SUBJECT": subject})
 		expectCode(t, got, 2)
-		expectText(t, "standard error", got.stderr, "outbox-relay: the configuration has faults:\n  subject: ", want)
+		expectText(t, "standard error", got.stderr, "outbox-relay: the configuration has a fault:\n  environment: OUTBOX_SUBJECT: ", want)
 	}
+}
+
+// What one package finds is told with what the others find, each with its place.
+func TestFaultsOfAllPackagesAreListedAtOnce(t *testing.T) {
+	got := execute(t, environment{
+		"OUTBOX_DATABASE_DSN": nowhere + "&pool_max_conns=4", "OUTBOX_SUBJECT": "events", "OUTBOX_BATCH_SIZE": "0", "OUTBOX_RETAIN": "0s", "OUTBOX_STRICT": "true",
+	})
+	expectCode(t, got, 2)
+	expectText(t, "standard error", got.stderr, "the configuration has 4 faults:", "environment: OUTBOX_BATCH_SIZE: ", "environment: OUTBOX_SUBJECT: ", "environment: OUTBOX_RETAIN: ",
+		"environment: OUTBOX_DATABASE_DSN: parameter pool_max_conns: it belongs to a connection pool, and the relay has none: leave it out")
 }
 
 func TestAnEventArrives(t *testing.T) {

@@ -272,8 +272,10 @@ func (s *Server) awaitReady(ctx context.Context, p *process) error {
 				return err
 			}
 			lines := strings.Split(string(file), "\n")
-			if len(lines) > statusLine && lines[pidLine] == pid && strings.TrimSpace(lines[statusLine]) == "ready" {
-				return nil
+			if len(lines) > statusLine && lines[pidLine] == pid {
+				if status := strings.TrimSpace(lines[statusLine]); status == "ready" || status == "standby" {
+					return nil
+				}
 			}
 		case <-p.ended:
 			return errors.New(p.cmd.ProcessState.String())

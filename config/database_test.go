@@ -1,0 +1,128 @@
+package config_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/go-outbox/go-outbox/config"
+)
+
+// The DSN and its file are alternatives: the environment's goes before the file's, and one place has but one.
+func TestDSNFile(t *testing.T) {
+	const other = "postgres://app:0ther@elsewhere/shop"
+	files := func(toml string) map[string]string {
+		return map[string]string{config.DefaultPath: toml, "/secret/dsn": other + "\r\n", "/secret/bad": "hunter2", "/secret/malformed": "postgres://u:hunter2@x@h/d"}
+	}
+	for name, test := range map[string]struct {
+		toml string
+		env  map[string]string
+		dsn  string
+		want []string // Faults.
+	}{
+		"of the file":             {toml: `database_dsn_file = "/secret/dsn"`, dsn: other},
+		"of the environment":      {env: map[string]string{"OUTBOX_DATABASE_DSN_FILE": "/secret/dsn"}, dsn: other},
+		"instead of the file's":   {toml: `database_dsn = "` + dsn + `"`, env: map[string]string{"OUTBOX_DATABASE_DSN_FILE": "/secret/dsn"}, dsn: other},
+		"instead of that file":    {toml: `database_dsn_file = "/secret/dsn"`, env: map[string]string{"OUTBOX_DATABASE_DSN": dsn}, dsn: dsn},
+		"both in the environment": {env: map[string]string{"OUTBOX_DATABASE_DSN": dsn, "OUTBOX_DATABASE_DSN_FILE": "/secret/dsn"}, want: []string{"environment: OUTBOX_DATABASE_DSN_FILE: set, and so is OUTBOX_DATABASE_DSN (environment), want one of them"}},
+		"both in the file": {
+			toml: "database_dsn = '" + dsn + "'\ndatabase_dsn_file = '/secret/dsn'",
+			want: []string{"config/relay.toml:2:1: database_dsn_file: set, and so is database_dsn (config/relay.toml:1:1), want one of them"},
+		},
+		"no such file": {
+			env:  map[string]string{"OUTBOX_DATABASE_DSN_FILE": "/secret/none"},
+			want: []string{`environment: OUTBOX_DATABASE_DSN_FILE: got "/secret/none", want the path of a readable file (file does not exist)`},
+		},
+		"no DSN in it": {
+			env:  map[string]string{"OUTBOX_DATABASE_DSN_FILE": "/secret/bad"},
+			want: []string{`environment: OUTBOX_DATABASE_DSN_FILE: in the file "/secret/bad" is something else, want a postgres:// URL or a connection string in keyword form (host=... dbname=...)`},
+		},
+		"a malformed DSN in it": {
+			env:  map[string]string{"OUTBOX_DATABASE_DSN_FILE": "/secret/malformed"},
+			want: []string{`environment: OUTBOX_DATABASE_DSN_FILE: in the file "/secret/malformed" is something else, want a postgres:// URL or a connection string in keyword form (host=... dbname=...) (it cannot be parsed; special characters of a password must be percent-encoded in a URL, and quoted in keyword form)`},
+		},
+		"no password file": {
+			env:  map[string]string{"OUTBOX_DATABASE_DSN": dsn, "OUTBOX_DATABASE_PASSWORD_FILE": "/secret/none"},
+			want: []string{`environment: OUTBOX_DATABASE_PASSWORD_FILE: got "/secret/none", want the path of a readable file (file does not exist)`},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg, err := config.Load(sources(test.env, files(test.toml)))
+			compare(t, faults(t, err), test.want)
+			if string(cfg.DatabaseDSN) != test.dsn {
+				t.Errorf("got the DSN %q, want %q", string(cfg.DatabaseDSN), test.dsn)
+			}
+			if err != nil && strings.Contains(err.Error(), "hunter2") {
+				t.Errorf("a secret is shown: %v", err)
+			}
+		})
+	}
+}
+
+// What others find is told with the rest, where the setting was made.
+func TestFurtherFindingsHavePlaces(t *testing.T) {
+	src := sources(map[string]string{"OUTBOX_DATABASE_DSN": dsn, "OUTBOX_BATCH_SIZE": "0", "OUTBOX_STREAM": "a.b"}, map[string]string{config.DefaultPath: "subject = 'events'"})
+	src.Check = func(c config.Config) []config.Finding {
+		if c.Stream.Subject != "events" || c.Relay.BatchSize != 1000 {
+			t.Errorf("asked about %+v", c)
+		}
+		return []config.Finding{{Key: "subject", Problem: "needs a placeholder"}, {Key: "stream", Problem: "is said already"}, {Key: "table", Problem: "is strange"}}
+	}
+	_, err := config.Load(src)
+	compare(t, faults(t, err), []string{
+		"environment: OUTBOX_STREAM: got \"a.b\", want a name of up to 255 bytes without spaces and . * > / \\",
+		"environment: OUTBOX_BATCH_SIZE: got \"0\", want an integer from 1 to 100000",
+		"config/relay.toml:1:1: subject: needs a placeholder",
+		"default: table: is strange",
+	})
+}
+
+// A file that never ends, or that somebody else would have to write first, is not waited for.
+func TestOnlyRegularFilesOfSomeSizeAreRead(t *testing.T) {
+	dir := t.TempDir()
+	fifo, large, right := filepath.Join(dir, "fifo"), filepath.Join(dir, "large"), filepath.Join(dir, "right")
+	full := strings.Repeat("#", config.MaxFileSize)
+	err := errors.Join(syscall.Mkfifo(fifo, 0o600), os.WriteFile(large, []byte(full+"#"), 0o600), os.WriteFile(right, []byte(full), 0o600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{fifo: "not a regular file", "/dev/zero": "not a regular file", dir: "not a regular file", large: "more than 1048576 bytes", right: ""} {
+		done := make(chan []string, 1)
+		go func() {
+			src := sources(map[string]string{"OUTBOX_DATABASE_DSN": dsn, config.PathEnv: path}, nil)
+			src.ReadFile = nil
+			_, err := config.Load(src)
+			done <- faults(t, err)
+		}()
+		select {
+		case got := <-done:
+			if want == "" {
+				compare(t, got, nil)
+				continue
+			}
+			compare(t, got, []string{`environment: CONFIG_PATH: got "` + path + `", want the path of a readable file (` + want + `)`})
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s is still being read", path)
+		}
+	}
+}
+
+// What is not well formed is refused, whatever a lenient parser makes of it, and nothing of it is shown.
+func TestNothingOfAMalformedDSNIsShown(t *testing.T) {
+	const secret = "hunter2"
+	for _, malformed := range []string{
+		"jdbc:postgresql://h/d?user=u&password=hunter2", "postgres://u:x@hunter2@h/d", "postgres://u:hunter2@x@h/d", "postgres://u:12/hunter2@h/d", "postgres://u:12?hunter2@h/d",
+		"postgres://u:12#hunter2@h/d", "postgres://u:hunter2", "postgres://u:p@h:hunter2/d", "postgres://u:p w@hunter2/d", "postgres://h/d?password=p@hunter2", "host=h password=p hunter2",
+		"host=h password='hunter2", "password=x hunter2 host=h", "hunter2", "hunter2@h", "mysql://u:hunter2@h/d", " postgres://u:hunter2@h/d", "postgres://u:hunter2%zz@h/d", "postgres://u:p@h/d?hunter2",
+		"postgres://u:p@h/d?x=hunter2=y",
+	} {
+		_, err := config.Load(sources(map[string]string{"OUTBOX_DATABASE_DSN": malformed}, nil))
+		if err == nil || strings.Contains(err.Error(), secret) {
+			t.Errorf("%s: got %v, want a fault that shows nothing of it", malformed, err)
+		}
+	}
+}
