@@ -43,9 +43,7 @@ func Example() {
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
 	dsn, natsURL := newDatabase(ctx, store.Table{}), newNATS()
-	execute(ctx, dsn, `
-insert into outbox (topic, aggregate_type, aggregate_id, event_type, data)
-values ('orders', 'Order', '17', 'OrderPlaced', '{"id":17}')`)
+	execute(ctx, dsn, `select outbox_emit('orders', 'Order', '17', 'OrderPlaced', '{"id":17}')`)
 
 	relayEvents(ctx, dsn, natsURL, relay.Hooks{Published: func(p relay.Published) {
 		fmt.Println("events published:", p.Events)

@@ -64,7 +64,7 @@ func Example_insertDatabaseSQL() {
 	// stock: Item 4711, ItemReserved {"order":17}
 }
 
-// Any language that speaks SQL is a producer.
+// Any language that speaks SQL is a producer. The function takes text, JSON or bytes.
 func Example_insertPlainSQL() {
 	ctx := context.Background()
 	dsn := newDatabase(ctx, store.Table{})
@@ -73,12 +73,26 @@ func Example_insertPlainSQL() {
 with changed as (
     update orders set paid = true where id = 17 returning *
 )
-insert into outbox (topic, aggregate_type, aggregate_id, event_type, data)
-select 'orders', 'Order', id::text, 'OrderPaid', convert_to(row_to_json(changed)::text, 'UTF8') from changed`)
+select outbox_emit('orders', 'Order', id::text, 'OrderPaid', row_to_json(changed)) from changed`)
 
 	printOutbox(ctx, dsn, "outbox")
 	// Output:
 	// orders: Order 17, OrderPaid {"id":17,"paid":true}
+}
+
+// A plain INSERT is as good, if text is converted: a literal for a bytea column is read in the escape format, which takes a
+// backslash away here, and refuses most others.
+func Example_insertWithoutTheFunction() {
+	ctx := context.Background()
+	dsn := newDatabase(ctx, store.Table{})
+
+	execute(ctx, dsn, `
+insert into outbox (topic, aggregate_type, aggregate_id, event_type, data, headers)
+values ('orders', 'Order', '17', 'OrderPrinted', convert_to('{"path":"C:\\new"}', 'UTF8'), '{"tenant": "a"}')`)
+
+	printOutbox(ctx, dsn, "outbox")
+	// Output:
+	// orders: Order 17, OrderPrinted {"path":"C:\\new"}
 }
 
 // An outbox may have another name than public.outbox, and a database several of them.

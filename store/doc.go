@@ -5,7 +5,16 @@
 // [Insert] adds events in a caller's pgx transaction, [InsertSQL] in a database/sql one; passing a pool
 // instead of a transaction does not compile. Plain SQL is just as good, from any language:
 //
-//	insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) values ('users', 'User', '17', 'UserCreated', '{}')
+//	select outbox_emit('users', 'User', '17', 'UserCreated', '{"path":"C:\\new"}')
+//	insert into outbox (topic, aggregate_type, aggregate_id, event_type, data)
+//	values ('users', 'User', '17', 'UserCreated', convert_to('{"path":"C:\\new"}', 'UTF8'))
+//
+// The function takes text, json, jsonb or bytea. Without it text must be converted: a literal, or a parameter of no known
+// type, for a bytea column is read in the escape format, which takes backslashes away or fails.
+//
+// The table refuses what could never be published: empty names, a nil id, headers that are no object of strings, numbers,
+// booleans and arrays of these. [Insert] refuses more, before it sends anything: see package event. A producer's role needs
+// [Table.ProducerGrants] only.
 //
 // An event exists once its transaction has committed, and never if it rolled back. The order of events is that
 // of seq, which is drawn at the insert: for an aggregate whose row is locked before its event is inserted, as an
@@ -15,7 +24,8 @@
 //
 // [Outbox.Migrate] creates, for an outbox named t, the tables t (events that wait), t_dead (events that were
 // given up), t_published (the archive, in three parts), t_relay (who leads, and the checkpoint) and t_migrations (the
-// schema's version), the trigger function t_wake and its trigger. A row's states:
+// schema's version), the trigger function t_wake and its trigger, and the function t_emit. It upgrades tables that are in use, step by
+// step: no producer waits for it, and the relay of the version before goes on beside it (step.go). A row's states:
 //
 //	in t, attempts = 0       waits to be published
 //	in t, retry_at set       was refused by the broker; waits for another attempt, and its aggregate with it

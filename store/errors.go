@@ -112,7 +112,7 @@ func cut(text string) string {
 // grants is the statement that the operation lacks: a producer needs far less than the relay.
 func (t Table) grants(operation, to string) string {
 	if strings.HasPrefix(operation, "insert into outbox") {
-		return fmt.Sprintf("GRANT USAGE ON SCHEMA %s TO %s; GRANT INSERT ON %s TO %s", quote(t.orDefault().Schema), to, t.outbox(), to)
+		return t.ProducerGrants(to)
 	}
 	return t.Grants(to)
 }

@@ -2,11 +2,17 @@ package store
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
+
+	"github.com/go-outbox/go-outbox/store/event"
 )
 
 // Event is what a producer inserts. Topic, AggregateType, AggregateID and EventType are required and must
@@ -24,8 +30,9 @@ type Event struct {
 	EventType string
 	// Data is the payload, opaque to the relay. Nil is stored as empty.
 	Data []byte
-	// Headers are added to the message. Names starting with "Nats-" or "Outbox-" belong to the broker and
-	// the relay and are refused.
+	// Headers are added to the message. The rules are those of [event.Rules]: names that start with "Nats-" or "Outbox-"
+	// belong to the broker and the relay and are refused, as are names and values that NATS cannot carry, and more of them
+	// than fit into a message.
 	Headers map[string]string
 }
 
@@ -41,37 +48,41 @@ func (e *Event) validate() error {
 		case field.value == "":
 			return fmt.Errorf("%s is empty, it must name something", field.name)
 		case !utf8.ValidString(field.value):
-			return fmt.Errorf("%s %q is not valid UTF-8", field.name, field.value)
+			return fmt.Errorf("%s %s is not valid UTF-8", field.name, brief(field.value))
 		case strings.ContainsRune(field.value, 0):
-			return fmt.Errorf("%s %q holds a zero byte, which Postgres' text cannot", field.name, field.value)
+			return fmt.Errorf("%s %s holds a zero byte, which Postgres' text cannot", field.name, brief(field.value))
 		}
 	}
-	for name, value := range e.Headers {
-		if err := validateHeader(name, value); err != nil {
-			return err
-		}
-	}
-	return nil
+	return e.validateHeaders()
 }
 
-func validateHeader(name, value string) error {
-	if name == "" {
-		return fmt.Errorf("header with an empty name and value %q", value)
-	}
-	for _, prefix := range []string{"Nats-", "Outbox-"} {
-		if len(name) >= len(prefix) && strings.EqualFold(name[:len(prefix)], prefix) {
-			return fmt.Errorf("header %q: names starting with %q are reserved", name, prefix)
+// validateHeaders applies the stream's rules, so that an event which can never be published is not inserted.
+func (e *Event) validateHeaders() error {
+	size := event.NewSize(e.Topic, e.AggregateType, e.AggregateID, e.EventType)
+	for _, name := range slices.Sorted(maps.Keys(e.Headers)) {
+		value := e.Headers[name]
+		err := event.Rules{}.Check(name, value)
+		if err == nil && !utf8.ValidString(value) {
+			err = errors.New("the value is not valid UTF-8")
 		}
-	}
-	for _, c := range []byte(name) {
-		if c <= ' ' || c >= 0x7f || c == ':' {
-			return fmt.Errorf("header %q: a name holds only visible ASCII without colons", name)
+		if err != nil {
+			return fmt.Errorf("header %s: %w", brief(name), err)
 		}
+		if err := event.CheckStatus(name, e.Data); err != nil {
+			return err //nolint:wrapcheck // It names the header.
+		}
+		size.Add(name, value)
 	}
-	if strings.ContainsAny(value, "\r\n\x00") || !utf8.ValidString(value) {
-		return fmt.Errorf("header %q: value %q must be valid UTF-8 without line breaks and zero bytes", name, value)
+	return size.Check() //nolint:wrapcheck // It says what it is about.
+}
+
+// brief quotes a text for an error, cut to what a person wants to see of it.
+func brief(s string) string {
+	const most = 100
+	if len(s) > most {
+		return fmt.Sprintf("%q… (%d bytes)", s[:most], len(s))
 	}
-	return nil
+	return strconv.Quote(s)
 }
 
 // row is an event as the insert statements take it.

@@ -249,9 +249,9 @@ func (f *lastFetch) cost(t *testing.T, o *Outbox, start int64) (buffers, rows in
 	t.Helper()
 	var plans []struct {
 		Plan struct {
-			Hit  int64 `json:"Shared Hit Blocks"`
-			Read int64 `json:"Shared Read Blocks"`
-			Rows int64 `json:"Actual Rows"`
+			Hit  int64   `json:"Shared Hit Blocks"`
+			Read int64   `json:"Shared Read Blocks"`
+			Rows float64 `json:"Actual Rows"` // A decimal since Postgres 18, "2.00".
 		}
 	}
 	sql, args := f.sql, slices.Clone(f.args)
@@ -266,5 +266,5 @@ func (f *lastFetch) cost(t *testing.T, o *Outbox, start int64) (buffers, rows in
 	if err != nil {
 		t.Fatal(err)
 	}
-	return plans[0].Plan.Hit + plans[0].Plan.Read, plans[0].Plan.Rows
+	return plans[0].Plan.Hit + plans[0].Plan.Read, int64(plans[0].Plan.Rows)
 }

@@ -124,9 +124,18 @@ func TestInsertRefuses(t *testing.T) {
 		{"no aggregate", change(func(e *store.Event) { e.AggregateID = "" }), "AggregateID is empty"},
 		{"zero byte", change(func(e *store.Event) { e.EventType = "a\x00b" }), "zero byte"},
 		{"not UTF-8", change(func(e *store.Event) { e.AggregateType = "a\xff" }), "not valid UTF-8"},
-		{"reserved header", change(func(e *store.Event) { e.Headers = map[string]string{"nats-rollup": "all"} }), "reserved"},
+		{"reserved header", change(func(e *store.Event) { e.Headers = map[string]string{"nats-rollup": "all"} }), "commands to the server"},
 		{"header name", change(func(e *store.Event) { e.Headers = map[string]string{"a:b": ""} }), "visible ASCII"},
-		{"header value", change(func(e *store.Event) { e.Headers = map[string]string{"a": "b\r\nc"} }), "line breaks"},
+		{"header name for the client", change(func(e *store.Event) { e.Headers = map[string]string{"X/Trace": ""} }), `header "X/Trace": not a header name`},
+		{"empty header name", change(func(e *store.Event) { e.Headers = map[string]string{"": "x"} }), `header "": not a header name`},
+		{"relay's header", change(func(e *store.Event) { e.Headers = map[string]string{"Outbox-Seq": "1"} }), "the relay's"},
+		{"header value", change(func(e *store.Event) { e.Headers = map[string]string{"a": "b\r\nc"} }), "CR, LF or NUL"},
+		{"header that is no UTF-8", change(func(e *store.Event) { e.Headers = map[string]string{"a": "\xff"} }), "not valid UTF-8"},
+		{"header that hides the id", change(func(e *store.Event) { e.Headers = map[string]string{"a": "Nats-Msg-IdNats-Msg-Id"} }), "hide the event's ID"},
+		{"status without data", change(func(e *store.Event) { e.Headers = map[string]string{"Status": "404"}; e.Data = nil }), `header "Status"`},
+		{"large header", change(func(e *store.Event) { e.Headers = map[string]string{"a": strings.Repeat("x", 70_000)} }), "exceed 64512"},
+		{"large aggregate id", change(func(e *store.Event) { e.AggregateID = strings.Repeat("x", 70_000) }), "exceed 64512"},
+		{"long header name", change(func(e *store.Event) { e.Headers = map[string]string{strings.Repeat(":", 70_000): ""} }), "… (70000 bytes)"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -102,7 +102,7 @@ func TestInsertSaysWhatIsMissing(t *testing.T) {
 	}{
 		{name: "missing table", table: store.Table{Name: "nowhere"}, want: store.ErrNoTable, text: []string{"public.nowhere", "outbox-relay migrate"}},
 		{name: "missing schema", table: store.Table{Schema: "nowhere"}, want: store.ErrNoTable, text: []string{"nowhere.outbox", "outbox-relay migrate"}},
-		{name: "no INSERT", want: store.ErrPrivilege, text: []string{`GRANT INSERT ON "public"."outbox"`, `GRANT USAGE ON SCHEMA "public"`}},
+		{name: "no INSERT", want: store.ErrPrivilege, text: []string{`GRANT INSERT (id, topic, aggregate_type, aggregate_id, event_type, data, headers) ON "public"."outbox"`, `GRANT USAGE ON SCHEMA "public"`}},
 		{name: "no USAGE", table: store.Table{Schema: "closed"}, want: store.ErrPrivilege, text: []string{`GRANT USAGE ON SCHEMA "closed"`}},
 		{name: "another shape", want: store.ErrForeignTable, text: []string{"migrate --print", "headers"}, first: `grant insert on outbox to ` + name + `; alter table outbox rename headers to headings`},
 	}

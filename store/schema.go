@@ -190,13 +190,6 @@ select current_user,
 	return nil
 }
 
-// Grants returns the statements that let role run the relay; a producer needs USAGE on the schema and
-// INSERT on the outbox only. Role is put in as it is, so quote it where needed.
-func (t Table) Grants(role string) string {
-	return fmt.Sprintf("GRANT USAGE ON SCHEMA %s TO %s; GRANT SELECT, INSERT, UPDATE, DELETE ON %s, %s, %s TO %s; GRANT SELECT, UPDATE, DELETE ON %s TO %s; GRANT SELECT, INSERT, DELETE, TRUNCATE ON %s TO %s; GRANT SELECT ON %s TO %s; GRANT SELECT ON SEQUENCE %s TO %s",
-		quote(t.orDefault().Schema), role, t.outbox(), t.dead(), t.relay(), role, t.published(), role, strings.Join(t.parts(), ", "), role, t.migrations(), role, t.sequence(), role)
-}
-
 func quote(identifier string) string { return pgx.Identifier{identifier}.Sanitize() }
 
 // isSchemaError reports whether the schema is what is wrong, so that migrating may help.

@@ -289,9 +289,9 @@ select 't', 'A', '1', 'E', convert_to(repeat('x', 500), 'UTF8') from generate_se
 	}
 }
 
-// Producers wait neither for an upgrade nor for its lock request, though one of them keeps the table for a second.
-func TestUpgradeLetsProducersPass(t *testing.T) {
-	o := newOld(t, Table{})
+// producers insert, four at once, until task has returned, and return how long each insert took, in rising order.
+func (o *old) producers(t *testing.T, task func() error) []time.Duration {
+	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	latencies := make([][]time.Duration, 4)
@@ -309,24 +309,33 @@ func TestUpgradeLetsProducersPass(t *testing.T) {
 			}
 		})
 	}
+	err := task()
+	stop()
+	wg.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.Sorted(slices.Values(slices.Concat(latencies...)))
+}
+
+// Producers wait neither for an upgrade nor for its lock request, though one of them keeps the table for a second.
+func TestUpgradeLetsProducersPass(t *testing.T) {
+	o := newOld(t, Table{})
+	alone := o.producers(t, func() error { return pause(t.Context(), 2*time.Second) })
 	slow := o.connect(t)
 	if _, err := slow.Exec(t.Context(), `begin; insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) values ('t', 'A', '1', 'E', '')`); err != nil {
 		t.Fatal(err)
 	}
 	release := time.AfterFunc(1500*time.Millisecond, func() { _, _ = slow.Exec(t.Context(), `commit`) })
 	defer release.Stop()
-	err := o.Migrate(t.Context())
-	stop()
-	wg.Wait()
-	if err != nil {
-		t.Fatal(err)
+	beside := o.producers(t, func() error { return o.Migrate(t.Context()) })
+	// On a machine that is busy with others an insert takes long by itself.
+	busy, got := alone[len(alone)-1], beside[len(beside)*999/1000]
+	if most := 100*time.Millisecond + busy; got > most {
+		t.Errorf("a producer in a thousand waited %v, want at most %v", got, most)
 	}
-	all := slices.Sorted(slices.Values(slices.Concat(latencies...)))
-	if most := all[len(all)*999/1000]; most > 100*time.Millisecond {
-		t.Errorf("a producer in a thousand waited %v, want at most 100ms", most)
-	}
-	if most := all[len(all)-1]; most > time.Second {
-		t.Errorf("a producer waited %v", most)
+	if got := beside[len(beside)-1]; got > time.Second+busy {
+		t.Errorf("a producer waited %v", got)
 	}
 	if got := o.log.String(); !strings.Contains(got, "a table to be altered is in use") || !strings.Contains(got, fmt.Sprintf("pid %d ", slow.PgConn().PID())) {
 		t.Errorf("the log does not name the transaction that is waited for:\n%s", got)

@@ -2,20 +2,17 @@ package stream
 
 import (
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
+
+	"github.com/go-outbox/go-outbox/store/event"
 )
 
 // Headers of every message. The values of the four names that a producer
@@ -23,19 +20,19 @@ import (
 const (
 	// HeaderMsgID is the event's ID, by which the stream recognises
 	// duplicates within its window.
-	HeaderMsgID = "Nats-Msg-Id"
+	HeaderMsgID = event.HeaderMsgID
 
 	// HeaderSeq is the event's Seq in decimal. A message without it is no
 	// event.
-	HeaderSeq = "Outbox-Seq"
+	HeaderSeq = event.HeaderSeq
 
-	HeaderTopic         = "Outbox-Topic"
-	HeaderAggregateType = "Outbox-Aggregate-Type"
-	HeaderAggregateID   = "Outbox-Aggregate-Id"
-	HeaderEventType     = "Outbox-Event-Type"
+	HeaderTopic         = event.HeaderTopic
+	HeaderAggregateType = event.HeaderAggregateType
+	HeaderAggregateID   = event.HeaderAggregateID
+	HeaderEventType     = event.HeaderEventType
 
 	// HeaderCreatedAt is in UTC, as time.RFC3339Nano.
-	HeaderCreatedAt = "Outbox-Created-At"
+	HeaderCreatedAt = event.HeaderCreatedAt
 )
 
 // Headers of a CloudEvent in binary mode.
@@ -51,19 +48,18 @@ const (
 
 // Prefixes that a row's own headers may not have, in any case.
 const (
-	reservedNATS        = "Nats-"
-	reservedOutbox      = "Outbox-"
-	reservedCloudEvents = "ce-"
+	reservedNATS        = event.ReservedNATS
+	reservedOutbox      = event.ReservedOutbox
+	reservedCloudEvents = event.ReservedCloudEvents
 )
 
 // MaxHeader is the size in bytes of the largest header block that an Encoder
 // makes: what the server takes, 65,535 bytes, less room for the few headers
 // that a publisher adds.
-const MaxHeader = 1<<16 - 1<<10
+const MaxHeader = event.MaxHeader
 
-// headerOverhead is what a header block has beside its lines: the version
-// line and the empty one.
-const headerOverhead = len("NATS/1.0\r\n\r\n")
+// headerOverhead is what a header block has beside its lines.
+const headerOverhead = event.HeaderOverhead
 
 // An Encoder turns events into messages. It may be used by several goroutines
 // at once.
@@ -162,13 +158,13 @@ func (e Encoder) lines(ev *Event) (*headerLines, error) {
 	lines.add(HeaderEventType, EncodeHeaderValue(ev.EventType))
 
 	if len(ev.Headers) > 0 {
-		if err := e.eachHeader(ev.Headers, lines.add); err != nil {
+		if err := e.rules().Each(ev.Headers, lines.add); err != nil {
 			return nil, rowFault(err)
 		}
-		if len(ev.Data) == 0 && slices.ContainsFunc(lines.lines, func(l headerLine) bool { return l.name == "Status" }) {
-			// Clients tell a server's "no messages", "timeout" and so on
-			// by just this.
-			return nil, rowFault(errors.New(`header "Status": on an event without data, consumers take it for a message of the server`))
+		for _, line := range lines.lines {
+			if err := event.CheckStatus(line.name, ev.Data); err != nil {
+				return nil, rowFault(err)
+			}
 		}
 	}
 	if e.CloudEventsSource != "" {
@@ -252,288 +248,30 @@ type headerLines struct {
 type headerLine struct{ name, value string }
 
 func (l *headerLines) add(name, value string) {
-	l.size += len(name) + len(": ") + len(value) + len("\r\n")
+	l.size += event.LineSize(name, value)
 	l.lines = append(l.lines, headerLine{name, value})
 }
 
 // ValidateHeaders says whether a row's own headers can be published by any
-// Encoder, as a producer may want to know before the insert. Accepted is a JSON
-// object of names to a string, a number, a boolean (both become their JSON
-// text) or an array of these; also nothing, and null.
-//
-// Refused are:
-//
-//   - names which start with Nats- (they command the server), Outbox- or, if
-//     CloudEvents is on, ce-, in any case;
-//   - names that NATS cannot carry: empty, or with anything but visible ASCII
-//     less "(),/:;<=>?@[\]{};
-//   - values with CR, LF or NUL;
-//   - names or values that would hide the event's ID from the server.
-//
-// NATS trims white space around a value; otherwise names and values are sent
-// as they are, in the caller's spelling. The error names each faulty header
-// and never shows a value.
+// Encoder, as a producer may want to know before the insert: see
+// event.Rules.ValidateHeaders for what is refused.
 func ValidateHeaders(doc []byte) error { return Encoder{}.ValidateHeaders(doc) }
 
 // ValidateHeaders is the function of that name, with the encoder's settings.
 func (e Encoder) ValidateHeaders(doc []byte) error {
-	return e.eachHeader(doc, func(string, string) {})
+	return e.rules().ValidateHeaders(doc)
 }
 
-// eachHeader passes on the headers of a row that are in order, and returns
-// what is wrong with the others.
-func (e Encoder) eachHeader(doc []byte, add func(name, value string)) error {
-	if len(doc) == 0 {
-		return nil
-	}
-	if e.eachPlainHeader(string(doc), add) {
-		return nil
-	}
-	var fields map[string]json.RawMessage
-	if err := json.Unmarshal(doc, &fields); err != nil {
-		// The decoder's text may quote the document.
-		return errors.New("headers: not a JSON object")
-	}
-	var faults []error
-	for _, name := range slices.Sorted(maps.Keys(fields)) {
-		values, err := headerValues(fields[name])
-		if err == nil {
-			err = e.checkHeader(name, values...)
-		}
-		if err != nil {
-			faults = append(faults, fmt.Errorf("header %q: %w", name, err))
-			continue
-		}
-		for _, value := range values {
-			add(name, value)
-		}
-	}
-	return errors.Join(faults...)
-}
-
-// eachPlainHeader does the work of eachHeader, in a third of the time, for what
-// nearly all rows have: a few faultless headers with one plain string each. It
-// passes on all of them, or none and returns false.
-func (e Encoder) eachPlainHeader(doc string, add func(name, value string)) bool {
-	var plain [16]struct{ name, value string }
-	n := 0
-	rest, ok := cutByte(doc, '{')
-	for ; ok; n++ {
-		if n == len(plain) {
-			return false
-		}
-		h := &plain[n]
-		if h.name, rest, ok = cutString(rest); !ok {
-			return false
-		}
-		if rest, ok = cutByte(rest, ':'); !ok {
-			return false
-		}
-		if h.value, rest, ok = cutString(rest); !ok {
-			return false
-		}
-		for i := range n {
-			if plain[i].name == h.name {
-				return false // of equal names, the last one counts
-			}
-		}
-		if e.checkHeader(h.name, h.value) != nil {
-			return false
-		}
-		rest, ok = cutByte(rest, ',')
-	}
-	if rest, ok = cutByte(rest, '}'); !ok || n == 0 || strings.TrimLeft(rest, jsonSpace) != "" || !utf8.ValidString(doc) {
-		return false
-	}
-	for _, h := range plain[:n] {
-		add(h.name, h.value)
-	}
-	return true
-}
-
-// jsonSpace is the white space that JSON allows between tokens.
-const jsonSpace = " \t\r\n"
-
-// cutByte returns what follows one byte of punctuation in a JSON text.
-func cutByte(doc string, c byte) (rest string, ok bool) {
-	doc = strings.TrimLeft(doc, jsonSpace)
-	if doc == "" || doc[0] != c {
-		return doc, false
-	}
-	return doc[1:], true
-}
-
-// cutString returns a JSON string without escapes and what follows it.
-func cutString(doc string) (s, rest string, ok bool) {
-	if rest, ok = cutByte(doc, '"'); !ok {
-		return "", "", false
-	}
-	for i := range len(rest) {
-		switch c := rest[i]; {
-		case c == '"':
-			return rest[:i], rest[i+1:], true
-		case c == '\\', c < ' ':
-			return "", "", false
-		}
-	}
-	return "", "", false
-}
-
-func (e Encoder) checkHeader(name string, values ...string) error {
-	switch {
-	case !validHeaderName(name):
-		return errors.New("not a header name")
-	case hasPrefixFold(name, reservedNATS):
-		return errors.New("names that start with Nats- are commands to the server")
-	case hasPrefixFold(name, reservedOutbox):
-		return errors.New("names that start with Outbox- are the relay's")
-	case e.CloudEventsSource != "" && hasPrefixFold(name, reservedCloudEvents):
-		return errors.New("names that start with ce- are the relay's while it makes CloudEvents")
-	case hidesHeader(name):
-		return errors.New("would hide the event's ID from the server")
-	}
-	for _, value := range values {
-		switch {
-		case strings.ContainsAny(value, "\r\n\x00"):
-			return errors.New("the value has a CR, LF or NUL")
-		case hidesHeader(value):
-			return errors.New("the value would hide the event's ID from the server")
-		}
-	}
-	return nil
-}
-
-// headerValues reads the value of one field of a row's headers.
-func headerValues(raw json.RawMessage) ([]string, error) {
-	if raw[0] != '[' {
-		value, err := scalar(raw)
-		return []string{value}, err
-	}
-	var elements []json.RawMessage
-	if err := json.Unmarshal(raw, &elements); err != nil {
-		return nil, errors.New("not an array")
-	}
-	values := make([]string, len(elements))
-	for i, element := range elements {
-		var err error
-		if values[i], err = scalar(element); err != nil {
-			return nil, err
-		}
-	}
-	return values, nil
-}
-
-// scalar returns a JSON string's value, or the text of a number or boolean.
-func scalar(raw json.RawMessage) (string, error) {
-	switch raw[0] {
-	case '"':
-		var s string
-		err := json.Unmarshal(raw, &s)
-		return s, err
-	case '{', '[', 'n':
-		return "", errors.New("want a string, a number, a boolean or an array of these")
-	}
-	return string(raw), nil
-}
-
-// validHeaderName says whether nats.go sends a header of this name: ADR-4's
-// visible ASCII without the colon, less what nats.go refuses besides.
-func validHeaderName(name string) bool {
-	for i := range len(name) {
-		if c := name[i]; c <= ' ' || c >= 0x7f || strings.IndexByte(`"(),/:;<=>?@[\]{}`, c) >= 0 {
-			return false
-		}
-	}
-	return name != ""
-}
-
-// hidesHeader says whether a text in a header block would keep the server
-// from finding a header that we rely upon.
-//
-// The server searches the block for a header's name. When it meets the name
-// elsewhere it searches on behind it, and there takes a match within the first
-// two bytes for "no such header" (getHeaderKeyIndex in its client.go). So a
-// value "Nats-Msg-IdNats-Msg-Id", standing before the real header, switches
-// the recognition of duplicates off.
-func hidesHeader(s string) bool {
-	for {
-		i := strings.Index(s, reservedNATS)
-		if i < 0 {
-			return false
-		}
-		s = s[i:]
-		gap := strings.Index(s[1:], reservedNATS) + 1
-		if gap == 0 {
-			return false
-		}
-		// The same name again, directly or one byte later?
-		if strings.HasPrefix(s[gap:], s[:gap]) || strings.HasPrefix(s[gap:], s[:gap-1]) {
-			return true
-		}
-		s = s[gap:]
-	}
-}
+func (e Encoder) rules() event.Rules { return event.Rules{CloudEvents: e.CloudEventsSource != ""} }
 
 // EncodeHeaderValue makes any text fit for a header's value. Text stays
 // readable as the UTF-8 it is; what a NATS header cannot carry becomes %XX,
-// byte by byte, and so does the percent sign. Escaped are: control characters
-// and line separators, white space at either end (it would be trimmed), bytes
-// that are not UTF-8, and the N of "Nats-", which could hide a header from the
-// server.
-func EncodeHeaderValue(s string) string {
-	clean := firstUnfit(s)
-	if clean == len(s) {
-		return s
-	}
-	out := make([]byte, clean, len(s)+16)
-	copy(out, s)
-	for i := clean; i < len(s); {
-		size, fit := fitRune(s, i)
-		for ; size > 0; size-- {
-			if fit {
-				out = append(out, s[i])
-			} else {
-				out = appendEscaped(out, s[i])
-			}
-			i++
-		}
-	}
-	return string(out)
-}
+// byte by byte, and so does the percent sign: see event.EncodeValue.
+func EncodeHeaderValue(s string) string { return event.EncodeValue(s) }
 
 // DecodeHeaderValue is the inverse of EncodeHeaderValue. It returns an error
 // for a percent sign that two hexadecimal digits do not follow.
 func DecodeHeaderValue(value string) (string, error) { return unescape(value) }
-
-// firstUnfit returns the index of the first rune to escape, or len(s).
-func firstUnfit(s string) int {
-	for i := 0; i < len(s); {
-		size, fit := fitRune(s, i)
-		if !fit {
-			return i
-		}
-		i += size
-	}
-	return len(s)
-}
-
-// fitRune returns the length of the rune at s[i], and whether it may stay as
-// it is.
-func fitRune(s string, i int) (size int, fit bool) {
-	if c := s[i]; c > ' ' && c < 0x7f {
-		return 1, c != '%' && (c != 'N' || !strings.HasPrefix(s[i:], reservedNATS))
-	}
-	r, size := utf8.DecodeRuneInString(s[i:])
-	switch {
-	case r == utf8.RuneError && size == 1:
-		return size, false
-	case unicode.IsControl(r), r == '\u2028', r == '\u2029':
-		return size, false
-	case unicode.IsSpace(r):
-		return size, i > 0 && i+size < len(s)
-	}
-	return size, true
-}
 
 // encodeAttribute encodes a CloudEvents attribute as the binding demands: all
 // but visible ASCII, and the double quote and the percent sign, as %XX.
@@ -565,6 +303,4 @@ func appendUUID(dst []byte, id uuid.UUID) []byte {
 }
 
 // hasPrefixFold is strings.HasPrefix without regard to ASCII case.
-func hasPrefixFold(s, prefix string) bool {
-	return len(s) >= len(prefix) && strings.EqualFold(s[:len(prefix)], prefix)
-}
+func hasPrefixFold(s, prefix string) bool { return event.HasPrefixFold(s, prefix) }

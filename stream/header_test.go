@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"net/textproto"
 	"reflect"
 	"strings"
@@ -17,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/go-outbox/go-outbox/store/event"
 	"github.com/go-outbox/go-outbox/stream/streamtest"
 )
 
@@ -358,7 +360,7 @@ func FuzzHeaderValue(f *testing.F) {
 		if back, err := DecodeHeaderValue(value); back != raw || err != nil {
 			t.Errorf("DecodeHeaderValue(%q) = %q, %v; want %q", value, back, err, raw)
 		}
-		if !utf8.ValidString(value) || hidesHeader(value) {
+		if !utf8.ValidString(value) || event.HidesHeader(value) {
 			t.Errorf("EncodeHeaderValue(%q) = %q: not fit for a header", raw, value)
 		}
 		// The way of nats.go to the wire and back.
@@ -448,5 +450,27 @@ func BenchmarkMessage(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// An event that a producer may insert is never refused for its headers later, and hardly one is refused that would do.
+func TestProducersRulesAreTheEncoders(t *testing.T) {
+	for _, id := range []string{"1", "ä", "Nats-Nats-", strings.Repeat("é", 10_000), strings.Repeat("%", 20_000)} {
+		for room := -40; room <= 120; room += 4 {
+			ev := testEvent(math.MaxInt64)
+			ev.AggregateID = id
+			size := event.NewSize(ev.Topic, ev.AggregateType, ev.AggregateID, ev.EventType)
+			value := strings.Repeat("x", MaxHeader-int(size)-len("Trace: \r\n")-room)
+			size.Add("Trace", value)
+			ev.Headers = []byte(`{"Trace": "` + value + `"}`)
+
+			_, err := Encoder{Template: defaultTemplate(t)}.Header(ev)
+			if size.Check() == nil && err != nil {
+				t.Errorf("%d bytes of room: the producer's check passes, the encoder says %v", room, err)
+			}
+			if room < -30 && err == nil {
+				t.Errorf("%d bytes of room: the encoder takes more than a producer may insert", room)
+			}
+		}
 	}
 }

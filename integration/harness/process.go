@@ -319,6 +319,17 @@ func (p *Process) Stop() int {
 	return p.cmd.ProcessState.ExitCode()
 }
 
+// Ends waits until the process has ended by itself and returns its exit code.
+func (p *Process) Ends() int {
+	p.Helper()
+	select {
+	case <-p.ended:
+	case <-time.After(20 * time.Second):
+		p.Fatalf("it goes on:\n%s", p.tail(60))
+	}
+	return p.cmd.ProcessState.ExitCode()
+}
+
 // Get asks the relay's HTTP endpoints and returns the status code.
 func (p *Process) Get(path string) int {
 	p.Helper()

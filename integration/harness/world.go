@@ -168,7 +168,13 @@ func (w *World) JetStream() jetstream.JetStream {
 // Relay starts an outbox-relay. Settings are environment variables as "NAME=value".
 func (w *World) Relay(settings ...string) *Process {
 	w.Helper()
-	p := w.start(settings, "run")
+	return w.RelayOf(binary, settings...)
+}
+
+// RelayOf is Relay for the outbox-relay of another version.
+func (w *World) RelayOf(program string, settings ...string) *Process {
+	w.Helper()
+	p := w.start(program, settings, "run")
 	p.httpAddr = p.WaitFor(regexp.MustCompile(`addr=(127\.0\.0\.1:\d+)`), "serving")
 	return p
 }
@@ -176,7 +182,7 @@ func (w *World) Relay(settings ...string) *Process {
 // Launch is Relay without waiting for anything, so that servers may be away; the process has no HTTP endpoints.
 func (w *World) Launch(settings ...string) *Process {
 	w.Helper()
-	return w.start(append([]string{"OUTBOX_HTTP_ADDR=off"}, settings...), "run")
+	return w.start(binary, append([]string{"OUTBOX_HTTP_ADDR=off"}, settings...), "run")
 }
 
 // Command runs an outbox-relay command to its end and returns what it printed.
@@ -244,9 +250,9 @@ func (w *World) environment(settings []string) []string {
 	return append(environment, settings...)
 }
 
-func (w *World) start(settings []string, args ...string) *Process {
+func (w *World) start(program string, settings []string, args ...string) *Process {
 	w.Helper()
-	cmd := exec.CommandContext(context.WithoutCancel(w.Context()), binary, args...)
+	cmd := exec.CommandContext(context.WithoutCancel(w.Context()), program, args...)
 	cmd.Env = w.environment(settings)
 	p := launch(w.TB, cmd)
 	p.quiet = w.quiet

@@ -60,9 +60,8 @@ Two minutes to the first event, with a NATS server inside the relay:
 
 It creates its tables and the stream. Then, from a second terminal, a transaction:
 
-  docker exec pg psql -U postgres -c "insert into outbox
-      (topic, aggregate_type, aggregate_id, event_type, data)
-      values ('users', 'User', '17', 'UserCreated', '{\"name\": \"Ada\"}')"
+  docker exec pg psql -U postgres -c "select outbox_emit(
+      'users', 'User', '17', 'UserCreated', '{\"name\": \"Ada\"}')"
   nats stream view OUTBOX              # subject outbox.users.User.17`
 
 const exitCodes = `Exit codes: 0 stopped as asked, or done; 1 failure; 2 wrong configuration or command line.`

@@ -56,7 +56,7 @@ func TestHelpTeaches(t *testing.T) {
 	for _, args := range [][]string{{"--help"}, {"help"}, {"-h"}} {
 		got := execute(t, nil, args...)
 		expectCode(t, got, 0)
-		expectText(t, "help", got.stdout, "insert into outbox", "OUTBOX_NATS_URL=embedded", "Exit codes: 0", "CONFIG_PATH",
+		expectText(t, "help", got.stdout, "select outbox_emit(", "OUTBOX_NATS_URL=embedded", "Exit codes: 0", "CONFIG_PATH",
 			"dead ", "doctor ", "healthcheck ", "migrate ", "replay ", "status ", "version ")
 		for _, field := range config.Fields() {
 			expectText(t, "help", got.stdout, field.Key, field.Env, field.Doc)

@@ -145,6 +145,7 @@ func (d *doctor) examineDatabase(ctx context.Context) {
 	d.examineDurability(&found)
 	if d.examineTables(&found) {
 		d.examineTrigger(&found)
+		d.examineGrants(ctx, outbox)
 		if !errors.Is(found.Tables, store.ErrRowSecurity) { // Otherwise there is no looking.
 			d.examineContents(ctx, outbox)
 		}
@@ -211,6 +212,21 @@ func (d *doctor) examineTrigger(found *store.Diagnosis) {
 		d.warn("trigger", "disabled: %s: an owner must run `%s`", consequence, store.Table(d.config.Table).EnableTrigger())
 	case store.TriggerMissing, store.TriggerForeign:
 		d.warn("trigger", "%s: %s: create it as `outbox-relay migrate --print` has it", found.Trigger, consequence)
+	}
+}
+
+// examineGrants compares what producers may do with what they need.
+func (d *doctor) examineGrants(ctx context.Context, outbox *store.Outbox) {
+	findings, err := outbox.CheckGrants(ctx)
+	if err != nil {
+		d.warn("producers", "their privileges could not be read: %v", err)
+		return
+	}
+	for _, found := range findings {
+		d.warn("producers", "role %q %s: an owner must run `%s`", found.Role, found.Problem, found.Remedy)
+	}
+	if len(findings) == 0 {
+		d.ok("producers", "may insert events, and nothing else")
 	}
 }
 

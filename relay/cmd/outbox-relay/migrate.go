@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 
 	"github.com/spf13/cobra"
 
@@ -10,7 +11,8 @@ import (
 )
 
 func newMigrateCommand(p *process) *cobra.Command {
-	var script bool
+	var script, grants bool
+	roles := store.Roles{Producer: "outbox_producer", Relay: "outbox_relay", Migrator: "outbox_migrator"}
 	cmd := &cobra.Command{
 		Use:   "migrate",
 		Short: "Create or upgrade the outbox's tables",
@@ -18,18 +20,33 @@ func newMigrateCommand(p *process) *cobra.Command {
 version already, and any number of processes may migrate at once. A table of that name and
 another shape is refused and never altered.
 
+Tables in use are upgraded beside producers and a relay of the version before: locks are
+asked for briefly and again, so that no producer waits for long. Who keeps a table for a
+minute is named, and the next run goes on where this one stopped. Only the tables' owner may
+upgrade them.
+
 The relay does the same at each start unless OUTBOX_MIGRATE=false; the command is for roles
-that may not. With --print it prints the schema as SQL, for other migration tools, and needs
-no database.`,
+that may not. With --print it prints the schema as SQL, for other migration tools, and with
+--print-grants what producers, the relay and the migrator need to be granted; both need no
+database.`,
 		Args: usage(noArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if script {
+			switch {
+			case script && grants:
+				return wrongCommand(cmd, errors.New("--print and --print-grants exclude each other"))
+			case script:
 				return printSchema(p)
+			case grants:
+				return printGrants(p, roles)
 			}
 			return migrate(cmd.Context(), p)
 		},
 	}
 	cmd.Flags().BoolVar(&script, "print", false, "print the SQL instead of running it")
+	cmd.Flags().BoolVar(&grants, "print-grants", false, "print the GRANTs for these roles:")
+	cmd.Flags().StringVar(&roles.Producer, "producer", roles.Producer, "role that inserts events")
+	cmd.Flags().StringVar(&roles.Relay, "relay", roles.Relay, "role that the relay connects as")
+	cmd.Flags().StringVar(&roles.Migrator, "migrator", roles.Migrator, "role that owns the tables")
 	return cmd
 }
 
@@ -54,6 +71,14 @@ func printSchema(p *process) error {
 		return err
 	}
 	return printf(p.stdout, "%s", script)
+}
+
+func printGrants(p *process, roles store.Roles) error {
+	c, err := p.config(needNothing)
+	if err != nil {
+		return err
+	}
+	return printf(p.stdout, "%s", store.Table(c.Table).GrantScript(roles))
 }
 
 // outbox opens the configured outbox, for a command that needs nothing else.

@@ -1,9 +1,13 @@
 package main
 
 import (
+	"context"
+	"fmt"
 	"testing"
+	"time"
 
 	"github.com/go-outbox/go-outbox/store/storetest"
+	"github.com/go-outbox/go-outbox/stream/streamtest"
 )
 
 func TestMigrateTwice(t *testing.T) {
@@ -33,6 +37,38 @@ func TestMigratePrintNeedsNoDatabase(t *testing.T) {
 	env := environment{"OUTBOX_DATABASE_DSN": dsn, "OUTBOX_TABLE": "shop.events"}
 	sql(t, dsn, execute(t, env, "migrate", "--print").stdout)
 	expectCode(t, execute(t, env, "migrate"), 0)
+}
+
+func TestMigratePrintsGrants(t *testing.T) {
+	dsn := storetest.NewDatabase(t)
+	env := environment{"OUTBOX_DATABASE_DSN": dsn, "OUTBOX_TABLE": "shop.events"}
+	expectCode(t, execute(t, env, "migrate"), 0)
+	role := fmt.Sprintf("producer %d", time.Now().UnixNano())
+	sql(t, dsn, `create role "`+role+`"`)
+	owner := connect(t, dsn)
+	t.Cleanup(func() {
+		if _, err := owner.Exec(context.WithoutCancel(t.Context()), `drop owned by "`+role+`"; drop role "`+role+`"`); err != nil {
+			t.Error(err)
+		}
+	})
+	got := execute(t, environment{"OUTBOX_TABLE": "shop.events"}, "migrate", "--print-grants", "--producer", role, "--relay", role, "--migrator", role)
+	expectCode(t, got, 0)
+	expectText(t, "the grants", got.stdout, `GRANT INSERT (id, topic, aggregate_type, aggregate_id, event_type, data, headers) ON "shop"."events" TO "`+role+`";`)
+	sql(t, dsn, got.stdout)
+
+	got = execute(t, env, "migrate", "--print-grants")
+	expectText(t, "the grants", got.stdout, `TO "outbox_producer"`, `TO "outbox_relay"`, `TO "outbox_migrator"`)
+	got = execute(t, env, "migrate", "--print-grants", "--print")
+	expectCode(t, got, 2)
+	expectText(t, "standard error", got.stderr, "exclude each other")
+}
+
+func TestDoctorComparesProducersGrants(t *testing.T) {
+	dsn := storetest.NewDatabase(t)
+	expectCode(t, execute(t, environment{"OUTBOX_DATABASE_DSN": dsn}, "migrate"), 0)
+	sql(t, dsn, `grant insert on outbox to public`)
+	d := diagnose(t, environment{"OUTBOX_DATABASE_DSN": dsn, "OUTBOX_NATS_URL": streamtest.Start(t).URL()})
+	d.expect(t, `warning producers: role "public" may insert whole rows`)
 }
 
 func TestMigrateFails(t *testing.T) {
