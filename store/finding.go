@@ -237,6 +237,3 @@ func short(d time.Duration) string {
 	}
 	return d.Round(time.Second).String()
 }
-
-// literal quotes a text for SQL.
-func literal(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }

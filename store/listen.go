@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -16,13 +19,30 @@ import (
 // minute. Until then the poll interval stands in.
 const listenReconnectDelay = 250 * time.Millisecond
 
-// rescanPayload asks the relay to look at the table from the head again.
+// rescanPayload asks the relay to look again at the table from its head or, with a colon and a seq after it, from there.
 const rescanPayload = "rescan"
 
-// askForRescan tells the relay, when the transaction commits, that rows have come back, perhaps below its floor.
-func (t Table) askForRescan(ctx context.Context, tx pgx.Tx) error {
-	_, err := tx.Exec(ctx, `select pg_notify($1, $2)`, t.channel(), rescanPayload)
+// askForRescan tells the relay, when the transaction commits, that rows have come back, perhaps below its floor. The
+// lowest has the seq lowest.
+func (t Table) askForRescan(ctx context.Context, tx pgx.Tx, lowest int64) error {
+	_, err := tx.Exec(ctx, `select pg_notify($1, $2)`, t.channel(), rescanPayload+":"+strconv.FormatInt(lowest, 10))
 	return err //nolint:wrapcheck // The callers explain it.
+}
+
+// parseRescan reads such a payload; without a seq it is the lowest there is.
+func parseRescan(payload string) (lowest int64, ok bool) {
+	if payload == rescanPayload {
+		return math.MinInt64, true
+	}
+	seq, ok := strings.CutPrefix(payload, rescanPayload+":")
+	if !ok {
+		return 0, false
+	}
+	lowest, err := strconv.ParseInt(seq, 10, 64)
+	if err != nil {
+		return math.MinInt64, true // A later version says more; less is understood.
+	}
+	return lowest, true
 }
 
 // Listen calls wake whenever a producer found the relay asleep, and after each (re)connection, since what was
@@ -52,7 +72,7 @@ type wakeHandler struct {
 
 // HandleNotification implements [pgxlisten.Handler].
 func (h *wakeHandler) HandleNotification(_ context.Context, n *pgconn.Notification, _ *pgx.Conn) error {
-	if n.Payload == rescanPayload {
+	if _, ok := parseRescan(n.Payload); ok {
 		h.outbox.rescan.Store(true)
 	}
 	h.wake()
