@@ -3,6 +3,7 @@ package relay
 import (
 	"time"
 
+	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream"
 )
 
@@ -24,6 +25,9 @@ type Hooks struct {
 	Recovered func(Recovered)
 	// Exchanged tells of a round trip to the outbox.
 	Exchanged func(Exchanged)
+	// Database tells what in the database slows or stops the relay: see store.Outbox.Watch. Unlike the others it is
+	// called from a goroutine of its own.
+	Database func(store.Finding)
 }
 
 // Published is what [Hooks.Published] is told.
@@ -91,6 +95,9 @@ func (h Hooks) orNop() Hooks {
 	}
 	if h.Exchanged == nil {
 		h.Exchanged = func(Exchanged) {}
+	}
+	if h.Database == nil {
+		h.Database = func(store.Finding) {}
 	}
 	return h
 }

@@ -3,6 +3,7 @@ package store
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgtype"
@@ -46,4 +47,41 @@ func (t Timestamp) Format(layout string) string {
 // MarshalJSON implements [json.Marshaler]: it is the string.
 func (t Timestamp) MarshalJSON() ([]byte, error) {
 	return json.Marshal(t.String()) //nolint:wrapcheck // A string without anything to fail on.
+}
+
+// UnmarshalJSON implements [json.Unmarshaler]: it reads what MarshalJSON writes, and RFC 3339.
+func (t *Timestamp) UnmarshalJSON(data []byte) error {
+	var text string
+	if err := json.Unmarshal(data, &text); err != nil {
+		return fmt.Errorf("timestamp: %w", err)
+	}
+	switch text {
+	case "infinity":
+		*t = Timestamp{Infinite: 1}
+		return nil
+	case "-infinity":
+		*t = Timestamp{Infinite: -1}
+		return nil
+	}
+	at, err := time.Parse(time.RFC3339Nano, text)
+	if err != nil {
+		at, err = parseFar(text)
+	}
+	*t = Timestamp{Time: at.UTC()}
+	return err
+}
+
+// parseFar reads a time in a year that RFC 3339 does not know.
+func parseFar(text string) (time.Time, error) {
+	text, before := strings.CutSuffix(text, " BC")
+	var year, month, day, hour, minute int
+	var seconds float64
+	if _, err := fmt.Sscanf(text, "%d-%d-%dT%d:%d:%fZ", &year, &month, &day, &hour, &minute, &seconds); err != nil {
+		return time.Time{}, fmt.Errorf("timestamp %q: %w", text, err)
+	}
+	if before {
+		year = 1 - year
+	}
+	at := time.Date(year, time.Month(month), day, hour, minute, 0, 0, time.UTC)
+	return at.Add(time.Duration(seconds * float64(time.Second)).Round(time.Microsecond)), nil
 }
