@@ -25,7 +25,8 @@ type Hooks struct {
 	Recovered func(Recovered)
 	// Exchanged tells of a round trip to the outbox.
 	Exchanged func(Exchanged)
-	// Database tells what in the database holds the relay up, or may. It is called from a goroutine of its own.
+	// Database tells what in the database slows or stops the relay: see store.Outbox.Watch. Unlike the others it is
+	// called from a goroutine of its own.
 	Database func(store.Finding)
 	// Kept tells of a row for which the database refused what was asked, for its own sake.
 	Kept func(store.Kept)

@@ -91,8 +91,8 @@ func TestPublicationOfAllTables(t *testing.T) {
 	}
 	f.exchange(t, store.Request{
 		Settled: []store.Settled{{Seqs: []int64{1, 2}, After: 5}},
-		Failed:  []store.Failure{{Seq: 3, Attempts: 1, Reason: "refused"}},
-		Dead:    []store.Failure{{Seq: 4, Attempts: 3, Reason: "refused"}},
+		Failed:  []store.Failure{{Ref: store.Ref{Seq: 3}, Attempts: 1, Reason: "refused"}},
+		Dead:    []store.Failure{{Ref: store.Ref{Seq: 4}, Attempts: 3, Reason: "refused"}},
 	})
 	archived, err := f.Archive(t.Context(), 0)
 	if err != nil || len(archived) != 2 {

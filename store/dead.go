@@ -4,147 +4,399 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
+	"slices"
+	"strings"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 )
 
+// ErrSeveralDeadLetters: a seq or an id names more than one dead letter, and it matters which is meant.
+var ErrSeveralDeadLetters = errors.New("names several dead letters")
+
 // DeadLetter is an event that was given up: the broker refused it as often as allowed.
 type DeadLetter struct {
-	Row
+	// Letter is its own number. Seqs and ids are the producers', and two dead letters may have the same.
+	Letter int64
+	// Kept tells that it is still in the outbox, from which it could not be moved: it has no Letter, and LastError says
+	// why it stayed. It is not published any more.
+	Kept bool
 
-	LastError string
-	DiedAt    time.Time
+	Seq           int64
+	ID            uuid.UUID
+	Topic         string
+	AggregateType string
+	AggregateID   string
+	EventType     string
+	Data          []byte
+	DataSize      int64
+	Headers       []byte // JSON; nil for none.
+	CreatedAt     Timestamp
+	Attempts      int
+	LastError     string
+	DiedAt        Timestamp
+
+	// Cut names the columns of which there is more than was read, such as "data".
+	Cut []string
 }
+
+// Key names it and no other.
+func (d *DeadLetter) Key() DeadKey {
+	if d.Kept {
+		return DeadKey{Seq: d.Seq}
+	}
+	return DeadKey{Letter: d.Letter}
+}
+
+// DeadPlace is where a dead letter stands in a list.
+type DeadPlace struct{ Seq, Letter int64 }
 
 // DeadFilter selects dead letters. The zero value selects all.
 type DeadFilter struct {
 	// Topic and AggregateType select by equality where they are not empty; so does AggregateID.
 	Topic, AggregateType, AggregateID string
-	// After selects those with a higher seq: the last one of the page before.
-	After int64
+	// After selects those after the last one of the page before; nil for the first page.
+	After *DeadPlace
 	// Limit bounds the result; 0 means no bound.
 	Limit int
 }
 
-const deadColumns = `seq, id, topic, aggregate_type, aggregate_id, event_type, data, headers::text, created_at, attempts, last_error, died_at`
+// deadEverywhere are the dead letters and, with the number 0, what was given up and is still in the outbox.
+func (t Table) deadEverywhere() string {
+	const columns = `seq, id, topic, aggregate_type, aggregate_id, event_type, data, headers, created_at, attempts`
+	return `
+select letter, false as kept, ` + columns + `, last_error, died_at from ` + t.dead() + `
+ union all
+select 0::bigint, true, ` + columns + `, coalesce(last_error, ''), given_up_at from ` + t.outbox() + ` where given_up_at is not null`
+}
 
-// DeadLetters lists dead letters in seq order. With payload false their Data is left out.
+// DeadLetters lists dead letters in the order of their seqs. With payload false, which is for long lists, their Data is
+// left out, and other long values are cut earlier: see DeadLetter.Cut.
 func (o *Outbox) DeadLetters(ctx context.Context, filter DeadFilter, payload bool) ([]DeadLetter, error) {
-	columns := deadColumns
-	if !payload {
-		columns = `seq, id, topic, aggregate_type, aggregate_id, event_type, ''::bytea, headers::text, created_at, attempts, last_error, died_at`
+	b := listBounds
+	if payload {
+		b = showBounds
 	}
 	var limit *int
 	if filter.Limit > 0 {
 		limit = &filter.Limit
 	}
+	place := DeadPlace{}
+	if filter.After != nil {
+		place = *filter.After
+	}
 	var letters []DeadLetter
-	err := o.with(ctx, func(conn *pgx.Conn) error {
-		rows, err := conn.Query(ctx, `
-select `+columns+` from `+o.table.dead()+`
- where ($1 = '' or topic = $1) and ($2 = '' or aggregate_type = $2) and ($3 = '' or aggregate_id = $3) and seq > $4
- order by seq limit $5`, filter.Topic, filter.AggregateType, filter.AggregateID, filter.After, limit)
-		if err != nil {
-			return err //nolint:wrapcheck // Explained below.
-		}
-		letters, err = pgx.CollectRows(rows, scanDeadLetter)
-		return err //nolint:wrapcheck // Explained below.
+	err := o.with(ctx, func(conn *pgx.Conn) (err error) {
+		letters, err = b.deadLetters(ctx, conn, `
+select * from (`+o.table.deadEverywhere()+`) d
+ where ($1 = '' or topic = $1) and ($2 = '' or aggregate_type = $2) and ($3 = '' or aggregate_id = $3)
+   and ($4 or (seq, letter) > ($5, $6))
+ order by seq, letter limit $7`, filter.Topic, filter.AggregateType, filter.AggregateID, filter.After == nil, place.Seq, place.Letter, limit)
+		return err
 	})
 	return letters, o.explain("list dead letters", err)
 }
 
-// DeadLetter returns one dead letter with its payload; [ErrNoDeadLetter] if there is none.
+// deadLetters reads those that a statement selects from deadEverywhere.
+func (b bounds) deadLetters(ctx context.Context, conn *pgx.Conn, statement string, args ...any) ([]DeadLetter, error) {
+	rows, err := conn.Query(ctx, `
+select letter, kept, seq, id, `+b.textOf("topic")+`, `+b.textOf("aggregate_type")+`, `+b.textOf("aggregate_id")+`, `+b.textOf("event_type")+`,
+       `+b.dataOf("data")+`, octet_length(data), `+b.headersOf("headers")+`, created_at, attempts, `+b.textOf("last_error")+`, died_at
+  from (`+statement+`) selected order by seq, letter`, args...)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // The callers explain it.
+	}
+	return pgx.CollectRows(rows, b.scanDeadLetter) //nolint:wrapcheck // As above.
+}
+
+func (b bounds) scanDeadLetter(row pgx.CollectableRow) (DeadLetter, error) {
+	var (
+		d     DeadLetter
+		texts [5][]byte
+	)
+	err := row.Scan(&d.Letter, &d.Kept, &d.Seq, &d.ID, &texts[0], &texts[1], &texts[2], &texts[3],
+		&d.Data, &d.DataSize, &d.Headers, &d.CreatedAt, &d.Attempts, &texts[4], &d.DiedAt)
+	if err != nil {
+		return d, err //nolint:wrapcheck // The callers explain it.
+	}
+	b.cutTexts(&d.Cut, texts[:], []columnText{
+		{"topic", &d.Topic}, {"aggregate_type", &d.AggregateType}, {"aggregate_id", &d.AggregateID}, {"event_type", &d.EventType}, {"last_error", &d.LastError},
+	})
+	d.Headers = b.cutHeaders(d.Headers, &d.Cut)
+	if b.data > 0 && d.DataSize > int64(len(d.Data)) {
+		d.Cut = append(d.Cut, "data")
+	}
+	return d, nil
+}
+
+// DeadLetter returns one dead letter with its payload; [ErrNoDeadLetter] if there is none, and [ErrSeveralDeadLetters],
+// which tells how to name each of them, if the key is that of more than one.
 func (o *Outbox) DeadLetter(ctx context.Context, key DeadKey) (DeadLetter, error) {
 	var letter DeadLetter
 	err := o.with(ctx, func(conn *pgx.Conn) error {
-		rows, err := conn.Query(ctx, `select `+deadColumns+` from `+o.table.dead()+` where `+key.condition(), key.value())
-		if err != nil {
-			return err //nolint:wrapcheck // Explained below.
+		found, err := o.table.lookUp(ctx, conn, key)
+		switch {
+		case err != nil:
+			return err
+		case len(found) > 1:
+			return several(key, found)
 		}
-		letter, err = pgx.CollectOneRow(rows, scanDeadLetter)
-		if errors.Is(err, pgx.ErrNoRows) {
-			return fmt.Errorf("%w: %s", ErrNoDeadLetter, key)
+		letters, err := showBounds.deadLetters(ctx, conn,
+			`select * from (`+o.table.deadEverywhere()+`) d where seq = $1 and letter = $2`, found[0].seq, found[0].letter)
+		if err == nil && len(letters) == 0 {
+			return fmt.Errorf("%w: %s: it has just been taken away", ErrNoDeadLetter, key)
 		}
-		return err //nolint:wrapcheck // Explained below.
+		if err == nil {
+			letter = letters[0]
+		}
+		return err
 	})
 	return letter, o.explain("show dead letter", err)
 }
 
-func scanDeadLetter(row pgx.CollectableRow) (DeadLetter, error) {
-	var d DeadLetter
-	err := row.Scan(&d.Seq, &d.ID, &d.Topic, &d.AggregateType, &d.AggregateID, &d.EventType, &d.Data, &d.Headers, &d.CreatedAt, &d.Attempts, &d.LastError, &d.DiedAt)
-	return d, err //nolint:wrapcheck // The callers explain it.
-}
-
-// DeadKey names a dead letter by its seq or by its event id.
+// DeadKey names a dead letter: by its Letter unless that is 0, otherwise by its event's ID unless that is nil, otherwise
+// by its Seq.
 type DeadKey struct {
-	Seq int64
-	ID  uuid.UUID
+	Letter int64
+	ID     uuid.UUID
+	Seq    int64
 }
 
 // String returns the key as a person would type it.
 func (k DeadKey) String() string {
-	if k.ID != uuid.Nil {
+	switch {
+	case k.Letter != 0:
+		return fmt.Sprintf("letter:%d", k.Letter)
+	case k.ID != uuid.Nil:
 		return "id " + k.ID.String()
 	}
 	return fmt.Sprintf("seq %d", k.Seq)
 }
 
-func (k DeadKey) condition() string {
-	if k.ID != uuid.Nil {
-		return "id = $1"
+// condition selects it by the argument $1, for those in the dead letters' table; in the outbox there are no letters.
+func (k DeadKey) condition() (condition string, value any) {
+	switch {
+	case k.Letter != 0:
+		return "letter = $1", k.Letter
+	case k.ID != uuid.Nil:
+		return "id = $1", k.ID
 	}
-	return "seq = $1"
+	return "seq = $1", k.Seq
 }
 
-func (k DeadKey) value() any {
-	if k.ID != uuid.Nil {
-		return k.ID
-	}
-	return k.Seq
+// grave is where a dead letter is.
+type grave struct {
+	letter, seq int64 // Letter is 0 in the outbox.
+	size        int64
 }
 
-// Requeue puts dead letters back into the outbox, with their seq and no attempts, so that they are published
-// before what their aggregate produced later and still waits. All of keys or none; [ErrNoDeadLetter] if one
-// is not there. They keep their last error, with which the table takes what it would refuse from a producer. Seqs are unique, ids as good as their producers made them: all letters of an id are taken.
+// lookUp finds whatever a key names; ErrNoDeadLetter if that is nothing.
+func (t Table) lookUp(ctx context.Context, q querier, key DeadKey) ([]grave, error) {
+	condition, value := key.condition()
+	rows, err := q.Query(ctx, `select letter, seq, octet_length(data) from (`+t.deadEverywhere()+`) d where `+condition+` order by letter`, value)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // The callers explain it.
+	}
+	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (g grave, err error) {
+		err = row.Scan(&g.letter, &g.seq, &g.size)
+		return g, err //nolint:wrapcheck // As above.
+	})
+	if err == nil && len(found) == 0 {
+		return nil, fmt.Errorf("%w: %s", ErrNoDeadLetter, key)
+	}
+	return found, err //nolint:wrapcheck // As above.
+}
+
+func several(key DeadKey, found []grave) error {
+	var names []string
+	for _, g := range found[:min(len(found), 10)] {
+		names = append(names, g.String())
+	}
+	if more := len(found) - len(names); more > 0 {
+		names = append(names, fmt.Sprintf("%d more", more))
+	}
+	return fmt.Errorf("%s %w: %s; say which", key, ErrSeveralDeadLetters, strings.Join(names, ", "))
+}
+
+// String names it as a person would type it.
+func (g grave) String() string {
+	if g.letter == 0 {
+		return fmt.Sprintf("seq %d, kept in the outbox", g.seq)
+	}
+	return DeadKey{Letter: g.letter}.String()
+}
+
+// TooLargeError says that events would only be given up again, since the broker does not take so large ones.
+type TooLargeError struct {
+	// Keys are the dead letters; the first of them has a payload of Size bytes, and the broker takes at most Max.
+	Keys      []DeadKey
+	Size, Max int64
+}
+
+// Error implements error.
+func (e *TooLargeError) Error() string {
+	more := ""
+	if n := len(e.Keys) - 1; n > 0 {
+		more = fmt.Sprintf(" (and %d more are too large)", n)
+	}
+	return fmt.Sprintf("dead letter %s has a payload of %d bytes, and the broker takes at most %d%s: raise max_payload of the NATS server and max_msg_size of the stream, "+
+		"and let the relay begin another term; or insist with --force", e.Keys[0], e.Size, e.Max, more)
+}
+
+// Requeue puts dead letters back into the outbox, with their seq and no attempts, so that they are published before what
+// their aggregate produced later and still waits. One whose seq the outbox has for another event gets a new one, after
+// all that waits. All of keys or none: [ErrNoDeadLetter] if one is not there, [ErrSeveralDeadLetters] if a seq names more
+// than one. An id stands for all letters that have it. A [TooLargeError] names those that the broker, as a leader last
+// saw it, would not take.
+//
+// They keep their last error, with which the table takes what it would refuse from a producer.
 func (o *Outbox) Requeue(ctx context.Context, keys ...DeadKey) (int, error) {
-	const columns = `seq, id, topic, aggregate_type, aggregate_id, event_type, data, headers, created_at`
-	return o.takeDead(ctx, "requeue", keys, func(condition string) string {
-		return `
-with back as (delete from ` + o.table.dead() + ` where ` + condition + ` returning ` + columns + `, last_error)
-insert into ` + o.table.outbox() + ` (` + columns + `, last_error) overriding system value select ` + columns + `, last_error from back`
+	return o.requeue(ctx, keys, false)
+}
+
+// RequeueAnySize is Requeue without a look at what the broker takes.
+func (o *Outbox) RequeueAnySize(ctx context.Context, keys ...DeadKey) (int, error) {
+	return o.requeue(ctx, keys, true)
+}
+
+func (o *Outbox) requeue(ctx context.Context, keys []DeadKey, anySize bool) (int, error) {
+	return o.takeDead(ctx, "requeue", keys, func(tx pgx.Tx, graves []grave) error {
+		if !anySize {
+			if err := o.table.checkSizes(ctx, tx, graves); err != nil {
+				return err
+			}
+		}
+		return o.table.revive(ctx, tx, graves)
 	})
 }
 
-// Discard removes dead letters for good. All of keys or none; [ErrNoDeadLetter] if one is not there.
+// checkSizes compares payloads with what the broker took at most when a leader last asked it.
+func (t Table) checkSizes(ctx context.Context, tx pgx.Tx, graves []grave) error {
+	var most *int64
+	err := tx.QueryRow(ctx, `select max_payload from `+t.relay()+` order by leader_since desc limit 1`).Scan(&most)
+	if errors.Is(err, pgx.ErrNoRows) || err == nil && (most == nil || *most <= 0) {
+		return nil // Nobody knows.
+	}
+	if err != nil {
+		return err //nolint:wrapcheck // The caller explains it.
+	}
+	tooLarge := &TooLargeError{Max: *most}
+	for _, g := range graves {
+		if g.size <= *most {
+			continue
+		}
+		if len(tooLarge.Keys) == 0 {
+			tooLarge.Size = g.size
+		}
+		tooLarge.Keys = append(tooLarge.Keys, DeadKey{Letter: g.letter, Seq: g.seq})
+	}
+	if len(tooLarge.Keys) > 0 {
+		return tooLarge
+	}
+	return nil
+}
+
+// revive makes rows of the outbox of dead letters, and tells the relay where to look for them.
+func (t Table) revive(ctx context.Context, tx pgx.Tx, graves []grave) error {
+	const columns = `id, topic, aggregate_type, aggregate_id, event_type, data, headers, created_at, last_error`
+	dead := `
+with gone as (delete from ` + t.dead() + ` where letter = $1 returning seq, ` + columns + `),
+     same as (insert into ` + t.outbox() + ` (seq, ` + columns + `) overriding system value select seq, ` + columns + ` from gone
+                  on conflict (seq) do nothing returning seq),
+     anew as (insert into ` + t.outbox() + ` (` + columns + `) select ` + columns + ` from gone where not exists (select from same) returning seq)
+select seq from same union all select seq from anew`
+	kept := `
+update ` + t.outbox() + ` set given_up_at = null, attempts = 0, retry_at = null, last_error = coalesce(last_error, 'requeued')
+ where seq = $1 and given_up_at is not null returning seq`
+
+	batch, lowest := &pgx.Batch{}, int64(0)
+	for i, g := range graves {
+		statement, key := dead, g.letter
+		if g.letter == 0 {
+			statement, key = kept, g.seq
+		}
+		batch.Queue(statement, key).QueryRow(func(row pgx.Row) error {
+			var seq int64
+			if err := row.Scan(&seq); errors.Is(err, pgx.ErrNoRows) {
+				return fmt.Errorf("%w: %s: it has just been taken away", ErrNoDeadLetter, g)
+			} else if err != nil {
+				return err //nolint:wrapcheck // The caller explains it.
+			}
+			if i == 0 || seq < lowest {
+				lowest = seq
+			}
+			return nil
+		})
+	}
+	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+		return err //nolint:wrapcheck // The caller explains it.
+	}
+	if err := t.lowerScan(ctx, tx, lowest); err != nil {
+		return err
+	}
+	return t.askForRescan(ctx, tx, lowest)
+}
+
+// lowerScan lets the terms to come look for rows from this seq on.
+func (t Table) lowerScan(ctx context.Context, tx pgx.Tx, lowest int64) error {
+	_, err := tx.Exec(ctx, `update `+t.relay()+` set scan_from = $1 where scan_from > $1`, lowest)
+	return err //nolint:wrapcheck // The callers explain it.
+}
+
+// Discard removes dead letters for good. All of keys or none, as with [Outbox.Requeue].
 func (o *Outbox) Discard(ctx context.Context, keys ...DeadKey) (int, error) {
-	return o.takeDead(ctx, "discard", keys, func(condition string) string {
-		return `delete from ` + o.table.dead() + ` where ` + condition
+	return o.takeDead(ctx, "discard", keys, func(tx pgx.Tx, graves []grave) error {
+		batch, lowest := &pgx.Batch{}, graves[0].seq
+		for _, g := range graves {
+			lowest = min(lowest, g.seq)
+			query := batch.Queue(`delete from `+o.table.dead()+` where letter = $1 returning true`, g.letter)
+			if g.letter == 0 {
+				query = batch.Queue(`delete from `+o.table.outbox()+` where seq = $1 and given_up_at is not null returning true`, g.seq)
+			}
+			query.QueryRow(func(row pgx.Row) error {
+				var gone bool
+				if err := row.Scan(&gone); errors.Is(err, pgx.ErrNoRows) {
+					return fmt.Errorf("%w: %s: it has just been taken away", ErrNoDeadLetter, g)
+				} else if err != nil {
+					return err //nolint:wrapcheck // The caller explains it.
+				}
+				return nil
+			})
+		}
+		if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+			return err //nolint:wrapcheck // The caller explains it.
+		}
+		return o.table.askForRescan(ctx, tx, lowest) // What was held back for their sake comes after them.
 	})
 }
 
-// takeDead runs statement for each of keys in one transaction and tells the relay to look again.
-func (o *Outbox) takeDead(ctx context.Context, operation string, keys []DeadKey, statement func(condition string) string) (int, error) {
-	taken := 0
+// takeDead finds what keys name, and has it taken in one transaction.
+func (o *Outbox) takeDead(ctx context.Context, operation string, keys []DeadKey, take func(tx pgx.Tx, graves []grave) error) (int, error) {
+	var graves []grave
 	err := o.with(ctx, func(conn *pgx.Conn) error {
 		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { //nolint:wrapcheck // Explained below.
 			for _, key := range keys {
-				tag, err := tx.Exec(ctx, statement(key.condition()), key.value())
-				if err != nil {
-					return err //nolint:wrapcheck // Explained below.
+				found, err := o.table.lookUp(ctx, tx, key)
+				switch {
+				case err != nil:
+					return err
+				case len(found) > 1 && key.ID == uuid.Nil:
+					return several(key, found)
 				}
-				if tag.RowsAffected() == 0 {
-					return fmt.Errorf("%w: %s", ErrNoDeadLetter, key)
+				for _, g := range found {
+					if !slices.Contains(graves, g) { // Two keys may name the same.
+						graves = append(graves, g)
+					}
 				}
-				taken += int(tag.RowsAffected())
 			}
-			return o.table.askForRescan(ctx, tx) // Also since held aggregates are free again.
+			if len(graves) == 0 {
+				return nil
+			}
+			return take(tx, graves)
 		})
 	})
 	if err != nil {
 		return 0, o.explain(operation+" dead letters", err)
 	}
-	return taken, nil
+	return len(graves), nil
 }

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"time"
 
@@ -17,6 +18,16 @@ type LockWait struct {
 	Lock        Lock
 	// Holders are those that it waits for: first those that wait for nobody themselves.
 	Holders []Holder
+}
+
+// String names who waits, for what and for whom, and says what to do.
+func (w *LockWait) String() string {
+	text := fmt.Sprintf("pid %d (application %q) has been waiting for %s for a lock (%s)", w.PID, w.Application, short(w.Waited), w.Lock)
+	if len(w.Holders) == 0 {
+		return text
+	}
+	f := Finding{Others: w.Holders[1:]}
+	return text + " of " + w.Holders[0].String() + f.others() + ": " + w.Holders[0].Remedy()
 }
 
 // mostHolders bounds how many are named.

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -16,7 +18,14 @@ const (
 	countLimit = 10_000
 	// inspectTimeout bounds each look at the tables: dead rows that vacuum may not remove make any of them slow.
 	inspectTimeout = 10 * time.Second
+	// inspectLockTimeout bounds how long one waits for a lock: who has it is among what is to be found out.
+	inspectLockTimeout = 2 * time.Second
 )
+
+// inspectSettings are for connections that look at the tables and at the server. Compiling such a question takes many
+// times as long as answering it.
+var inspectSettings = fmt.Sprintf(`set statement_timeout = %d; set lock_timeout = %d; set jit = off`, //nolint:gochecknoglobals // Immutable.
+	inspectTimeout.Milliseconds(), inspectLockTimeout.Milliseconds())
 
 // Count is how many rows a table has: exactly so many, or about.
 type Count struct {
@@ -43,13 +52,25 @@ type TermRecord struct {
 type Inspection struct {
 	// Terms are those of all streams that were ever published to, the latest first.
 	Terms []TermRecord
-	// Locked tells that a session holds the leader's lock: a relay leads that was elected through Postgres.
+	// Standby tells that the server repeats another one's transactions. Locks are not among them, so it cannot tell
+	// whether anybody leads.
+	Standby bool
+	// Locked tells that a session holds the leader's lock: a relay leads that was elected through Postgres. Nil on a standby.
 	Locked *bool
-	// Waiting are the events in the outbox.
+	// LeaderLocks are who holds it. More than one means that relays compete for different locks, and both lead.
+	LeaderLocks []LeaderLock
+	// LockWaits are the sessions that have been waiting for a lock on one of the tables, and those of relays that have
+	// been waiting for any, for a second.
+	LockWaits []LockWait
+	// Horizon are those whose transactions keep dead rows from being removed, the oldest first, and DeadRows is how many
+	// of them the outbox has, about.
+	Horizon  []Holder
+	DeadRows *int64
+	// Waiting are the events in the outbox but for those that were given up.
 	Waiting *Count
 	// Oldest is how long ago the first of them was inserted; nil if none waits.
 	Oldest *time.Duration
-	// Dead are the dead letters.
+	// Dead are the dead letters, those included that could not be moved out of the outbox.
 	Dead *Count
 	// Archived are the events in the archive, which take up so many bytes.
 	Archived      *Count
@@ -61,7 +82,7 @@ type Inspection struct {
 func (o *Outbox) Inspect(ctx context.Context) (found Inspection, err error) {
 	t := o.table
 	err = o.with(ctx, func(conn *pgx.Conn) error {
-		if _, err := conn.Exec(ctx, `set statement_timeout = `+milliseconds(inspectTimeout)); err != nil {
+		if _, err := conn.Exec(ctx, inspectSettings); err != nil {
 			return fmt.Errorf("inspect the outbox: %w", err)
 		}
 		switch exists, err := t.checkShape(ctx, conn); {
@@ -77,16 +98,23 @@ func (o *Outbox) Inspect(ctx context.Context) (found Inspection, err error) {
 			}
 		}
 		look("who leads", func() error { return t.terms(ctx, conn, &found.Terms) })
-		look("whether somebody leads", func() error { return t.locked(ctx, conn, &found.Locked) })
-		look("how much waits", func() error { return count(ctx, conn, t.outbox(), &found.Waiting) })
-		look("since when events wait", func() error {
-			err := conn.QueryRow(ctx, `select clock_timestamp() - created_at from `+t.outbox()+` order by seq limit 1`).Scan(&found.Oldest)
-			if errors.Is(err, pgx.ErrNoRows) {
-				return nil
-			}
-			return err //nolint:wrapcheck // Explained above.
+		look("whether somebody leads", func() error { return t.locked(ctx, conn, &found) })
+		look("who waits for locks", func() (err error) {
+			found.LockWaits, err = t.lockWaitsOfOutbox(ctx, conn)
+			return err
 		})
-		look("how many dead letters there are", func() error { return count(ctx, conn, t.dead(), &found.Dead) })
+		look("who holds back vacuum", func() error {
+			holders, deadRows, err := t.horizon(ctx, conn, 0)
+			if err == nil {
+				found.Horizon, found.DeadRows = holders, &deadRows
+			}
+			return err
+		})
+		look("how much waits", func() error { return count(ctx, conn, t.outbox()+` where given_up_at is null`, &found.Waiting) })
+		look("since when events wait", func() error { return t.oldest(ctx, conn, &found.Oldest) })
+		look("how many dead letters there are", func() error {
+			return count(ctx, conn, `(select from `+t.dead()+` union all select from `+t.outbox()+` where given_up_at is not null) d`, &found.Dead)
+		})
 		look("the size of the archive", func() error {
 			if err := count(ctx, conn, t.published(), &found.Archived); err != nil {
 				return err
@@ -117,15 +145,79 @@ select stream, outbox, term, leader, leader_since, clock_timestamp() - leader_si
 	return err //nolint:wrapcheck // The caller explains it.
 }
 
-// locked finds out whether somebody holds the leader's lock, whatever its first half, which an elector chooses.
-func (t Table) locked(ctx context.Context, conn *pgx.Conn, found **bool) error {
-	return conn.QueryRow(ctx, `
-select exists (select from pg_catalog.pg_locks
-                where locktype = 'advisory' and objsubid = 2 and granted and objid = $1
-                  and database = (select oid from pg_catalog.pg_database where datname = current_database()))`, uint32(t.LockKey())).Scan(found) //nolint:gosec,wrapcheck // As Postgres shows it. The caller explains it.
+// LeaderLock is the lock that relays elected through Postgres compete for, while it is held.
+type LeaderLock struct {
+	// Key is its first half: the setting advisory_lock.
+	Key int32
+	// Holder is the session.
+	Holder Holder
 }
 
-// count counts the rows of a table, or takes the planner's word for it, which needs no statistics.
+// Stranger reports whether the session does not call itself a relay's.
+func (l *LeaderLock) Stranger() bool { return !strings.HasPrefix(l.Holder.Application, sessionName) }
+
+// locked finds out who holds the leader's lock, whatever its first half, which an elector chooses.
+func (t Table) locked(ctx context.Context, conn *pgx.Conn, found *Inspection) error {
+	if err := conn.QueryRow(ctx, `select pg_is_in_recovery()`).Scan(&found.Standby); err != nil || found.Standby {
+		return err //nolint:wrapcheck // The caller explains it.
+	}
+	rows, err := conn.Query(ctx, `
+select l.classid::bigint, l.pid, coalesce(a.application_name, ''), coalesce(a.usename::text, ''), coalesce(a.state, '')
+  from pg_catalog.pg_locks l left join pg_catalog.pg_stat_activity a on a.pid = l.pid
+ where l.locktype = 'advisory' and l.objsubid = 2 and l.granted and l.mode = 'ExclusiveLock' and l.objid = $1
+   and l.database = (select oid from pg_catalog.pg_database where datname = current_database())
+ order by l.classid`, uint32(t.LockKey())) //nolint:gosec // As Postgres shows it.
+	if err != nil {
+		return err //nolint:wrapcheck // The caller explains it.
+	}
+	found.LeaderLocks, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (l LeaderLock, err error) {
+		var key int64
+		l.Holder.Kind = HolderSession
+		err = row.Scan(&key, &l.Holder.PID, &l.Holder.Application, &l.Holder.Role, &l.Holder.State)
+		l.Key = int32(key) //nolint:gosec // Postgres shows 32 bits without their sign.
+		return l, err      //nolint:wrapcheck // The caller explains it.
+	})
+	if err != nil {
+		return err //nolint:wrapcheck // The caller explains it.
+	}
+	locked := len(found.LeaderLocks) > 0
+	found.Locked = &locked
+	return nil
+}
+
+// lockWaitsOfOutbox returns who waits for locks on the tables, and what relays wait for.
+func (t Table) lockWaitsOfOutbox(ctx context.Context, conn *pgx.Conn) ([]LockWait, error) {
+	tables := append([]string{t.outbox(), t.dead(), t.relay(), t.published()}, t.parts()...)
+	return lockWaits(ctx, conn, `l.waitstart < clock_timestamp() - interval '1 second'
+       and (l.relation in (select to_regclass(name)::oid from unnest($1::text[]) as name)
+            and l.database = (select oid from pg_catalog.pg_database where datname = current_database())
+            or l.pid in (select s.pid from pg_catalog.pg_stat_activity s where s.datname = current_database() and starts_with(s.application_name, $2)))`,
+		tables, sessionName)
+}
+
+// oldest finds out how long the first event has waited, of those whose time of insertion is one. Rows that are below where
+// a relay's scan would begin have been settled, and may be there by the million until vacuum removes them.
+func (t Table) oldest(ctx context.Context, conn *pgx.Conn, found **time.Duration) error {
+	var from int64
+	if err := conn.QueryRow(ctx, `select coalesce(min(scan_from), 0) from `+t.relay()).Scan(&from); err != nil || from <= 0 {
+		from = math.MinInt64
+	}
+	var seconds float64
+	err := conn.QueryRow(ctx, `
+select extract(epoch from clock_timestamp())::float8 - extract(epoch from created_at)::float8
+  from `+t.outbox()+` where seq >= $1 and given_up_at is null and isfinite(created_at) order by seq limit 1`, from).Scan(&seconds)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return err //nolint:wrapcheck // The caller explains it.
+	}
+	age := duration(&seconds)
+	*found = &age
+	return nil
+}
+
+// count counts the rows that follow "from", or takes the planner's word for it, which needs no statistics.
 func count(ctx context.Context, conn *pgx.Conn, table string, found **Count) error {
 	var rows int64
 	if err := conn.QueryRow(ctx, `select count(*) from (select from `+table+` limit $1) counted`, countLimit+1).Scan(&rows); err != nil {

@@ -24,26 +24,30 @@ const (
 	listenReminder = time.Minute
 )
 
-// rescanPayload asks the relay to look at the table again, from the seq that follows a colon, or from the head.
+// rescanPayload asks the relay to look again at the table from its head or, with a colon and a seq after it, from there.
 const rescanPayload = "rescan"
 
-// rescanFrom reads a notification: from which seq on the table is to be looked at again, if that is what it asks for.
-func rescanFrom(payload string) (from int64, ok bool) {
-	rest, ok := strings.CutPrefix(payload, rescanPayload)
+// askForRescan tells the relay, when the transaction commits, that rows have come back, perhaps below its floor. The
+// lowest has the seq lowest.
+func (t Table) askForRescan(ctx context.Context, tx pgx.Tx, lowest int64) error {
+	_, err := tx.Exec(ctx, `select pg_notify($1, $2)`, t.channel(), rescanPayload+":"+strconv.FormatInt(lowest, 10))
+	return err //nolint:wrapcheck // The callers explain it.
+}
+
+// parseRescan reads such a payload; without a seq it is the lowest there is.
+func parseRescan(payload string) (lowest int64, ok bool) {
+	if payload == rescanPayload {
+		return math.MinInt64, true
+	}
+	seq, ok := strings.CutPrefix(payload, rescanPayload+":")
 	if !ok {
 		return 0, false
 	}
-	from, err := strconv.ParseInt(strings.TrimPrefix(rest, ":"), 10, 64)
+	lowest, err := strconv.ParseInt(seq, 10, 64)
 	if err != nil {
-		return math.MinInt64, true
+		return math.MinInt64, true // A later version says more; less is understood.
 	}
-	return from, true
-}
-
-// askForRescan tells the relay, when the transaction commits, that rows have come back, perhaps below its floor.
-func (t Table) askForRescan(ctx context.Context, tx pgx.Tx) error {
-	_, err := tx.Exec(ctx, `select pg_notify($1, $2)`, t.channel(), rescanPayload)
-	return err //nolint:wrapcheck // The callers explain it.
+	return lowest, true
 }
 
 // Listen calls wake whenever a producer found the relay asleep, and after each (re)connection, since what was
@@ -116,7 +120,7 @@ func (l *listening) interrupted(ctx context.Context, err error) {
 
 // HandleNotification implements [pgxlisten.Handler].
 func (l *listening) HandleNotification(_ context.Context, n *pgconn.Notification, _ *pgx.Conn) error {
-	if from, ok := rescanFrom(n.Payload); ok {
+	if from, ok := parseRescan(n.Payload); ok {
 		l.outbox.held.Store(nil) // Some may be free again.
 		l.outbox.back.lower(from)
 	}

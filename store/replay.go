@@ -70,70 +70,108 @@ type PublishedEvent struct {
 	AggregateType string
 	AggregateID   string
 	EventType     string
+	DataSize      int64
 	Headers       []byte // JSON; nil for none.
-	CreatedAt     time.Time
-	PublishedAt   time.Time // When it was recorded that it is.
+	CreatedAt     Timestamp
+	PublishedAt   Timestamp // When it was recorded that it is.
 	Stream        string    // To which it was published.
+
+	// Cut names the columns of which there is more than was read.
+	Cut []string
 }
 
 // Published lists the archived events that filter selects, in seq order: limit at most, unless that is 0. It also
-// returns how many there are in all. It reads the whole archive.
+// returns how many there are in all. It reads the whole archive. Long values are cut.
 func (o *Outbox) Published(ctx context.Context, filter ReplayFilter, limit int) (events []PublishedEvent, total int, err error) {
+	b := listBounds
 	condition, args := filter.condition()
-	statement := `
-select seq, id, topic, aggregate_type, aggregate_id, event_type, headers::text, created_at, published_at, stream, count(*) over ()
+	selected := `
+select seq, id, topic, aggregate_type, aggregate_id, event_type, data, headers, created_at, published_at, stream, count(*) over () as total
   from ` + o.table.published() + ` p where ` + condition + ` order by seq, published_at`
 	if limit > 0 {
-		statement += ` limit ` + strconv.Itoa(limit)
+		selected += ` limit ` + strconv.Itoa(limit)
 	}
 	err = o.with(ctx, func(conn *pgx.Conn) error {
-		rows, err := conn.Query(ctx, statement, args...)
+		rows, err := conn.Query(ctx, `
+select seq, id, `+b.textOf("topic")+`, `+b.textOf("aggregate_type")+`, `+b.textOf("aggregate_id")+`, `+b.textOf("event_type")+`,
+       octet_length(data), `+b.headersOf("headers")+`, created_at, published_at, `+b.textOf("stream")+`, total
+  from (`+selected+`) selected order by seq, published_at`, args...)
 		if err != nil {
 			return err //nolint:wrapcheck // Explained below.
 		}
 		events, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (e PublishedEvent, err error) {
-			err = row.Scan(&e.Seq, &e.ID, &e.Topic, &e.AggregateType, &e.AggregateID, &e.EventType, &e.Headers, &e.CreatedAt, &e.PublishedAt, &e.Stream, &total)
-			return e, err
+			var texts [5][]byte
+			err = row.Scan(&e.Seq, &e.ID, &texts[0], &texts[1], &texts[2], &texts[3], &e.DataSize, &e.Headers, &e.CreatedAt, &e.PublishedAt, &texts[4], &total)
+			if err != nil {
+				return e, err //nolint:wrapcheck // Explained below.
+			}
+			b.cutTexts(&e.Cut, texts[:], []columnText{
+				{"topic", &e.Topic}, {"aggregate_type", &e.AggregateType}, {"aggregate_id", &e.AggregateID}, {"event_type", &e.EventType}, {"stream", &e.Stream},
+			})
+			e.Headers = b.cutHeaders(e.Headers, &e.Cut)
+			return e, nil
 		})
 		return err //nolint:wrapcheck // Explained below.
 	})
 	return events, total, o.explain("list the archive", err)
 }
 
+// Replayed is what became of the events that a replay selects.
+type Replayed struct {
+	// Back are in the outbox again.
+	Back int
+	// Left stay in the archive: another event has their seq, or they wait already, or are among the dead letters.
+	Left int
+}
+
 // Replay puts the archived events that filter selects back into the outbox, in one transaction, and returns how many
 // those were. If it names ids, all of them are in the archive, or it is [ErrNotArchived] and nothing happens.
 //
-// With newIDs they become new events, behind all that waits, in their old order: whoever consumes the stream gets them
+// With newIDs they become new events, after all that waits, in their old order: whoever consumes the stream gets them
 // again. The archive keeps the old ones.
 //
 // Without newIDs they keep their place and their id, and move from the archive to the outbox as if they had never been
-// settled; those whose place in the outbox or among the dead letters is taken stay where they are. What the stream
-// still holds is not stored there again, however long ago it was published: it has to be read back for that from behind
-// the oldest of them, and only the beginning of a term goes back so far. So Replay ends the sessions of this outbox's
+// settled; those whose id is in the outbox or among the dead letters, or whose seq is that of another event in the
+// outbox, stay where they are. What the stream
+// still holds is not stored there again, however long ago it was published: it has to be read back for that from where
+// the oldest of them is, and only the beginning of a term goes back so far. So Replay ends the sessions of this outbox's
 // relays in the same transaction: a leader begins another term, and a standby connects anew.
-func (o *Outbox) Replay(ctx context.Context, filter ReplayFilter, newIDs bool) (int, error) {
-	replayed := 0
+func (o *Outbox) Replay(ctx context.Context, filter ReplayFilter, newIDs bool) (Replayed, error) {
+	var replayed Replayed
 	err := o.with(ctx, func(conn *pgx.Conn) error {
-		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { //nolint:wrapcheck // Explained below.
-			if err := o.table.archived(ctx, tx, filter.IDs); err != nil {
-				return err
-			}
-			replay := o.table.putBackAsWas
-			if newIDs {
-				replay = o.table.putBackAsNew
-			}
-			n, err := replay(ctx, tx, filter)
-			if err != nil || n == 0 {
-				return err
-			}
-			replayed = n
-			return o.table.askForRescan(ctx, tx)
+		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) (err error) { //nolint:wrapcheck // Explained below.
+			replayed, err = o.table.replay(ctx, tx, filter, newIDs)
+			return err
 		})
 	})
 	if err != nil {
-		return 0, o.explain("replay", err)
+		return Replayed{}, o.explain("replay", err)
 	}
 	return replayed, nil
+}
+
+func (t Table) replay(ctx context.Context, tx pgx.Tx, filter ReplayFilter, newIDs bool) (replayed Replayed, err error) {
+	if err := t.archived(ctx, tx, filter.IDs); err != nil {
+		return Replayed{}, err
+	}
+	var lowest int64
+	if newIDs {
+		replayed.Back, lowest, err = t.putBackAsNew(ctx, tx, filter)
+	} else {
+		replayed, lowest, err = t.putBackAsWas(ctx, tx, filter)
+	}
+	if err != nil || replayed.Back == 0 {
+		return replayed, err
+	}
+	if err := t.lowerScan(ctx, tx, lowest); err != nil {
+		return Replayed{}, err
+	}
+	if !newIDs {
+		if err := t.endTerms(ctx, tx); err != nil {
+			return Replayed{}, err
+		}
+	}
+	return replayed, t.askForRescan(ctx, tx, lowest)
 }
 
 // archived returns ErrNotArchived unless all of these ids are in the archive.
@@ -153,42 +191,50 @@ select coalesce(array_agg(distinct wanted.id::text), '{}') from unnest($1::uuid[
 
 // putBackAsNew makes new events of archived ones. Their seqs are drawn in the order of the old ones; created_at stays,
 // since that is when it happened.
-func (t Table) putBackAsNew(ctx context.Context, tx pgx.Tx, filter ReplayFilter) (int, error) {
+func (t Table) putBackAsNew(ctx context.Context, tx pgx.Tx, filter ReplayFilter) (n int, lowest int64, err error) {
 	const columns = `topic, aggregate_type, aggregate_id, event_type, data, headers, created_at`
 	condition, args := filter.condition()
 	// One that was put back before, or published to two streams, has several copies.
-	tag, err := tx.Exec(ctx, `
-insert into `+t.outbox()+` (`+columns+`)
-select `+columns+` from (select distinct on (p.seq, p.id) p.* from `+t.published()+` p where `+condition+` order by p.seq, p.id) one order by seq`, args...)
-	return int(tag.RowsAffected()), err //nolint:wrapcheck // The caller explains it.
+	err = tx.QueryRow(ctx, `
+with anew as (insert into `+t.outbox()+` (`+columns+`, last_error)
+              select `+columns+`, `+lastErrorBack+`
+                from (select distinct on (p.seq, p.id) p.* from `+t.published()+` p where `+condition+` order by p.seq, p.id) one order by seq
+              returning seq)
+select count(*), coalesce(min(seq), 0) from anew`, args...).Scan(&n, &lowest)
+	return n, lowest, err //nolint:wrapcheck // The caller explains it.
 }
 
-// putBackAsWas moves archived events to the outbox.
+// putBackAsWas moves archived events to the outbox: it takes from the archive what it has put into the outbox, and no
+// more. A seq says nothing of whose it is: the sequence may have been restarted, and the event that is in the outbox under
+// this seq may be another.
 //
 // It moves rather than copies them: what the broker loses is put back from the archive, too, and an event must not be
-// alive there while it is among the dead letters.
+// alive there while it is among the dead letters. So all copies of an event go, also those of other streams.
 //
-// An event in the outbox that was ever published has to be stored behind the checkpoint, so that moves back with them;
+// An event in the outbox that was ever published has to be stored after the checkpoint, so that moves back with them;
 // and a leader must not publish them before it has looked there. It cannot, for its session is gone when they become
 // visible; and another term cannot begin in between, for it would have to record itself in the row that was locked
 // before the sessions were looked up.
-func (t Table) putBackAsWas(ctx context.Context, tx pgx.Tx, filter ReplayFilter) (int, error) {
+func (t Table) putBackAsWas(ctx context.Context, tx pgx.Tx, filter ReplayFilter) (replayed Replayed, lowest int64, err error) {
 	condition, args := filter.condition()
-	var n int
-	err := tx.QueryRow(ctx, `
-with gone as (delete from `+t.published()+` p where `+condition+`
-                 and not exists (select from `+t.outbox()+` o where o.seq = p.seq)
-                 and not exists (select from `+t.dead()+` d where d.seq = p.seq)
-              returning p.stream, p.after, `+of("p", eventColumns)+`),
-     back as (insert into `+t.outbox()+` (`+eventColumns+`, last_error) overriding system value select `+eventColumns+`, `+lastErrorBack+` from gone order by seq
-                  on conflict (seq) do nothing returning seq),
+	err = tx.QueryRow(ctx, `
+with back as (insert into `+t.outbox()+` (`+eventColumns+`, last_error) overriding system value
+              select `+eventColumns+`, `+lastErrorBack+`
+                from (select distinct on (p.seq, p.id) `+of("p", eventColumns)+` from `+t.published()+` p where `+condition+`
+                         and not exists (select from `+t.outbox()+` o where o.id = p.id)
+                         and not exists (select from `+t.dead()+` d where d.id = p.id)
+                       order by p.seq, p.id) one order by seq
+                  on conflict (seq) do nothing returning seq, id),
+     gone as (delete from `+t.published()+` p using back where p.seq = back.seq and p.id = back.id returning p.stream, p.after),
      recorded as (update `+t.relay()+` r set checkpoint_before = least(r.checkpoint_before, oldest.after)
                     from (select stream, min(after) as after from gone group by stream) oldest where r.stream = oldest.stream)
-select count(*) from back`, args...).Scan(&n)
-	if err != nil || n == 0 {
-		return 0, err //nolint:wrapcheck // The caller explains it.
+select count(*), coalesce(min(seq), 0) from back`, args...).Scan(&replayed.Back, &lowest)
+	if err != nil {
+		return Replayed{}, 0, err //nolint:wrapcheck // The caller explains it.
 	}
-	return n, t.endTerms(ctx, tx)
+	// In another statement, which sees what the first has done.
+	err = tx.QueryRow(ctx, `select count(*) from (select distinct p.seq, p.id from `+t.published()+` p where `+condition+`) stays`, args...).Scan(&replayed.Left)
+	return replayed, lowest, err //nolint:wrapcheck // The caller explains it.
 }
 
 // endTerms ends the sessions of all relays in this database but those that lead another outbox. Leaders of other outboxes

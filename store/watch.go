@@ -117,6 +117,10 @@ func (w *watcher) try(ctx context.Context, task func(ctx context.Context, conn *
 			return err
 		}
 		w.conn = conn
+		if _, err := conn.Exec(ctx, inspectSettings); err != nil {
+			w.close(ctx)
+			return fmt.Errorf("prepare the watch: %w", err)
+		}
 	}
 	w.used = time.Now()
 	err := task(ctx, w.conn)

@@ -24,6 +24,11 @@
 //	outbox_relay_exchanges_total        counter    round trips to the outbox
 //	outbox_relay_fetched_total          counter    rows read from the outbox
 //	outbox_relay_settled_total          counter    rows removed from the outbox after they were published
+//	outbox_relay_lock_wait_seconds      gauge      for how long it has been waiting for a lock in Postgres; 0 if it does not
+//	outbox_relay_oldest_transaction_seconds  gauge   age of the transaction that keeps dead rows from being removed, while that
+//	                                               slows the relay or is about to; 0 otherwise
+//	outbox_relay_database_findings_total{kind}  counter   times that the log names somebody in Postgres who slows or stops the
+//	                                               relay: "lock", "slow" (a statement), "horizon" (an old transaction)
 //
 // Counters count from the start of the process, over all of its terms. The lag compares the clock of the database
 // with that of this host, and is never below 0.

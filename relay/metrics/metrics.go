@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/go-outbox/go-outbox/relay"
+	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream"
 )
 
@@ -16,6 +17,7 @@ func New(registerer prometheus.Registerer) (relay.Hooks, error) {
 	m := newMetrics()
 	for _, collector := range []prometheus.Collector{
 		m.leader, m.term, m.paused, m.pauses, m.published, m.batched, m.duplicates, m.refused, m.dead, m.recoveries, m.recovered, m.lost, m.lag, m.exchanges, m.fetched, m.settled,
+		m.lockWait, m.oldest, m.findings,
 	} {
 		if err := registerer.Register(collector); err != nil {
 			return relay.Hooks{}, fmt.Errorf("register the relay's metrics: %w", err)
@@ -30,6 +32,7 @@ func New(registerer prometheus.Registerer) (relay.Hooks, error) {
 		Resumed:   m.onResumed,
 		Recovered: m.onRecovered,
 		Exchanged: m.onExchanged,
+		Database:  m.onFinding,
 	}, nil
 }
 
@@ -42,6 +45,8 @@ type metrics struct {
 	recoveries, recovered, lost prometheus.Counter
 	lag                         prometheus.Histogram
 	exchanges, fetched, settled prometheus.Counter
+	lockWait, oldest            prometheus.Gauge
+	findings                    *prometheus.CounterVec
 
 	// pausedBy is whose fault the present pause is, empty for none. It belongs to the relay's goroutine.
 	pausedBy string
@@ -55,6 +60,12 @@ func newMetrics() *metrics {
 		return prometheus.NewGauge(prometheus.GaugeOpts{Name: prefix + name, Help: help})
 	}
 	m := &metrics{
+		lockWait: gauge("lock_wait_seconds", "For how long this relay, which leads, has been waiting for a lock in Postgres, 0 if it does not."),
+		oldest:   gauge("oldest_transaction_seconds", "Age of the transaction that keeps dead rows from being removed, while that slows this relay or is about to, 0 otherwise."),
+		findings: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: prefix + "database_findings_total",
+			Help: "Times that something in Postgres was found to slow or stop this relay, or is still: a lock, a slow statement, an old transaction.",
+		}, []string{"kind"}),
 		leader: gauge("leader", "Whether this relay leads."),
 		term:   gauge("term", "Number of this relay's latest term of office, 0 before the first."),
 		paused: gauge("paused", "Whether this relay leads and cannot publish."),
@@ -79,6 +90,9 @@ func newMetrics() *metrics {
 		fetched:   counter("fetched_total", "Rows read from the outbox."),
 		settled:   counter("settled_total", "Rows removed from the outbox after they were published."),
 	}
+	for _, kind := range []store.FindingKind{store.FindingLock, store.FindingSlow, store.FindingHorizon} {
+		m.findings.WithLabelValues(string(kind))
+	}
 	// A counter that appears with its first increment hides that increment from rate().
 	for _, fault := range []stream.Fault{stream.FaultWeather, stream.FaultSetup} {
 		m.pauses.WithLabelValues(fault.String())
@@ -102,7 +116,9 @@ func (m *metrics) onElected(term int64) {
 
 func (m *metrics) onResigned() {
 	m.leader.Set(0)
-	m.onResumed() // Whoever does not lead is not kept from publishing.
+	m.onResumed() // Whoever does not lead is not kept from publishing,
+	m.lockWait.Set(0)
+	m.oldest.Set(0) // and looks at nothing.
 }
 
 func (m *metrics) onPublished(p relay.Published) {
@@ -148,4 +164,21 @@ func (m *metrics) onExchanged(e relay.Exchanged) {
 	m.exchanges.Inc()
 	m.fetched.Add(float64(e.Fetched))
 	m.settled.Add(float64(e.Settled))
+}
+
+func (m *metrics) onFinding(f store.Finding) {
+	if !f.Known && !f.Over {
+		m.findings.WithLabelValues(string(f.Kind)).Inc()
+	}
+	waited, age := f.Waited, f.Holder.Age
+	if f.Over {
+		waited, age = 0, 0
+	}
+	switch f.Kind {
+	case store.FindingLock:
+		m.lockWait.Set(waited.Seconds())
+	case store.FindingHorizon:
+		m.oldest.Set(age.Seconds())
+	case store.FindingSlow:
+	}
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/go-outbox/go-outbox/relay"
 	"github.com/go-outbox/go-outbox/relay/metrics"
+	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream"
 )
 
@@ -42,6 +43,23 @@ func TestCountersFollowTheHooks(t *testing.T) {
 
 	hooks.Resigned()
 	expect(t, registry, `outbox_relay_leader 0`, `outbox_relay_term 7`)
+}
+
+// What the database's watcher finds is there as long as it lasts, or the term.
+func TestGaugesFollowTheFindings(t *testing.T) {
+	registry, hooks := register(t)
+	const locks, oldest = `outbox_relay_database_findings_total{kind="lock"}`, `outbox_relay_oldest_transaction_seconds`
+	expect(t, registry, locks+` 0`, `outbox_relay_lock_wait_seconds 0`, oldest+` 0`)
+	hooks.Elected(1)
+	hooks.Database(store.Finding{Kind: store.FindingLock, Waited: 2 * time.Second})
+	hooks.Database(store.Finding{Kind: store.FindingLock, Waited: 3 * time.Second, Known: true})
+	hooks.Database(store.Finding{Kind: store.FindingHorizon, Holder: store.Holder{Age: time.Hour}})
+	hooks.Database(store.Finding{Kind: store.FindingSlow, Waited: time.Minute})
+	expect(t, registry, locks+` 1`, `outbox_relay_lock_wait_seconds 3`, oldest+` 3600`, `outbox_relay_database_findings_total{kind="slow"} 1`)
+	hooks.Database(store.Finding{Kind: store.FindingLock, Waited: 4 * time.Second, Over: true})
+	expect(t, registry, locks+` 1`, `outbox_relay_lock_wait_seconds 0`, oldest+` 3600`)
+	hooks.Resigned()
+	expect(t, registry, oldest+` 0`)
 }
 
 func TestPausesCountOnceEachUnlessTheFaultChanges(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
@@ -21,7 +22,9 @@ func newDeadCommand(p *process) *cobra.Command {
 		Long: `Look after the dead letters: events that the broker refused as often as max_attempts allows, for
 reasons of their own, such as their size. An outage makes no dead letters.
 
-A KEY is a dead letter's seq or its event id (a UUID), both of which dead list shows.`,
+A KEY is a dead letter's seq, its event id (a UUID) or, as two dead letters may have the same seq or id,
+its own number: letter:7. Dead list shows all three. A dead letter that could not be moved out of the
+outbox has no number; it is listed as "in outbox", and its seq names it.`,
 		Args: subcommand,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return wrongCommand(cmd, errors.New("dead: say what to do with them"))
@@ -34,6 +37,7 @@ A KEY is a dead letter's seq or its event id (a UUID), both of which dead list s
 
 func newDeadListCommand(p *process) *cobra.Command {
 	var filter store.DeadFilter
+	var after int64
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "list",
@@ -51,6 +55,9 @@ func newDeadListCommand(p *process) *cobra.Command {
 			if asJSON {
 				out = newArray(p.stdout)
 			}
+			if cmd.Flags().Changed("after") {
+				filter.After = &store.DeadPlace{Seq: after, Letter: math.MaxInt64}
+			}
 			if err := eachPage(cmd.Context(), outbox, filter, out.add); err != nil {
 				return err
 			}
@@ -59,7 +66,7 @@ func newDeadListCommand(p *process) *cobra.Command {
 	}
 	filterFlags(cmd, &filter)
 	cmd.Flags().IntVar(&filter.Limit, "limit", 0, "list at most `N`; 0 for all")
-	cmd.Flags().Int64Var(&filter.After, "after", 0, "list those with a higher `seq`: the last one of the page before")
+	cmd.Flags().Int64Var(&after, "after", 0, "list those with a higher `seq`: the last one of the page before")
 	jsonFlag(cmd, &asJSON)
 	return cmd
 }
@@ -69,7 +76,9 @@ func newDeadShowCommand(p *process) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show KEY",
 		Short: "Show a dead letter, its payload included",
-		Args:  usage(oneArg),
+		Long: `Show a dead letter, its payload included. Of a payload beyond 16 MiB and of other values beyond 1 MiB
+the beginning is shown, and said to be no more; for people, of a payload the first 64 KiB.`,
+		Args: usage(oneArg),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			outbox, keys, err := p.letters(cmd, args)
 			if err != nil {
@@ -100,15 +109,26 @@ func (p *process) letters(cmd *cobra.Command, args []string) (*store.Outbox, []s
 }
 
 func newDeadRequeueCommand(p *process) *cobra.Command {
-	cmd, selected := newTakeCommand(p, "requeued", func(o *store.Outbox) taker { return o.Requeue })
+	force := false
+	cmd, selected := newTakeCommand(p, "requeued", func(o *store.Outbox) taker {
+		if force {
+			return o.RequeueAnySize
+		}
+		return o.Requeue
+	})
 	cmd.Use = "requeue KEY... | --all"
 	cmd.Short = "Put dead letters back into the outbox"
 	cmd.Long = `Put dead letters back into the outbox, with their seq and no attempts: they are published before what
-their aggregate has waiting. The relay notices at once.
+their aggregate has waiting. One whose seq another event has meanwhile gets a new one. The relay notices
+at once.
+
+What is larger than the broker took when a relay last asked it would only be given up again: it is
+refused, or left where --all selects it, unless --force insists.
 
 Of the KEYs all are requeued or, if one of them is not there, none.`
 	cmd.DisableFlagsInUseLine = true
 	selected.bind(cmd)
+	cmd.Flags().BoolVar(&force, "force", false, "requeue also what is larger than the broker takes")
 	return cmd
 }
 
@@ -117,7 +137,7 @@ func newDeadDiscardCommand(p *process) *cobra.Command {
 	cmd.Use = "discard KEY... | --all --yes"
 	cmd.Short = "Remove dead letters for good"
 	cmd.DisableFlagsInUseLine = true
-	cmd.Long = `Remove dead letters for good. With on_dead = "hold" that lets the events go on which waited behind them.
+	cmd.Long = `Remove dead letters for good. With on_dead = "hold" that lets the events go on which waited for them.
 
 Of the KEYs all are discarded or, if one of them is not there, none.`
 	selected.bind(cmd)
@@ -196,22 +216,35 @@ func newTakeCommand(p *process, done string, of func(*store.Outbox) taker) (*cob
 }
 
 // takeAll takes a page at a time, each in a transaction of its own. It goes by ascending seq, so it ends even if a
-// relay keeps giving up what it puts back.
+// relay keeps giving up what it puts back. What is too large to be put back is left, and the error at the end.
 func takeAll(ctx context.Context, outbox *store.Outbox, filter store.DeadFilter, take taker) (taken int, err error) {
+	var left *store.TooLargeError
 	err = eachPage(ctx, outbox, filter, func(letters []store.DeadLetter) error {
 		keys := make([]store.DeadKey, len(letters))
 		for i := range letters {
-			keys[i].Seq = letters[i].Seq
+			keys[i] = letters[i].Key()
 		}
 		n, err := take(ctx, keys...)
+		if tooLarge, ok := errors.AsType[*store.TooLargeError](err); ok {
+			keys = slices.DeleteFunc(keys, func(key store.DeadKey) bool { return slices.Contains(tooLarge.Keys, key) })
+			if left == nil {
+				left = tooLarge
+			} else {
+				left.Keys = append(left.Keys, tooLarge.Keys...)
+			}
+			n, err = take(ctx, keys...)
+		}
 		taken += n
 		return err
 	})
+	if err == nil && left != nil {
+		err = left
+	}
 	return taken, err
 }
 
 // pageSize bounds what of a long list is in memory.
-const pageSize = 1000
+const pageSize = 250
 
 // eachPage calls use with the dead letters that filter selects, without payloads, page by page.
 func eachPage(ctx context.Context, outbox *store.Outbox, filter store.DeadFilter, use func([]store.DeadLetter) error) error {
@@ -229,7 +262,8 @@ func eachPage(ctx context.Context, outbox *store.Outbox, filter store.DeadFilter
 			if err := use(letters); err != nil {
 				return err
 			}
-			filter.After = letters[len(letters)-1].Seq
+			last := &letters[len(letters)-1]
+			filter.After = &store.DeadPlace{Seq: last.Seq, Letter: last.Letter}
 		}
 		left -= len(letters)
 		if left == 0 || len(letters) < filter.Limit {
@@ -238,13 +272,13 @@ func eachPage(ctx context.Context, outbox *store.Outbox, filter store.DeadFilter
 	}
 }
 
-// parseKeys reads KEYs: numbers are seqs, UUIDs event ids. One that is given twice counts once.
+// parseKeys reads KEYs. One that is given twice counts once.
 func parseKeys(cmd *cobra.Command, args []string) ([]store.DeadKey, error) {
 	var keys []store.DeadKey
 	for _, arg := range args {
 		key, ok := parseKey(arg)
 		if !ok {
-			return nil, wrongCommand(cmd, fmt.Errorf("KEY %q is neither a seq (a number) nor an event id (a UUID)", arg))
+			return nil, wrongCommand(cmd, fmt.Errorf("KEY %q is neither a seq (a number) nor an event id (a UUID) nor a letter's number (letter:7)", arg))
 		}
 		if !slices.Contains(keys, key) {
 			keys = append(keys, key)
@@ -253,13 +287,27 @@ func parseKeys(cmd *cobra.Command, args []string) ([]store.DeadKey, error) {
 	return keys, nil
 }
 
+// parseKey reads a KEY: a number is a seq, a UUID an event id. A seq that is negative, as a foreign row's may be, would be
+// taken for a flag, and is written as seq:-7.
 func parseKey(arg string) (store.DeadKey, bool) {
-	if seq, err := strconv.ParseInt(arg, 10, 64); err == nil && seq > 0 {
+	if text, ok := strings.CutPrefix(arg, "letter:"); ok {
+		letter, err := strconv.ParseInt(text, 10, 64)
+		return store.DeadKey{Letter: letter}, err == nil && letter > 0
+	}
+	if seq, err := strconv.ParseInt(strings.TrimPrefix(arg, "seq:"), 10, 64); err == nil {
 		return store.DeadKey{Seq: seq}, true
 	}
+	id, err := parseID(arg)
+	return store.DeadKey{ID: id}, err == nil && id != uuid.Nil
+}
+
+// parseID reads a UUID in its usual form.
+func parseID(arg string) (uuid.UUID, error) {
 	const canonical = len("00000000-0000-0000-0000-000000000000")
-	id, err := uuid.Parse(arg)
-	return store.DeadKey{ID: id}, err == nil && len(arg) == canonical && id != uuid.Nil
+	if len(arg) != canonical {
+		return uuid.Nil, fmt.Errorf("%q has %d characters, want %d", arg, len(arg), canonical)
+	}
+	return uuid.Parse(arg) //nolint:wrapcheck // The callers say what they want.
 }
 
 func filterFlags(cmd *cobra.Command, filter *store.DeadFilter) {

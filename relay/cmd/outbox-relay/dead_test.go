@@ -87,7 +87,7 @@ func TestDeadListForPrograms(t *testing.T) {
 func TestDeadJSONIsStable(t *testing.T) {
 	_, env := graveyard(t)
 	const tail = `"topic":"users","aggregate_type":"User","aggregate_id":"a\n\u001b[2J\tb","event_type":"UserCreated","headers":null,` +
-		`"created_at":"2026-01-02T03:04:06Z","attempts":3,"last_error":"first\nsecond","died_at":"2026-01-02T03:05:00Z"`
+		`"created_at":"2026-01-02T03:04:06Z","attempts":3,"last_error":"first\nsecond","died_at":"2026-01-02T03:05:00Z","letter":2,"data_bytes":2`
 	list := execute(t, env, "dead", "list", "--json", "--after", "1", "--limit", "1").stdout
 	if want := `[` + "\n" + `{"seq":2,"id":"` + deadID + `",` + tail + `}` + "\n]\n"; list != want {
 		t.Errorf("dead list --json =\n%s\nwant\n%s", list, want)

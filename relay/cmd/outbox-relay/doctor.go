@@ -138,6 +138,7 @@ func (d *doctor) examineDatabase(ctx context.Context) {
 		return
 	case found.Standby:
 		d.fail("postgres", "PostgreSQL %s, database %q: is a standby, which takes no events and no locks: point database_dsn at the primary", found.Version, found.Database)
+		return // What it says of a leader and of locks would be untrue.
 	default:
 		d.ok("postgres", "PostgreSQL %s, database %q, role %q", found.Version, found.Database, found.Role)
 	}
@@ -146,6 +147,7 @@ func (d *doctor) examineDatabase(ctx context.Context) {
 	if d.examineTables(&found) {
 		d.examineTrigger(&found)
 		d.examineGrants(ctx, outbox)
+		d.examineHazards(ctx, outbox)
 		if !errors.Is(found.Tables, store.ErrRowSecurity) { // Otherwise there is no looking.
 			d.examineContents(ctx, outbox)
 		}
@@ -230,12 +232,33 @@ func (d *doctor) examineGrants(ctx context.Context, outbox *store.Outbox) {
 	}
 }
 
+// examineHazards examines what others may have set up in the database.
+func (d *doctor) examineHazards(ctx context.Context, outbox *store.Outbox) {
+	hazards, err := outbox.Hazards(ctx)
+	if err != nil {
+		d.fail("hazards", "%v", err)
+		return
+	}
+	d.noteHazards(hazards)
+}
+
+func (d *doctor) noteHazards(hazards []store.Hazard) {
+	for _, h := range hazards {
+		d.note(map[store.Severity]verdict{store.Harmless: verdictOK, store.Doubtful: verdictWarning, store.Harmful: verdictFailure}[h.Severity], h.Check, "%s", h.Text)
+	}
+}
+
 func (d *doctor) examineContents(ctx context.Context, outbox *store.Outbox) {
 	found, err := outbox.Inspect(ctx)
 	if err != nil {
 		d.fail("contents", "%v", err)
 		return
 	}
+	obstacles := found.Obstacles()
+	if len(obstacles) == 0 {
+		d.ok("locks", "nobody waits for any, and no old transaction holds up vacuum to a degree that matters")
+	}
+	d.noteHazards(obstacles)
 	switch latest := found.Terms; {
 	case len(latest) == 0:
 		d.ok("leader", "none so far")

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -26,11 +27,14 @@ type letter struct {
 	AggregateType string          `json:"aggregate_type"`
 	AggregateID   string          `json:"aggregate_id"`
 	EventType     string          `json:"event_type"`
-	Headers       json.RawMessage `json:"headers"` // An object, or null.
-	CreatedAt     time.Time       `json:"created_at"`
+	Headers       json.RawMessage `json:"headers"`    // An object, or null.
+	CreatedAt     store.Timestamp `json:"created_at"` // In the form of RFC 3339 where it has one, such as not "infinity".
 	Attempts      int             `json:"attempts"`
 	LastError     string          `json:"last_error"`
-	DiedAt        time.Time       `json:"died_at"`
+	DiedAt        store.Timestamp `json:"died_at"`
+	Letter        *int64          `json:"letter"` // Null if it could not be moved out of the outbox.
+	DataBytes     int64           `json:"data_bytes"`
+	Cut           []string        `json:"cut,omitempty"` // Fields of which there is more; headers are null instead.
 }
 
 // detail is a dead letter as dead show --json shows it.
@@ -38,11 +42,11 @@ type detail struct {
 	letter
 
 	Data []byte  `json:"data"` // In base64.
-	Text *string `json:"text"` // The same as text, or null if it is not UTF-8.
+	Text *string `json:"text"` // The same as text, or null if it is not UTF-8 or cut.
 }
 
 func letterOf(d *store.DeadLetter) letter {
-	return letter{
+	l := letter{
 		Seq:           d.Seq,
 		ID:            d.ID,
 		Topic:         d.Topic,
@@ -50,11 +54,17 @@ func letterOf(d *store.DeadLetter) letter {
 		AggregateID:   d.AggregateID,
 		EventType:     d.EventType,
 		Headers:       d.Headers,
-		CreatedAt:     d.CreatedAt.UTC(),
+		CreatedAt:     d.CreatedAt,
 		Attempts:      d.Attempts,
 		LastError:     d.LastError,
-		DiedAt:        d.DiedAt.UTC(),
+		DiedAt:        d.DiedAt,
+		DataBytes:     d.DataSize,
+		Cut:           d.Cut,
 	}
+	if !d.Kept {
+		l.Letter = &d.Letter
+	}
+	return l
 }
 
 func detailOf(d *store.DeadLetter) detail {
@@ -62,7 +72,7 @@ func detailOf(d *store.DeadLetter) detail {
 	if full.Data == nil {
 		full.Data = []byte{} // Nil would be null.
 	}
-	if utf8.Valid(d.Data) {
+	if utf8.Valid(d.Data) && int64(len(d.Data)) == d.DataSize {
 		text := string(d.Data)
 		full.Text = &text
 	}
@@ -88,16 +98,24 @@ func newTable(w io.Writer) *table {
 
 func (t *table) add(letters []store.DeadLetter) error {
 	if t.rows == 0 {
-		fmt.Fprintln(t.columns, "SEQ\tID\tTOPIC\tAGGREGATE TYPE\tAGGREGATE ID\tEVENT TYPE\tATTEMPTS\tDIED AT\tLAST ERROR")
+		fmt.Fprintln(t.columns, "SEQ\tID\tLETTER\tTOPIC\tAGGREGATE TYPE\tAGGREGATE ID\tEVENT TYPE\tATTEMPTS\tDIED AT\tLAST ERROR")
 	}
 	t.rows += len(letters)
 	for i := range letters {
 		d := &letters[i]
-		fmt.Fprintf(t.columns, "%d\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", d.Seq, d.ID,
+		fmt.Fprintf(t.columns, "%d\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", d.Seq, d.ID, letterNumber(d),
 			brief(d.Topic), brief(d.AggregateType), brief(d.AggregateID), brief(d.EventType),
-			d.Attempts, d.DiedAt.UTC().Format(time.RFC3339), visible(d.LastError))
+			d.Attempts, d.DiedAt.Format(time.RFC3339), visible(shorten(d.LastError, 200)))
 	}
 	return written(t.columns.Flush()) // It reports the errors of the lines above, too.
+}
+
+// letterNumber is a dead letter's own.
+func letterNumber(d *store.DeadLetter) string {
+	if d.Kept {
+		return "in outbox"
+	}
+	return strconv.FormatInt(d.Letter, 10)
 }
 
 func (t *table) end() error {
@@ -145,35 +163,66 @@ func show(w io.Writer, d *store.DeadLetter) error {
 	headers := "none"
 	if d.Headers != nil {
 		headers = visible(string(d.Headers))
+	} else if slices.Contains(d.Cut, "headers") {
+		headers = "too long to be shown"
+	}
+	place := strconv.FormatInt(d.Letter, 10)
+	if d.Kept {
+		place = "none: it is kept in the outbox, as it could not be moved, and not published any more"
+	}
+	text := func(column, value string) string {
+		if slices.Contains(d.Cut, column) {
+			return visible(value) + " … and more"
+		}
+		return visible(value)
 	}
 	columns := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(columns, "seq\t%d\n", d.Seq)
 	fmt.Fprintf(columns, "id\t%s\n", d.ID)
-	fmt.Fprintf(columns, "topic\t%s\n", visible(d.Topic))
-	fmt.Fprintf(columns, "aggregate type\t%s\n", visible(d.AggregateType))
-	fmt.Fprintf(columns, "aggregate id\t%s\n", visible(d.AggregateID))
-	fmt.Fprintf(columns, "event type\t%s\n", visible(d.EventType))
+	fmt.Fprintf(columns, "letter\t%s\n", place)
+	fmt.Fprintf(columns, "topic\t%s\n", text("topic", d.Topic))
+	fmt.Fprintf(columns, "aggregate type\t%s\n", text("aggregate_type", d.AggregateType))
+	fmt.Fprintf(columns, "aggregate id\t%s\n", text("aggregate_id", d.AggregateID))
+	fmt.Fprintf(columns, "event type\t%s\n", text("event_type", d.EventType))
 	fmt.Fprintf(columns, "headers\t%s\n", headers)
-	fmt.Fprintf(columns, "created at\t%s\n", d.CreatedAt.UTC().Format(time.RFC3339Nano))
+	fmt.Fprintf(columns, "created at\t%s\n", d.CreatedAt)
 	fmt.Fprintf(columns, "attempts\t%d\n", d.Attempts)
-	fmt.Fprintf(columns, "died at\t%s\n", d.DiedAt.UTC().Format(time.RFC3339Nano))
-	fmt.Fprintf(columns, "last error\t%s\n", visible(d.LastError))
+	fmt.Fprintf(columns, "died at\t%s\n", d.DiedAt)
+	fmt.Fprintf(columns, "last error\t%s\n", text("last_error", d.LastError))
 	if err := columns.Flush(); err != nil {
 		return written(err)
 	}
-	if text := string(d.Data); printable(strings.NewReplacer("\n", "", "\t", "").Replace(text)) {
-		return printf(w, "\ndata, %d bytes:\n%s\n", len(d.Data), text)
+	return showData(w, d)
+}
+
+// showData writes the payload, or as much of it as a person may want to see.
+func showData(w io.Writer, d *store.DeadLetter) error {
+	const most = 64 << 10
+	data, more := d.Data, ""
+	if len(data) > most {
+		data = data[:most]
+		for len(data) > most-utf8.UTFMax && !utf8.Valid(data) {
+			data = data[:len(data)-1] // A character may have been cut.
+		}
 	}
-	return printf(w, "\ndata, %d bytes, in hexadecimal:\n%s", len(d.Data), hex.Dump(d.Data))
+	if left := d.DataSize - int64(len(data)); left > 0 {
+		more = fmt.Sprintf("… and %d bytes more\n", left)
+	}
+	if text := string(data); printable(strings.NewReplacer("\n", "", "\t", "").Replace(text)) {
+		return printf(w, "\ndata, %d bytes:\n%s\n%s", d.DataSize, text, more)
+	}
+	return printf(w, "\ndata, %d bytes, in hexadecimal:\n%s%s", d.DataSize, hex.Dump(data), more)
 }
 
 // brief is visible for a column, which one long value must not widen for all. Dead show has the whole.
-func brief(s string) string {
-	const most = 40
+func brief(s string) string { return visible(shorten(s, 40)) }
+
+// shorten cuts what has more characters.
+func shorten(s string, most int) string {
 	if runes := []rune(s); len(runes) > most {
-		s = string(runes[:most-1]) + "…"
+		return string(runes[:most-1]) + "…"
 	}
-	return visible(s)
+	return s
 }
 
 // visible returns s as it is if a terminal shows just that, and quoted otherwise: control characters, which could

@@ -27,11 +27,11 @@ all have to be met, or everything there is: --all. A TIME is one of RFC 3339, su
 2026-01-02T15:04:05Z, or how long ago it was, such as 10m.
 
 With --new-ids the events get new ids and new seqs: whoever consumes the stream receives them
-again, as new messages, behind what waits and in their old order among each other.
+again, as new messages, after all that waits and in their old order among each other.
 
 Without it they keep id and seq, and the relay publishes only what the stream does not have any
 more. Its session is ended and it begins another term, within a second or so: it reads the stream
-back from behind the oldest of them, settles what it finds there, however long ago it was published,
+back from where the oldest of them is, settles what it finds there, however long ago it was published,
 and publishes the rest. What somebody removed from the stream within its duplicate window the broker
 drops as a duplicate, though; wait until that has passed, or use --new-ids.`,
 		DisableFlagsInUseLine: true,
@@ -67,7 +67,7 @@ drops as a duplicate, though; wait until that has passed, or use --new-ids.`,
 	flags.StringVar(&r.filter.AggregateID, "aggregate-id", "", "only those of this aggregate `id`")
 	flags.BoolVar(&r.newIDs, "new-ids", false, "make new events of them, which consumers receive again")
 	flags.BoolVar(&dryRun, "dry-run", false, "only say what would be put back")
-	flags.IntVar(&limit, "limit", pageSize, "of a dry run, list at most `N`; 0 for all")
+	flags.IntVar(&limit, "limit", 1000, "of a dry run, list at most `N`; 0 for all")
 	jsonFlag(cmd, &asJSON)
 	return cmd
 }
@@ -94,11 +94,11 @@ func (r *replay) parse(args []string) error {
 		return errors.New("want IDs, or flags that select events, or --all")
 	}
 	for _, arg := range args {
-		key, ok := parseKey(arg)
-		if !ok || key.ID == uuid.Nil {
+		id, err := parseID(arg)
+		if err != nil {
 			return fmt.Errorf("ID %q is not an event id (a UUID)", arg)
 		}
-		r.filter.IDs = append(r.filter.IDs, key.ID)
+		r.filter.IDs = append(r.filter.IDs, id)
 	}
 	var err error
 	if r.filter.Since, err = parseMoment("--since", r.since); err != nil {
@@ -134,16 +134,31 @@ func (r *replay) open() error {
 }
 
 func (r *replay) run(ctx context.Context, asJSON bool) error {
-	n, err := r.outbox.Replay(ctx, r.filter, r.newIDs)
+	replayed, err := r.outbox.Replay(ctx, r.filter, r.newIDs)
 	switch {
 	case err != nil:
 		return err
 	case asJSON:
-		return writeJSON(r.p.stdout, map[string]int{"replayed": n})
-	case n == 0:
+		return writeJSON(r.p.stdout, struct {
+			Replayed int `json:"replayed"`
+			Left     int `json:"left,omitempty"` // Selected, and nevertheless in the archive still.
+		}{replayed.Back, replayed.Left})
+	case replayed.Back == 0:
 		return r.sayWhyNothing(ctx)
 	}
-	return printf(r.p.stdout, "put back %s\n", plural(n, "event"))
+	left := ""
+	if replayed.Left > 0 {
+		left = fmt.Sprintf("; %s the archive: the outbox has them already or another event under their seq, or they are dead letters; --new-ids publishes them nevertheless",
+			stay(replayed.Left))
+	}
+	return printf(r.p.stdout, "put back %s%s\n", plural(replayed.Back, "event"), left)
+}
+
+func stay(events int) string {
+	if events == 1 {
+		return "1 event stays in"
+	}
+	return fmt.Sprintf("%d events stay in", events)
 }
 
 func (r *replay) list(ctx context.Context, limit int) error {
@@ -159,7 +174,7 @@ func (r *replay) list(ctx context.Context, limit int) error {
 	for i := range events {
 		e := &events[i]
 		fmt.Fprintf(columns, "%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", e.Seq, e.ID,
-			brief(e.Topic), brief(e.AggregateType), brief(e.AggregateID), brief(e.EventType), e.PublishedAt.UTC().Format(time.RFC3339), brief(e.Stream))
+			brief(e.Topic), brief(e.AggregateType), brief(e.AggregateID), brief(e.EventType), e.PublishedAt.Format(time.RFC3339), brief(e.Stream))
 	}
 	if err := columns.Flush(); err != nil {
 		return written(err)
@@ -181,10 +196,12 @@ type published struct {
 	AggregateType string          `json:"aggregate_type"`
 	AggregateID   string          `json:"aggregate_id"`
 	EventType     string          `json:"event_type"`
-	Headers       json.RawMessage `json:"headers"` // An object, or null.
-	CreatedAt     time.Time       `json:"created_at"`
-	PublishedAt   time.Time       `json:"published_at"`
+	Headers       json.RawMessage `json:"headers"`    // An object, or null.
+	CreatedAt     store.Timestamp `json:"created_at"` // In the form of RFC 3339 where it has one, such as not "infinity".
+	PublishedAt   store.Timestamp `json:"published_at"`
 	Stream        string          `json:"stream"`
+	DataBytes     int64           `json:"data_bytes"`
+	Cut           []string        `json:"cut,omitempty"` // Fields of which there is more; headers are null instead.
 }
 
 func (r *replay) listForPrograms(ctx context.Context, limit int) error {
@@ -195,7 +212,7 @@ func (r *replay) listForPrograms(ctx context.Context, limit int) error {
 	list := make([]published, len(events))
 	for i := range events {
 		e := &events[i]
-		list[i] = published{e.Seq, e.ID, e.Topic, e.AggregateType, e.AggregateID, e.EventType, e.Headers, e.CreatedAt.UTC(), e.PublishedAt.UTC(), e.Stream}
+		list[i] = published{e.Seq, e.ID, e.Topic, e.AggregateType, e.AggregateID, e.EventType, e.Headers, e.CreatedAt, e.PublishedAt, e.Stream, e.DataSize, e.Cut}
 	}
 	return writeJSON(r.p.stdout, struct {
 		Would  int         `json:"would_replay"`
@@ -220,7 +237,7 @@ func (r *replay) sayWhyNothing(ctx context.Context) error {
 	case total == 0:
 		why = fmt.Sprintf("the archive is empty: nothing was published within relay.retain (%v), or it has been put back already", r.retain)
 	case selected > 0:
-		why = fmt.Sprintf("%s selected, which the outbox or the dead letters have already", plural(selected, "event"))
+		why = fmt.Sprintf("%s selected, which the outbox or the dead letters have already, or another event under their seq", plural(selected, "event"))
 	}
 	return printf(r.p.stdout, "nothing to put back: %s\n", why)
 }

@@ -112,7 +112,7 @@ func TestReplayJSONIsStable(t *testing.T) {
 	_, env := library(t)
 	got := execute(t, env, "replay", "--dry-run", "--json", publishedID).stdout
 	if want := `{"would_replay":1,"events":[{"seq":2,"id":"` + publishedID + `","topic":"users","aggregate_type":"User","aggregate_id":"a\n\tb",` +
-		`"event_type":"UserCreated","headers":null,"created_at":"2026-01-02T03:04:06Z","published_at":"2026-01-02T03:05:00Z","stream":"OUTBOX"}]}` + "\n"; got != want {
+		`"event_type":"UserCreated","headers":null,"created_at":"2026-01-02T03:04:06Z","published_at":"2026-01-02T03:05:00Z","stream":"OUTBOX","data_bytes":6}]}` + "\n"; got != want {
 		t.Errorf("replay --dry-run --json =\n%s\nwant\n%s", got, want)
 	}
 	if got := execute(t, env, "replay", "--json", publishedID).stdout; got != `{"replayed":1}`+"\n" {

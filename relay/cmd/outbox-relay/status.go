@@ -20,7 +20,8 @@ func newStatusCommand(p *process) *cobra.Command {
 		Use:   "status",
 		Short: "Tell who leads, what waits and what was given up",
 		Long: `Tell what the tables say: who leads, for the how-manieth term and since when, how far it is, what
-waits, what was given up, what is in the archive. It asks the database only, so it works whether or
+waits, what was given up, what is in the archive, and what stands in the way,
+such as a lock that somebody holds. It asks the database only, so it works whether or
 not a relay runs, and from any host. Large tables are not counted but estimated.
 
 If something cannot be read the rest is shown, and the exit code is 1.`,
@@ -35,7 +36,7 @@ If something cannot be read the rest is shown, and the exit code is 1.`,
 				return err
 			}
 			found, inspectErr := outbox.Inspect(cmd.Context())
-			if inspectErr != nil && found.Locked == nil {
+			if inspectErr != nil && found.Locked == nil && !found.Standby {
 				return inspectErr // There is no rest.
 			}
 			s := statusOf(c, outbox.Table(), &found)
@@ -63,6 +64,10 @@ type status struct {
 	DeadLetters   *countStatus `json:"dead_letters"`
 	Archive       *countStatus `json:"archive"`
 	ArchiveBytes  *int64       `json:"archive_bytes"`
+
+	Standby   bool     `json:"standby"`   // The server is one, and does not know who leads.
+	DeadRows  *int64   `json:"dead_rows"` // That vacuum has not removed from the outbox yet, about.
+	Obstacles []string `json:"obstacles"` // What stands in a relay's way just now, such as a lock, and what to do.
 }
 
 // termStatus is the latest term of one stream.
@@ -91,6 +96,12 @@ func statusOf(c config.Config, table store.Table, found *store.Inspection) statu
 		DeadLetters:  countOf(found.Dead),
 		Archive:      countOf(found.Archived),
 		ArchiveBytes: found.ArchivedBytes,
+		Standby:      found.Standby,
+		DeadRows:     found.DeadRows,
+		Obstacles:    []string{},
+	}
+	for _, h := range found.Obstacles() {
+		s.Obstacles = append(s.Obstacles, h.Check+": "+h.Text)
 	}
 	if found.Oldest != nil {
 		seconds := found.Oldest.Seconds()
@@ -146,6 +157,9 @@ const unknown = "unknown"
 func (s *status) write(w io.Writer) error {
 	columns := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(columns, "table\t%s\n", visible(s.Table))
+	if s.Standby {
+		fmt.Fprintf(columns, "server\ta standby, which does not know who leads: point database_dsn at the primary\n")
+	}
 	switch {
 	case s.Terms == nil:
 		fmt.Fprintf(columns, "leader\t%s\n", unknown)
@@ -178,6 +192,9 @@ func (s *status) write(w io.Writer) error {
 		archive += ", " + size(*s.ArchiveBytes)
 	}
 	fmt.Fprintf(columns, "archive\t%s\n", archive)
+	for _, obstacle := range s.Obstacles {
+		fmt.Fprintf(columns, "obstacle\t%s\n", obstacle)
+	}
 	return written(columns.Flush())
 }
 
