@@ -23,7 +23,7 @@ const limit = 64
 func serve(t *testing.T, metrics http.Handler) *admin.Server {
 	t.Helper()
 	leading := func() relay.Status { return relay.Status{State: relay.Leading} }
-	server, err := admin.Listen(t.Context(), "127.0.0.1:0", admin.NewHandler(leading, metrics), nil)
+	server, err := admin.Listen(t.Context(), "127.0.0.1:0", admin.NewHandler(admin.Identity{}, leading, metrics), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

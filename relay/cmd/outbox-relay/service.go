@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"sync"
@@ -159,10 +160,10 @@ func (s *service) listen(ctx context.Context, abort func()) (stop func() error, 
 	if s.config.HTTPAddr == config.HTTPOff {
 		return nothing, nil
 	}
-	server, err := admin.Listen(ctx, s.config.HTTPAddr, admin.NewHandler(s.status, s.metrics), s.log)
+	server, err := admin.Listen(ctx, s.config.HTTPAddr, admin.NewHandler(admin.Self(s.config.Table.String()), s.status, s.metrics), s.log)
 	switch {
 	case err != nil && s.config.HTTPAddrSet:
-		return nil, err
+		return nil, fmt.Errorf("%w; set OUTBOX_HTTP_ADDR to another address, or to off", err)
 	case err != nil:
 		s.log.WarnContext(ctx, "going on without health and metrics, since the default address cannot be had; set OUTBOX_HTTP_ADDR to another, or to off", slog.Any("error", err))
 		return nothing, nil
