@@ -88,9 +88,9 @@ down: need-docker ## remove the containers and their data
 test: need-go need-postgres ## run all tests (ARGS, PACKAGES)
 	go test $(RACE) -count=1 -timeout 15m $(ARGS) $(PACKAGES)
 
-chaos: need-go need-postgres ## break all there is for DURATION, then the relay itself (SEED)
+chaos: need-go need-postgres ## break all there is for DURATION, then the relay itself for as long at most (SEED)
 	go test -count=1 -v -timeout 0 -run '^TestChaos$$' ./integration/chaos -duration $(DURATION) $(if $(SEED),-seed $(SEED))
-	go test -count=1 -v -timeout 15m -tags mutants -run '^TestMutants$$' ./integration/chaos
+	go test -count=1 -v -timeout 15m -tags mutants -run '^TestMutants$$' ./integration/chaos -duration $(DURATION)
 
 lint: need-go ## check style, layers and formatting
 	$(GOLANGCI_LINT) fmt --diff
