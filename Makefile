@@ -1,7 +1,8 @@
 # make alone lists the targets. All of them work on a clean checkout, without a prior step.
 
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-IMAGE   ?= outbox-relay:latest
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
+IMAGE    ?= outbox-relay:latest
 
 # Arguments for the tests: make test ARGS='-run TestCrash -v' PACKAGES=./store/...
 PACKAGES ?= ./...
@@ -36,16 +37,26 @@ build: need-go ## build bin/outbox-relay
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./relay/cmd/outbox-relay
 
 docker-build: need-docker ## build the image outbox-relay:latest
-	docker build --build-arg VERSION='$(VERSION)' --tag $(IMAGE) .
+	docker build --build-arg VERSION='$(VERSION)' --build-arg REVISION='$(REVISION)' --tag $(IMAGE) .
 
 ## Trying it out
 
 demo: need-go ## show it all in one process, nothing to install but Postgres
 	go run ./examples/demo
 
+define PORT_HINT
+If a port is taken, by a server of your own or by another checkout, choose another one for what is in the way:
+
+  make up POSTGRES_PORT=5433 NATS_PORT=4223 NATS_MONITOR_PORT=8223 PRODUCER_1_PORT=8083 PRODUCER_2_PORT=8084
+
+A file .env with such lines makes the choice last. A second checkout whose folder has the same name also needs
+COMPOSE_PROJECT_NAME.
+endef
+export PORT_HINT
+
 up: need-docker ## start Postgres, NATS, two producers and a consumer in containers
-	$(COMPOSE) --profile relay build --build-arg VERSION='$(VERSION)'
-	$(COMPOSE) up --detach
+	$(COMPOSE) --profile relay build --build-arg VERSION='$(VERSION)' --build-arg REVISION='$(REVISION)'
+	@$(COMPOSE) up --detach || { printf '\n%s\n' "$$PORT_HINT" >&2; exit 1; }
 	@echo 'Waiting until all are healthy.'
 	@for i in $$(seq 60); do \
 		docker inspect --format '{{.State.Health.Status}}' $$($(COMPOSE) ps --all -q) | grep -qv '^healthy$$' || exit 0; \
@@ -54,12 +65,17 @@ up: need-docker ## start Postgres, NATS, two producers and a consumer in contain
 	@echo
 	@echo "Create a user through the first producer, verify it through the second (see: make sample-logs):"
 	@echo
-	@echo "  curl -H 'Content-Type: application/json' -d '{\"name\":\"john.doe\",\"email\":\"john@example.com\"}' 127.0.0.1:8081/users"
-	@echo "  curl -X PATCH 127.0.0.1:8082/users/1/verify"
+	@echo "  curl -H 'Content-Type: application/json' -d '{\"name\":\"john.doe\",\"email\":\"john@example.com\"}' $$($(COMPOSE) port sample-server-1 8080)/users"
+	@echo "  curl -X PATCH $$($(COMPOSE) port sample-server-2 8080)/users/1/verify"
 	@echo
 	@echo "Stop one producer, and the other takes over the leadership of the relay, if it was there:"
 	@echo
 	@echo "  $(COMPOSE) stop sample-server-1"
+	@echo
+	@echo "Three relays of their own, and the health of one of them:"
+	@echo
+	@echo "  $(COMPOSE) --profile relay up --detach --scale relay=3"
+	@echo "  curl \$$($(COMPOSE) --profile relay port --index=1 relay 8080)/healthz"
 
 sample-logs: need-docker ## follow the logs of the producers and the consumer
 	$(COMPOSE) logs --follow sample-server-1 sample-server-2 sample-consumer
@@ -72,9 +88,9 @@ down: need-docker ## remove the containers and their data
 test: need-go need-postgres ## run all tests (ARGS, PACKAGES)
 	go test $(RACE) -count=1 -timeout 15m $(ARGS) $(PACKAGES)
 
-chaos: need-go need-postgres ## break all there is for DURATION, then the relay itself (SEED)
+chaos: need-go need-postgres ## break all there is for DURATION, then the relay itself for as long at most (SEED)
 	go test -count=1 -v -timeout 0 -run '^TestChaos$$' ./integration/chaos -duration $(DURATION) $(if $(SEED),-seed $(SEED))
-	go test -count=1 -v -timeout 15m -tags mutants -run '^TestMutants$$' ./integration/chaos
+	go test -count=1 -v -timeout 15m -tags mutants -run '^TestMutants$$' ./integration/chaos -duration $(DURATION)
 
 lint: need-go ## check style, layers and formatting
 	$(GOLANGCI_LINT) fmt --diff

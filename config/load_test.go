@@ -329,15 +329,29 @@ logging_format = "json"
 			want: []string{`environment: CONFIG_PATH: got "/etc/relay.toml", want the path of a readable file (file does not exist)`},
 		},
 		{
+			name: "names cut short in the file",
+			env:  map[string]string{"OUTBOX_DATABASE_DSN": dsn},
+			file: "log_level = \"debug\"\n",
+			want: []string{`config/relay.toml:1:1: log_level: unknown key (did you mean logging_level?)`},
+		},
+		{
 			name: "names guessed from the file's keys",
 			env: map[string]string{
 				"OUTBOX_DATABASE_DSN": dsn, "OUTBOX_RELAY_BATCH_SIZE": "1",
-				"OUTBOX_ELECTION_KIND": "none", "OUTBOX_COLOUR": "red",
+				"OUTBOX_ELECTION_KIND": "none", "OUTBOX_COLOUR": "red", "OUTBOX_LOG_LEVEL": "debug", "OUTBOX_LOG_FMT": "json",
+				"OUTBOX_DSN": dsn, "OUTBOX_CREDS": "x", "OUTBOX_TLS": "1", "OUTBOX_": "1", "OUTBOX_STORE": "x",
 			},
 			want: []string{
+				`environment: OUTBOX_: unknown variable`,
 				`environment: OUTBOX_COLOUR: unknown variable`,
+				`environment: OUTBOX_CREDS: unknown variable (did you mean OUTBOX_NATS_CREDS?)`,
+				`environment: OUTBOX_DSN: unknown variable (did you mean OUTBOX_DATABASE_DSN?)`,
 				`environment: OUTBOX_ELECTION_KIND: unknown variable (did you mean OUTBOX_ELECTION?)`,
+				`environment: OUTBOX_LOG_FMT: unknown variable`,
+				`environment: OUTBOX_LOG_LEVEL: unknown variable (did you mean OUTBOX_LOGGING_LEVEL?)`,
 				`environment: OUTBOX_RELAY_BATCH_SIZE: unknown variable (did you mean OUTBOX_BATCH_SIZE?)`,
+				`environment: OUTBOX_STORE: unknown variable (did you mean OUTBOX_NATS_STORE_DIR?)`,
+				`environment: OUTBOX_TLS: unknown variable`,
 			},
 		},
 		{

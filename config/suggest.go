@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -27,7 +28,11 @@ func suggestKey(key string, fields []Field) string {
 	for i := range candidates {
 		candidates[i] = last(candidates[i])
 	}
-	if near, ok := nearest(last(key), candidates); ok {
+	near, ok := nearest(last(key), candidates)
+	if !ok {
+		near, ok = abbreviated(last(key), candidates)
+	}
+	if ok {
 		for _, f := range fields {
 			if last(f.Key) == near {
 				return didYouMean(f.Key)
@@ -50,7 +55,55 @@ func suggestEnv(name string, fields []Field) string {
 	if near, ok := nearest(name, candidates); ok {
 		return didYouMean(variable[near])
 	}
+	if near, ok := abbreviated(strings.TrimPrefix(name, envPrefix), withoutPrefix(candidates)); ok {
+		return didYouMean(variable[envPrefix+near])
+	}
 	return ""
+}
+
+func withoutPrefix(variables []string) []string {
+	names := make([]string, len(variables))
+	for i, variable := range variables {
+		names[i] = strings.TrimPrefix(variable, envPrefix)
+	}
+	return names
+}
+
+// abbreviated returns the shortest candidate whose words begin like those of name, or the other way round, though it
+// may have more of them: LOGGING_LEVEL for LOG_LEVEL, DATABASE_DSN for DSN. It has to be the only one of that length.
+func abbreviated(name string, candidates []string) (string, bool) {
+	if len(name) > maxAbbreviation {
+		return "", false // No name of ours is as long.
+	}
+	best, count := "", 0
+	for _, candidate := range candidates {
+		words := len(strings.Split(candidate, "_"))
+		switch shortest := len(strings.Split(best, "_")); {
+		case candidate == best || !abbreviates(name, candidate):
+		case count == 0 || words < shortest:
+			best, count = candidate, 1
+		case words == shortest:
+			count++
+		}
+	}
+	return best, count == 1
+}
+
+const maxAbbreviation = 100
+
+// abbreviates reports whether the candidate has, in their order, a word for each of name's.
+func abbreviates(name, candidate string) bool {
+	words := strings.Split(candidate, "_")
+	for word := range strings.SplitSeq(name, "_") {
+		i := slices.IndexFunc(words, func(w string) bool {
+			return len(word) > 2 && (strings.HasPrefix(w, word) || len(w) > 2 && strings.HasPrefix(word, w))
+		})
+		if i < 0 {
+			return false
+		}
+		words = words[i+1:]
+	}
+	return true
 }
 
 func didYouMean(name string) string { return fmt.Sprintf("did you mean %s?", name) }

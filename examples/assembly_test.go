@@ -32,7 +32,8 @@ func Example_configuration() {
 	check(err)
 	events, err := assembly.New(settings, assembly.Options{Logger: log, Hooks: hooks})
 	check(err)
-	check(events.Run(ctx)) // Waits for Postgres, migrates, relays; cleans up when ctx ends.
+	check(events.Prepare(ctx)) // Waits for Postgres, and migrates. From here on your program may insert events.
+	check(events.Run(ctx))     // Relays; cleans up when ctx ends.
 
 	// Output:
 	// events published: 1

@@ -69,12 +69,13 @@ func TestEncodingsOfDatabases(t *testing.T) {
 				}
 			}
 			check(rows[0])
-			f.exchange(t, store.Request{Dead: []store.Failure{{Seq: rows[0].Seq, Attempts: 1, Reason: "refused: " + test.holds}}})
+			f.exchange(t, store.Request{Dead: []store.Failure{{Ref: store.Ref{Seq: rows[0].Seq}, Attempts: 1, Reason: "refused: " + test.holds}}})
 			letters, err := f.DeadLetters(t.Context(), store.DeadFilter{AggregateID: test.holds}, true)
 			if err != nil || len(letters) != 1 {
 				t.Fatalf("got %d dead letters, %v, want 1", len(letters), err)
 			}
-			check(letters[0].Row)
+			l := letters[0]
+			check(store.Row{Topic: l.Topic, AggregateType: l.AggregateType, AggregateID: l.AggregateID, EventType: l.EventType, Headers: l.Headers, Data: l.Data})
 			if reason := "refused: " + test.holds; letters[0].LastError != reason {
 				t.Errorf("got the reason %q, want %q", letters[0].LastError, reason)
 			}

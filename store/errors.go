@@ -88,7 +88,7 @@ func (t Table) explainTo(role, operation string, err error) error {
 		if pg.Code == codeUndefinedFunction {
 			break
 		}
-		return fmt.Errorf("%s: %w: %s; create it with `outbox-relay migrate` or store.Migrate (%w)", operation, ErrNoTable, t, err)
+		return fmt.Errorf("%s: %w: %s; create it with `outbox-relay migrate` or (*store.Outbox).Migrate (%w)", operation, ErrNoTable, t, err)
 	case codeUndefinedColumn:
 		return fmt.Errorf("%s: %w: %s; compare it with `outbox-relay migrate --print` (%w)", operation, ErrForeignTable, t, err)
 	case codeInsufficientPrivilege:

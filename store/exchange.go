@@ -279,10 +279,10 @@ func (o *Outbox) inOffice() error {
 // reasonLimit bounds what is recorded of a reason.
 const reasonLimit = 2000
 
-// text makes of a reason what any database's text can hold: an exchange that failed for it would fail for ever.
+// text makes of a reason what the database's text can hold.
 func (o *Outbox) text(reason string) string {
 	reason = strings.ToValidUTF8(strings.ReplaceAll(reason, "\x00", `\0`), "\uFFFD")
-	if !o.unicode { // Postgres would have to convert it.
+	if o.ascii {
 		reason = strings.Map(func(r rune) rune {
 			if r > unicode.MaxASCII {
 				return '?'

@@ -89,7 +89,7 @@ func (o *Outbox) Inspect(ctx context.Context) (found Inspection, err error) {
 		case err != nil:
 			return err
 		case !exists:
-			return fmt.Errorf("%w: %s; create it with `outbox-relay migrate` or store.Migrate", ErrNoTable, t)
+			return fmt.Errorf("%w: %s; create it with `outbox-relay migrate` or (*store.Outbox).Migrate", ErrNoTable, t)
 		}
 		var faults []error
 		look := func(what string, read func() error) {

@@ -38,6 +38,8 @@ func ofRow(err error) bool {
 // exchangeOneByOne is exchange after the database refused it for the sake of a row: what can be done is done, in one
 // transaction, and the rows are told apart for which it cannot. It takes a savepoint for each step, so it is slow.
 func (o *Outbox) exchangeOneByOne(ctx context.Context, conn *pgx.Conn, request Request) (reply Reply, err error) {
+	o.ascii = !o.unicode
+	defer func() { o.ascii = false }()
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		reply = Reply{}
 		for _, s := range request.Settled {

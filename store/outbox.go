@@ -54,6 +54,7 @@ type Outbox struct {
 	// These belong to whoever has the session.
 	queries    queries
 	unicode    bool // The database's encoding has all characters.
+	ascii      bool // Only those of ASCII are recorded: another may have been what the database refused.
 	floor      floor
 	drawn      int64 // The highest seq that the sequence had given out by the latest exchange.
 	complete   bool  // The latest page had all rows.

@@ -68,7 +68,7 @@ func (t Table) checkIn(ctx context.Context, q querier) error {
 	case version == 0 && exists:
 		return t.unrecorded()
 	case version == 0 || !exists:
-		return fmt.Errorf("%w: %s; create it with `outbox-relay migrate` or store.Migrate", ErrNoTable, t)
+		return fmt.Errorf("%w: %s; create it with `outbox-relay migrate` or (*store.Outbox).Migrate", ErrNoTable, t)
 	case version < latest:
 		return fmt.Errorf("%w: %s is at version %d, needed is %d; run `outbox-relay migrate`", ErrOldSchema, t, version, latest)
 	case version > latest:

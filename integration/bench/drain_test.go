@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -223,16 +222,6 @@ func (c drainCase) afternoonLoop(w *harness.World, js jetstream.JetStream, _ *pg
 	loop(w, js)
 	took, cpu := time.Since(start), processorTime(w)-before
 	return drain{float64(c.backlog.events) / took.Seconds(), cpu.Seconds() * 1e6 / float64(c.backlog.events), 0}
-}
-
-// processorTime is what this process has used.
-func processorTime(w *harness.World) time.Duration {
-	w.Helper()
-	var usage syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
-		w.Fatal(err)
-	}
-	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
 func loop(w *harness.World, js jetstream.JetStream) {

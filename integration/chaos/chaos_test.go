@@ -15,7 +15,7 @@ import (
 
 var (
 	//nolint:gochecknoglobals // Flags.
-	duration = flag.Duration("duration", 0, "go on with worlds of new seeds for so long; 0 runs a few of known ones")
+	duration = flag.Duration("duration", 0, "go on with worlds of new seeds, or begin with mutants, for so long; 0 runs a few known worlds, or all mutants")
 	//nolint:gochecknoglobals // A flag.
 	seed = flag.Int64("seed", environmentSeed(), "the seed of the first world, also from CHAOS_SEED; 0 draws one where -duration is given")
 	//nolint:gochecknoglobals // A flag.

@@ -2,7 +2,7 @@
 // order of its aggregate, whatever fails.
 //
 //	go test ./integration/chaos              two small worlds with known seeds
-//	make chaos                               new worlds for three minutes, then the mutants
+//	make chaos                               new worlds for three minutes, then the mutants, for as long at most
 //	make chaos DURATION=1h                   the same for an hour
 //	make chaos SEED=42                       with seeds from 42 on
 //	go test ./integration/chaos -v -run TestChaos -seed 42 -episodes 40    the one world of that seed, once more

@@ -42,7 +42,7 @@ func launch(tb testing.TB, cmd *exec.Cmd) *Process {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = attributes()
 	if err := cmd.Start(); err != nil {
 		tb.Fatal(err)
 	}
@@ -278,10 +278,10 @@ func (p *Process) Kill() {
 }
 
 // Freeze stops the process in its tracks until Thaw.
-func (p *Process) Freeze() { p.signal(syscall.SIGSTOP) }
+func (p *Process) Freeze() { p.signal(freeze) }
 
 // Thaw lets a frozen process go on.
-func (p *Process) Thaw() { p.signal(syscall.SIGCONT) }
+func (p *Process) Thaw() { p.signal(thaw) }
 
 func (p *Process) signal(signal syscall.Signal) {
 	p.Helper()

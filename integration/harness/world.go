@@ -229,7 +229,7 @@ func (w *World) Try(within time.Duration, settings []string, args ...string) Res
 // Serve starts an outbox-relay as Relay does, and reports whether it served its endpoints within a time.
 func (w *World) Serve(within time.Duration, settings ...string) (*Process, bool) {
 	w.Helper()
-	p := w.start(settings, "run")
+	p := w.start(binary, settings, "run")
 	if !p.Await(within, serving) {
 		return p, false
 	}

@@ -49,7 +49,7 @@ func TestHealthAndReadinessFollowTheStatus(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			handler := admin.NewHandler(func() relay.Status { return test.status }, http.NotFoundHandler())
+			handler := admin.NewHandler(admin.Identity{}, func() relay.Status { return test.status }, http.NotFoundHandler())
 			for path, want := range map[string]int{"/healthz": test.healthy, "/readyz": test.ready} {
 				answer := request(t, handler, http.MethodGet, path)
 				if answer.Code != want {
@@ -72,7 +72,7 @@ func TestHealthAndReadinessFollowTheStatus(t *testing.T) {
 
 func TestRoutes(t *testing.T) {
 	metrics := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "outbox_relay_leader 1\n") })
-	handler := admin.NewHandler(func() relay.Status { return relay.Status{State: relay.Leading} }, metrics)
+	handler := admin.NewHandler(admin.Identity{}, func() relay.Status { return relay.Status{State: relay.Leading} }, metrics)
 	for _, test := range []struct {
 		method, path string
 		code         int
@@ -96,7 +96,7 @@ func TestRoutes(t *testing.T) {
 }
 
 func TestServerReportsItsAddressAndStops(t *testing.T) {
-	handler := admin.NewHandler(func() relay.Status { return relay.Status{State: relay.Leading} }, http.NotFoundHandler())
+	handler := admin.NewHandler(admin.Identity{}, func() relay.Status { return relay.Status{State: relay.Leading} }, http.NotFoundHandler())
 	server, err := admin.Listen(t.Context(), "127.0.0.1:0", handler, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -135,7 +135,7 @@ func TestServerDoesNotWaitForAReaderThatNeverEnds(t *testing.T) {
 		close(begun)
 		<-r.Context().Done()
 	})
-	server, err := admin.Listen(t.Context(), "127.0.0.1:0", admin.NewHandler(func() relay.Status { return relay.Status{} }, stuck), nil)
+	server, err := admin.Listen(t.Context(), "127.0.0.1:0", admin.NewHandler(admin.Identity{}, func() relay.Status { return relay.Status{} }, stuck), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 
 // Report is the JSON that /healthz and /readyz answer with.
 type Report struct {
+	Identity
 	// Ready tells that the relay publishes or knows another to lead.
 	Ready bool `json:"ready"`
 	// State is what the relay is doing, since Since.
@@ -34,9 +35,9 @@ const index = `Go Outbox relay
 /metrics  for Prometheus
 `
 
-// NewHandler returns a handler that reports what status returns, which may be called at any time, and serves
+// NewHandler returns a handler that reports, as self, what status returns, which may be called at any time, and serves
 // metrics under /metrics.
-func NewHandler(status func() relay.Status, metrics http.Handler) http.Handler {
+func NewHandler(self Identity, status func() relay.Status, metrics http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
@@ -44,23 +45,24 @@ func NewHandler(status func() relay.Status, metrics http.Handler) http.Handler {
 	})
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		s := status()
-		report(w, s, s.State != relay.Stopped)
+		report(w, self, s, s.State != relay.Stopped)
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		s := status()
-		report(w, s, s.Ready())
+		report(w, self, s, s.Ready())
 	})
 	mux.Handle("GET /metrics", metrics)
 	return mux
 }
 
-func report(w http.ResponseWriter, s relay.Status, good bool) {
+func report(w http.ResponseWriter, self Identity, s relay.Status, good bool) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	if !good {
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}
 	_ = json.NewEncoder(w).Encode(Report{ // A client that has gone needs no answer.
+		Identity:   self,
 		Ready:      s.Ready(),
 		State:      s.State,
 		Since:      s.Since,

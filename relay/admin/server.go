@@ -10,16 +10,18 @@ import (
 	"time"
 )
 
-// Time budgets of a [Server]. What it serves is small and near.
+// Budgets of a [Server]. What it serves is small and near.
 const (
 	requestTimeout = 5 * time.Second
 	answerTimeout  = 30 * time.Second
 	idleTimeout    = 2 * time.Minute
 	// closeTimeout is how long a stop waits for answers under way.
 	closeTimeout = time.Second
+	// maxHeaderBytes is what the header of a request may take.
+	maxHeaderBytes = 16 << 10
 )
 
-// Server serves a handler at one address.
+// Server serves a handler at one address. It keeps no more than 64 connections open, and none that is silent for long.
 type Server struct {
 	listener net.Listener
 	http     *http.Server
@@ -36,14 +38,18 @@ func Listen(ctx context.Context, addr string, handler http.Handler, log *slog.Lo
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
+	open := &connections{limit: maxConnections}
 	return &Server{
 		listener: listener,
 		http: &http.Server{
-			Handler:      handler,
-			ReadTimeout:  requestTimeout,
-			WriteTimeout: answerTimeout,
-			IdleTimeout:  idleTimeout,
-			ErrorLog:     slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+			Handler:           handler,
+			ReadHeaderTimeout: requestTimeout,
+			ReadTimeout:       requestTimeout,
+			WriteTimeout:      answerTimeout,
+			IdleTimeout:       idleTimeout,
+			MaxHeaderBytes:    maxHeaderBytes,
+			ConnState:         open.track,
+			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 		},
 	}, nil
 }

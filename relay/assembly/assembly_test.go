@@ -246,7 +246,7 @@ func TestRunWaitsForPostgresRelaysAndCleansUp(t *testing.T) {
 // The relay never looks dead to whoever restarts dead ones, from before Run until after it.
 func TestItIsHealthyUntilItHasRun(t *testing.T) {
 	a := assemble(t, configure(storetest.NewDatabase(t), streamtest.Start(t).URL()), assembly.Options{})
-	handler := admin.NewHandler(a.Status, http.NotFoundHandler())
+	handler := admin.NewHandler(admin.Identity{}, a.Status, http.NotFoundHandler())
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)

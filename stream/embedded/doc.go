@@ -7,6 +7,10 @@
 // any other: it may be reached from outside, under the address that it was
 // given. It catches no signals, prints nothing and never ends the process.
 //
+// It asks for no credentials: on another address than loopback's, whoever reaches it may read, publish and delete. And
+// it is for one relay. A second relay with a server of its own would, once it leads, publish to another stream than the
+// first one did.
+//
 // It is a single server. What it acknowledges survives the process, but not
 // the machine: it asks for fsync every two minutes, the server's default.
 package embedded

@@ -33,7 +33,7 @@ func wrongCommand(cmd *cobra.Command, err error) error {
 
 // wrongConfig makes err, a list of faults on several lines, a usageError of the configuration.
 func wrongConfig(err error) error {
-	return &usageError{err: err, hint: "\nevery setting is explained by outbox-relay --help"}
+	return &usageError{err: err, hint: "\nevery setting is explained by outbox-relay help config"}
 }
 
 func exitCode(err error) int {
@@ -82,7 +82,7 @@ func newRootCommand(p *process) *cobra.Command {
 		SuggestionsMinimumDistance: 2,
 	}
 	root.AddCommand(relay, newMigrateCommand(p), newDeadCommand(p), newReplayCommand(p), newStatusCommand(p), newDoctorCommand(p),
-		newHealthcheckCommand(p), newVersionCommand(p))
+		newHealthcheckCommand(p), newVersionCommand(p), newConfigTopic())
 	root.SetHelpCommand(newHelpCommand(root))
 	root.SetOut(p.stdout)
 	root.SetErr(p.stderr)
@@ -92,16 +92,25 @@ func newRootCommand(p *process) *cobra.Command {
 	root.SetHelpFunc(func(cmd *cobra.Command, args []string) {
 		help(cmd, args)
 		if cmd == root {
-			fmt.Fprintf(cmd.OutOrStdout(), "\n%s\n%s\n", config.Usage(), exitCodes)
+			fmt.Fprintf(cmd.OutOrStdout(), "\n%s\n%s\n", settings, exitCodes)
 		}
 	})
 	return root
 }
 
+// settings says where a relay's settings come from. The list of them is several screens long: a topic of its own.
+const settings = `Settings are read from the file that ` + config.PathEnv + ` names (default ` + config.DefaultPath + `), then from OUTBOX_…
+variables of the environment, which win. outbox-relay help config explains every one of them.`
+
+// newConfigTopic returns the help on the settings. It cannot be run.
+func newConfigTopic() *cobra.Command {
+	return &cobra.Command{Use: "config", Short: "Every setting: file key, variable, default and meaning", Long: config.Usage()}
+}
+
 func newHelpCommand(root *cobra.Command) *cobra.Command {
 	return &cobra.Command{
-		Use:   "help [command]",
-		Short: "Explain a command",
+		Use:   "help [command|config]",
+		Short: "Explain a command, or every setting",
 		RunE: func(_ *cobra.Command, args []string) error {
 			cmd, rest, err := root.Find(args)
 			if err != nil {

@@ -10,7 +10,7 @@
 //	outbox-relay healthcheck [--ready]             ask the relay of this configuration how it is
 //	outbox-relay version
 //
-// It is configured by a file and the environment, see package config; outbox-relay --help lists every setting.
+// It is configured by a file and the environment, see package config; outbox-relay help config lists every setting.
 //
 // # Starting
 //

@@ -26,6 +26,9 @@ func newHealthcheckCommand(p *process) *cobra.Command {
 		Long: `Ask the relay that runs with this configuration, on this host, how it is. It exits with 0 if the
 relay is alive and with 1 if not, as Docker's HEALTHCHECK wants it.
 
+With host networking several relays share their ports: the answer of one that relays another table,
+or that runs in another container, does not count.
+
 Alive is not the same as useful: a relay that stands by, or whose broker is away, is alive, since
 restarting it would mend nothing. With --ready it has to publish, or to know another to lead.`,
 		Args: usage(noArgs),
@@ -34,7 +37,7 @@ restarting it would mend nothing. With --ready it has to publish, or to know ano
 			if err != nil {
 				return errors.New(err.Error()) // No longer a usageError: Docker reserves its exit code.
 			}
-			report, err := ask(cmd.Context(), c.HTTPAddr, ready)
+			report, err := ask(cmd.Context(), admin.Self(c.Table.String()), c.HTTPAddr, ready)
 			if err != nil {
 				return fmt.Errorf("unhealthy: %w", err)
 			}
@@ -45,8 +48,8 @@ restarting it would mend nothing. With --ready it has to publish, or to know ano
 	return cmd
 }
 
-// ask asks the relay that serves HTTP at addr.
-func ask(ctx context.Context, addr string, ready bool) (admin.Report, error) {
+// ask asks the relay that serves HTTP at addr, which must be self.
+func ask(ctx context.Context, self admin.Identity, addr string, ready bool) (admin.Report, error) {
 	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
 	host, err := reachable(addr)
@@ -70,6 +73,9 @@ func ask(ctx context.Context, addr string, ready bool) (admin.Report, error) {
 	var report admin.Report
 	if err := json.NewDecoder(answer.Body).Decode(&report); err != nil || report.State == "" {
 		return admin.Report{}, fmt.Errorf("what answers on %s is no relay", host)
+	}
+	if err := self.Check(report.Identity); err != nil {
+		return admin.Report{}, fmt.Errorf("another relay answers on %s: %w; give each relay an OUTBOX_HTTP_ADDR of its own", host, err)
 	}
 	if answer.StatusCode != http.StatusOK {
 		return admin.Report{}, errors.New(describe(report))

@@ -2,6 +2,7 @@ package main
 
 import (
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -24,7 +25,7 @@ func TestHealthcheckFollowsTheRelay(t *testing.T) {
 		"publishing": {relay.Status{State: relay.Leading, Term: 3, Publishing: true}, 0, 0, "leading, term 3"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			server := httptest.NewServer(admin.NewHandler(func() relay.Status { return test.status }, http.NotFoundHandler()))
+			server := httptest.NewServer(admin.NewHandler(admin.Identity{}, func() relay.Status { return test.status }, http.NotFoundHandler()))
 			defer server.Close()
 			env := environment{"OUTBOX_HTTP_ADDR": server.Listener.Addr().String(), "http_proxy": "http://127.0.0.1:1"}
 			for _, check := range []struct {
@@ -46,7 +47,7 @@ func TestHealthcheckFollowsTheRelay(t *testing.T) {
 }
 
 func TestHealthcheckOfAllAddresses(t *testing.T) {
-	server := httptest.NewServer(admin.NewHandler(func() relay.Status { return relay.Status{State: relay.Leading} }, http.NotFoundHandler()))
+	server := httptest.NewServer(admin.NewHandler(admin.Identity{}, func() relay.Status { return relay.Status{State: relay.Leading} }, http.NotFoundHandler()))
 	defer server.Close()
 	_, port, err := net.SplitHostPort(server.Listener.Addr().String())
 	if err != nil {
@@ -73,5 +74,40 @@ func TestHealthcheckWithNobodyToAsk(t *testing.T) {
 		if !strings.HasPrefix(got.stderr, "outbox-relay: ") || got.stdout != "" {
 			t.Errorf("standard error %q, standard output %q", got.stderr, got.stdout)
 		}
+	}
+}
+
+// With host networking a neighbour may have the address.
+func TestHealthcheckTakesNoAnswerOfANeighbour(t *testing.T) {
+	self := admin.Self("shop.events")
+	neighbour := self
+	neighbour.Container = "pid:[1]"
+	for name, test := range map[string]struct {
+		answers admin.Identity
+		env     environment
+		code    int
+		says    string
+	}{
+		"itself":            {self, environment{"OUTBOX_TABLE": "shop.events"}, 0, "healthy: leading, term 7"},
+		"an earlier one":    {admin.Identity{}, environment{"OUTBOX_TABLE": "shop.events"}, 0, "healthy: leading, term 7"},
+		"another table":     {self, nil, 1, `it relays the table "shop.events", not "outbox"`},
+		"another container": {neighbour, environment{"OUTBOX_TABLE": "shop.events"}, 1, "it runs in another container"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if name == "another container" && self.Container == "" {
+				t.Skip("this system has no names for containers")
+			}
+			leading := func() relay.Status { return relay.Status{State: relay.Leading, Term: 7} }
+			server := httptest.NewServer(admin.NewHandler(test.answers, leading, http.NotFoundHandler()))
+			defer server.Close()
+			env := environment{"OUTBOX_HTTP_ADDR": server.Listener.Addr().String()}
+			maps.Copy(env, test.env)
+			got := execute(t, env, "healthcheck")
+			expectCode(t, got, test.code)
+			expectText(t, "the answer", got.stdout+got.stderr, test.says)
+			if test.code != 0 {
+				expectText(t, "standard error", got.stderr, "unhealthy: another relay answers on ", "OUTBOX_HTTP_ADDR")
+			}
+		})
 	}
 }

@@ -55,10 +55,23 @@ func migrate(ctx context.Context, p *process) error {
 	if err != nil {
 		return err
 	}
+	before := outbox.Check(ctx)
 	if err := outbox.Migrate(ctx); err != nil {
 		return err
 	}
-	return printf(p.stdout, "the tables of %s are up to date\n", outbox.Table())
+	return printf(p.stdout, "the tables of %s %s\n", outbox.Table(), migrated(before))
+}
+
+// migrated says what a migration did to tables that a check found to be so before.
+func migrated(before error) string {
+	switch {
+	case errors.Is(before, store.ErrNoTable):
+		return "have been created"
+	case errors.Is(before, store.ErrOldSchema):
+		return "have been upgraded"
+	default:
+		return "were up to date already"
+	}
 }
 
 func printSchema(p *process) error {

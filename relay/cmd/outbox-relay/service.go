@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -28,7 +30,7 @@ func newRunCommand(p *process) *cobra.Command {
 		Long: `Relay events until SIGTERM or SIGINT, then finish what is on its way and exit. It starts whether or
 not Postgres and NATS are there, and says what it waits for.
 
-Settings come from a file and the environment; outbox-relay --help lists them.`,
+Settings come from a file and the environment; outbox-relay help config lists them.`,
 		Args: usage(noArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), p) },
 	}
@@ -45,7 +47,7 @@ func serve(ctx context.Context, p *process) error {
 		return err
 	}
 	relaxCollector(c, p)
-	s.log.InfoContext(ctx, "starting", slog.String("version", currentVersion()), slog.Any("config", c))
+	s.log.InfoContext(ctx, "starting", slog.String("version", currentVersion()), slog.Any("config", differences(c)))
 
 	var announcing sync.WaitGroup
 	done := make(chan struct{})
@@ -64,6 +66,17 @@ func serve(ctx context.Context, p *process) error {
 	}
 	s.log.InfoContext(ctx, "stopped")
 	return nil
+}
+
+// differences are the settings that are not as by default, by their file keys and without passwords.
+func differences(c config.Config) slog.Value {
+	var attrs []slog.Attr
+	for _, f := range config.Fields() {
+		if value := f.Value(c); value != f.Default {
+			attrs = append(attrs, slog.String(f.Key, value))
+		}
+	}
+	return slog.GroupValue(attrs...)
 }
 
 // service is a relay with all that belongs to it.
@@ -149,7 +162,25 @@ func (s *service) startBroker(ctx context.Context) (*embedded.Server, error) {
 		return nil, err
 	}
 	s.log.InfoContext(ctx, "embedded NATS server is ready", slog.String("url", broker.ClientURL()), slog.String("store_dir", s.config.NATS.StoreDir))
+	s.warnOfBroker(ctx)
 	return broker, nil
+}
+
+// warnOfBroker says what the embedded server is not meant for.
+func (s *service) warnOfBroker(ctx context.Context) {
+	if addr := s.config.NATS.Listen; !isLoopback(addr) {
+		s.log.WarnContext(ctx, "the embedded NATS server asks for no credentials: whoever reaches it may read, publish and delete; keep its port from others, or run a NATS server with users", slog.String("listen", addr))
+	}
+	if s.config.Election.Kind != config.ElectionNone {
+		s.log.WarnContext(ctx, "the embedded NATS server is for one relay: a second relay with an embedded server publishes to a stream of its own, and its consumers get other events; run one relay, or a NATS server for all of them")
+	}
+}
+
+// isLoopback reports whether only this host reaches addr, host:port.
+func isLoopback(addr string) bool {
+	host, _, err := net.SplitHostPort(addr)
+	ip := net.ParseIP(host)
+	return err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
 }
 
 // listen serves health and metrics until stop is called, which returns what went wrong meanwhile. A server that
@@ -159,10 +190,10 @@ func (s *service) listen(ctx context.Context, abort func()) (stop func() error, 
 	if s.config.HTTPAddr == config.HTTPOff {
 		return nothing, nil
 	}
-	server, err := admin.Listen(ctx, s.config.HTTPAddr, admin.NewHandler(s.status, s.metrics), s.log)
+	server, err := admin.Listen(ctx, s.config.HTTPAddr, admin.NewHandler(admin.Self(s.config.Table.String()), s.status, s.metrics), s.log)
 	switch {
 	case err != nil && s.config.HTTPAddrSet:
-		return nil, err
+		return nil, fmt.Errorf("%w; set OUTBOX_HTTP_ADDR to another address, or to off", err)
 	case err != nil:
 		s.log.WarnContext(ctx, "going on without health and metrics, since the default address cannot be had; set OUTBOX_HTTP_ADDR to another, or to off", slog.Any("error", err))
 		return nothing, nil

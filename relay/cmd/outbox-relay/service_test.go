@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -114,7 +115,10 @@ func TestAnEventArrives(t *testing.T) {
 		t.Errorf("exit code %d after a stop, want 0", code)
 	}
 	log := relay.stderr.String()
-	expectText(t, "the log", log, `"msg":"starting"`, `"relay.batch_size":"1000"`, `"msg":"stopping"`, `"msg":"stopped"`)
+	expectText(t, "the log", log, `"msg":"starting"`, `"http_addr":"127.0.0.1:0"`, `"msg":"stopping"`, `"msg":"stopped"`)
+	if strings.Contains(log, "batch_size") {
+		t.Error("a setting was logged that is as by default")
+	}
 	if strings.Contains(log, "Ada") {
 		t.Error("a payload was logged")
 	}
@@ -199,6 +203,34 @@ func TestARelayWithItsOwnBroker(t *testing.T) {
 	second := start(t, env)
 	if got := next(t, client(t, second), "EVENTS").Subject(); got != "shop.A%201.Paid" {
 		t.Errorf("subject %q after a restart, want shop.A%%201.Paid", got)
+	}
+}
+
+func TestWhatAnEmbeddedBrokerIsNotMeantForIsSaid(t *testing.T) {
+	const open, alone = "asks for no credentials", "is for one relay"
+	for name, test := range map[string]struct {
+		env  environment
+		want map[string]bool
+	}{
+		"on all addresses": {environment{"OUTBOX_NATS_LISTEN": "0.0.0.0:0"}, map[string]bool{open: true, alone: true}},
+		"on loopback":      {environment{"OUTBOX_NATS_LISTEN": "127.0.0.1:0"}, map[string]bool{open: false, alone: true}},
+		"the only relay": {
+			environment{"OUTBOX_NATS_LISTEN": "localhost:0", "OUTBOX_ELECTION": "none"}, map[string]bool{open: false, alone: false},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			env := environment{"OUTBOX_DATABASE_DSN": nowhere, "OUTBOX_NATS_URL": "embedded", "OUTBOX_NATS_STORE_DIR": t.TempDir()}
+			maps.Copy(env, test.env)
+			r := start(t, env)
+			r.logged("the outbox's tables are not ready; trying until they are")
+			r.stop()
+			r.wait()
+			for text, want := range test.want {
+				if got := strings.Contains(r.stderr.String(), text); got != want {
+					t.Errorf("the log says %q: %t, want %t:\n%s", text, got, want, r.stderr)
+				}
+			}
+		})
 	}
 }
 

@@ -88,7 +88,7 @@ func TestStatusOfWhatIsLeft(t *testing.T) {
 	env := environment{"OUTBOX_DATABASE_DSN": dsn}
 	got := execute(t, env, "status")
 	expectCode(t, got, 1)
-	if want := "outbox-relay: the outbox table does not exist: public.outbox; create it with `outbox-relay migrate` or store.Migrate\n"; got.stderr != want || got.stdout != "" {
+	if want := "outbox-relay: the outbox table does not exist: public.outbox; create it with `outbox-relay migrate` or (*store.Outbox).Migrate\n"; got.stderr != want || got.stdout != "" {
 		t.Errorf("without tables status prints %q and %q, want %q", got.stdout, got.stderr, want)
 	}
 

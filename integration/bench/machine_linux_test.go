@@ -3,6 +3,7 @@ package bench_test
 import (
 	"os"
 	"syscall"
+	"time"
 
 	"github.com/go-outbox/go-outbox/integration/harness"
 )
@@ -66,4 +67,14 @@ func (m *memory) give(w *harness.World, events int) {
 		w.Fatal(err)
 	}
 	m.given = to
+}
+
+// processorTime is what this process has used.
+func processorTime(w *harness.World) time.Duration {
+	w.Helper()
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		w.Fatal(err)
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
