@@ -97,8 +97,8 @@ const (
 // exchange is a round trip under way.
 type exchange struct {
 	request store.Request
-	buried  []aggregate
-	epochs  []uint64 // Of each of request.Settled.
+	buried  []aggregate // Those whose rows are given up.
+	epochs  []uint64    // Of each of request.Settled.
 }
 
 // aside is a row for which the database refused what was asked, so that it is still in the outbox.
@@ -118,6 +118,7 @@ type refusal struct {
 // burial is a row to be moved to the dead letters.
 type burial struct {
 	aggregate aggregate
+	nameless  bool // Nobody knows the aggregate.
 	failure   store.Failure
 }
 
@@ -350,12 +351,14 @@ func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
 // refuse notes that a row was refused for its own sake: it is tried again later or, if that has been done as often as
 // allowed or cannot help, given up. Its aggregate is blocked meanwhile.
 func (c *core) refuse(row *store.Row, a aggregate, reason string, forGood bool, now time.Time) verdict {
-	failure := store.Failure{Ref: store.Ref{Seq: row.Seq, ID: row.ID}, Attempts: row.Attempts + 1, Reason: reason}
+	failure := store.Failure{Ref: store.Ref{Seq: row.Seq, ID: row.ID}, Attempts: row.Attempts + 1, Reason: reason, Size: int64(row.Size()) + row.Unread}
 	if forGood || failure.Attempts >= c.maxAttempts {
 		// Until that is recorded nothing of the aggregate goes on: after a crash the row would be tried once
 		// more, behind its successors.
-		c.blocked.record(a, row.Seq)
-		c.dead = append(c.dead, burial{a, failure})
+		if !row.Nameless { // Otherwise every row of its aggregate is as unfit.
+			c.blocked.record(a, row.Seq)
+		}
+		c.dead = append(c.dead, burial{a, row.Nameless, failure})
 		return died
 	}
 	failure.Wait = c.retry.after(failure.Attempts)
@@ -444,7 +447,7 @@ func (c *core) add(rows []store.Row, now time.Time) {
 			continue
 		}
 		c.highest = max(c.highest, it.row.Seq)
-		if c.blocked.pass(a, it.row.Seq) {
+		if !it.row.Nameless && c.blocked.pass(a, it.row.Seq) {
 			continue // It is one of too many to be named, or was blocked while the fetch was under way.
 		}
 		if it.row.Unfit != "" {
@@ -576,7 +579,9 @@ func (c *core) start(fetch bool, sleep store.SleepChange) store.Request {
 	}
 	for _, b := range c.dead {
 		request.Dead = append(request.Dead, b.failure)
-		c.under.buried = append(c.under.buried, b.aggregate)
+		if !b.nameless {
+			c.under.buried = append(c.under.buried, b.aggregate)
+		}
 	}
 	c.stored, c.failed, c.dead = [2][]int64{}, nil, nil
 	if fetch {
@@ -657,7 +662,7 @@ func (c *core) keep(done *exchange, kept []store.Kept, now time.Time) {
 			// It can neither be moved nor marked. Its aggregate goes on; the row must not be fetched again and again.
 			for _, f := range slices.Concat(done.request.Failed, done.request.Dead) {
 				if f.Seq == k.Seq {
-					c.setAside(aside{seq: k.Seq, refused: &burial{failure: f}}, now)
+					c.setAside(aside{seq: k.Seq, refused: &burial{nameless: true, failure: f}}, now)
 				}
 			}
 		}

@@ -31,6 +31,10 @@ type Row struct {
 	// Unfit says why the row was not read: it can never be published. Only what is small enough of it is here. Empty for
 	// a row that can be tried.
 	Unfit string
+	// Nameless tells that what is not here of an unfit row is also its aggregate's name.
+	Nameless bool
+	// Unread is how many bytes of an unfit row were not read.
+	Unread int64
 }
 
 // Size is how many bytes of memory the row's columns take.
@@ -45,7 +49,13 @@ type Failure struct {
 	Attempts int           // Including the one that failed just now.
 	Wait     time.Duration // Until the next attempt; not used for a row that is given up.
 	Reason   string
+	// Size is how large the row is. A large one that is given up stays where it is, as [Kept] rows do: to copy it among the
+	// dead letters would hold up everybody else.
+	Size int64
 }
+
+// largeLetter is from which size on a row that is given up is marked rather than moved.
+const largeLetter = 64 << 10
 
 // Fetch asks for a page of rows.
 type Fetch struct {
@@ -131,7 +141,7 @@ type queries struct {
 	near, far  removal // Of rows that are close together, and of others: see keys.
 	found      removal // Of rows by their ids, too.
 	fail, bury string
-	giveUp     string // Marks a row that cannot be buried.
+	giveUp     string // Marks rows that are not buried.
 	checkpoint string
 	maxPayload string
 	remaining  string       // How many of some rows are still there,
@@ -170,7 +180,9 @@ func (t Table) queries(holdDead bool, sequence string) queries {
 	if holdDead {
 		hold = `
            and not exists (select from ` + t.dead() + ` d
-                            where d.aggregate_type = o.aggregate_type and d.aggregate_id = o.aggregate_id)`
+                            where d.aggregate_type = o.aggregate_type and d.aggregate_id = o.aggregate_id)
+           and not exists (select from ` + t.outbox() + ` g
+                            where g.given_up_at is not null and g.aggregate_type = o.aggregate_type and g.aggregate_id = o.aggregate_id)`
 	}
 	drawn := `null::bigint` // The highest seq that the sequence has given out.
 	if sequence != "" {
@@ -187,13 +199,15 @@ func (t Table) queries(holdDead bool, sequence string) queries {
 update ` + t.outbox() + ` o
    set attempts = ($3::int[])[array_position($1::bigint[], o.seq)], last_error = ($5::text[])[array_position($1::bigint[], o.seq)],
        retry_at = clock_timestamp() + ($4::bigint[])[array_position($1::bigint[], o.seq)] * interval '1 microsecond'
- where o.seq = any($1::bigint[]) and o.id = ($2::uuid[])[array_position($1::bigint[], o.seq)]`,
+ where o.seq = any($1::bigint[]) and coalesce(o.id, '00000000-0000-0000-0000-000000000000') = ($2::uuid[])[array_position($1::bigint[], o.seq)]`,
 		bury: `
-with gone as (delete from ` + t.outbox() + ` o where o.seq = any($1::bigint[]) and o.id = ($2::uuid[])[array_position($1::bigint[], o.seq)] returning ` + eventColumns + `)
+with gone as (delete from ` + t.outbox() + ` o where o.seq = any($1::bigint[]) and coalesce(o.id, '00000000-0000-0000-0000-000000000000') = ($2::uuid[])[array_position($1::bigint[], o.seq)] returning ` + eventColumns + `)
 insert into ` + t.dead() + ` (` + eventColumns + `, attempts, last_error)
 select ` + eventColumns + `, ($3::int[])[array_position($1::bigint[], seq)], ($4::text[])[array_position($1::bigint[], seq)] from gone order by seq`,
 		giveUp: `
-update ` + t.outbox() + ` set given_up_at = clock_timestamp(), attempts = $3, last_error = $4 where seq = $1 and id = $2`,
+update ` + t.outbox() + ` o
+   set given_up_at = clock_timestamp(), attempts = ($3::int[])[array_position($1::bigint[], o.seq)], last_error = ($4::text[])[array_position($1::bigint[], o.seq)]
+ where o.seq = any($1::bigint[]) and coalesce(o.id, '00000000-0000-0000-0000-000000000000') = ($2::uuid[])[array_position($1::bigint[], o.seq)]`,
 		checkpoint: `
 update ` + t.relay() + ` set checkpoint = $1, checkpoint_before = checkpoint, scan_from = $4 where stream = $2 and term = $3`,
 		maxPayload: `update ` + t.relay() + ` set max_payload = $1::bigint where stream = $2 and term = $3`,
@@ -359,9 +373,19 @@ func (o *Outbox) recordFailures(batch *pgx.Batch, failed, dead []Failure) {
 		batch.Queue(o.queries.fail, f.seqs, f.ids, f.attempts, f.waits, f.reasons)
 	}
 	for chunk := range slices.Chunk(dead, failuresAtOnce) {
-		f := o.failures(chunk)
-		batch.Queue(o.queries.bury, f.seqs, f.ids, f.attempts, f.reasons)
+		large := func(f Failure) bool { return f.Size > largeLetter }
+		if f := o.failures(slices.DeleteFunc(slices.Clone(chunk), large)); len(f.seqs) > 0 {
+			batch.Queue(o.queries.bury, f.seqs, f.ids, f.attempts, f.reasons)
+		}
+		if f := o.failures(slices.DeleteFunc(slices.Clone(chunk), func(f Failure) bool { return !large(f) })); len(f.seqs) > 0 {
+			o.giveUp(batch, f)
+		}
 	}
+}
+
+// giveUp queues the marking of rows that stay in the outbox although they are given up.
+func (o *Outbox) giveUp(batch *pgx.Batch, f failures) {
+	batch.Queue(o.queries.giveUp, f.seqs, f.ids, f.attempts, f.reasons)
 }
 
 // recordCheckpoint queues the checkpoint and with it where the next term's first fetch may begin.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -124,7 +125,8 @@ func (o *Outbox) keep(ctx context.Context, tx pgx.Tx, f Failure, err error, repl
 	}
 	reason := fmt.Sprintf("%s; and the database did not take the row's dead letter: %v", f.Reason, err)
 	marking := o.try(ctx, tx, func(batch *pgx.Batch) {
-		batch.Queue(o.queries.giveUp, f.Seq, [16]byte(f.ID), clampAttempts(f.Attempts), o.text(reason))
+		f.Reason = reason
+		o.giveUp(batch, o.failures([]Failure{f}))
 	})
 	if marking != nil && !ofRow(marking) {
 		return marking
@@ -149,7 +151,10 @@ func (o *Outbox) fetchOneByOne(ctx context.Context, tx pgx.Tx, f *Fetch, sleep S
 		o.observe(batch, sleep, &reply.Asleep, &observation{})
 		batch.Queue(o.queries.keys[blocked], args...).Query(func(rows pgx.Rows) (err error) {
 			keys, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (k Ref, err error) {
-				err = row.Scan(&k.Seq, &k.ID)
+				var id *uuid.UUID
+				if err = row.Scan(&k.Seq, &id); id != nil {
+					k.ID = *id
+				}
 				return k, err
 			})
 			return err
@@ -166,7 +171,7 @@ func (o *Outbox) fetchOneByOne(ctx context.Context, tx pgx.Tx, f *Fetch, sleep S
 		row, err := o.fetchOne(ctx, tx, f, key)
 		switch {
 		case ofRow(err):
-			row = Row{Seq: key.Seq, ID: key.ID, CreatedAt: time.Now(), Unfit: "not readable: " + err.Error()}
+			row = Row{Seq: key.Seq, ID: key.ID, Unfit: "not readable: " + err.Error(), Nameless: true}
 		case err != nil:
 			return err
 		}

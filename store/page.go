@@ -88,7 +88,7 @@ var measuredColumns = fmt.Sprintf(`seq, id, case when fits then topic end, case 
 func (t Table) fetchOne() string {
 	return `
 select ` + measuredColumns + `
-  from (select *, 0::bigint as weight from (` + t.measured("$3") + `) one where seq = $1 and id = $2) page`
+  from (select *, 0::bigint as weight from (` + t.measured("$3") + `) one where seq = $1 and coalesce(id, '00000000-0000-0000-0000-000000000000') = $2) page`
 }
 
 // pageRead is what was read of a page.
@@ -156,7 +156,7 @@ func (a *arena) scan(rows pgx.Rows, f Fetch) (read pageRead, err error) {
 	)
 	for rows.Next() {
 		values := rows.RawValues()
-		if values[dataColumn] == nil && !measured {
+		if !measured && incomplete(values) {
 			cut = true // What follows it must not be seen before it.
 		}
 		if cut {
@@ -172,13 +172,17 @@ func (a *arena) scan(rows pgx.Rows, f Fetch) (read pageRead, err error) {
 		spans = append(spans, sp)
 		row := Row{
 			Seq:       number(values[seqColumn]),
-			ID:        uuid.UUID(values[idColumn]),
+			ID:        identity(values[idColumn]),
 			Headers:   cloned(values[headersColumn]),
 			CreatedAt: timestamp(values[createdAtColumn]),
-			Attempts:  int(clampAttempts(int(int32(binary.BigEndian.Uint32(values[attemptsColumn]))))), //nolint:gosec // Two's complement.
+			Attempts:  attempts(values[attemptsColumn]),
 		}
 		if measured {
 			row.Unfit = unfit(values, f)
+			row.Nameless = values[aggregateTypeColumn] == nil || values[aggregateIDColumn] == nil
+			if row.Unfit != "" {
+				row.Unread = number(values[dataSizeColumn]) + number(values[restSizeColumn])
+			}
 		}
 		read.large = read.large || row.Unfit != "" || len(values[dataColumn]) > f.Bytes/f.Rows || len(row.Headers) > headersFit
 		if measured {
@@ -210,6 +214,8 @@ func (a *arena) scan(rows pgx.Rows, f Fetch) (read pageRead, err error) {
 // unfit says why a measured row was not read; empty if it was.
 func unfit(values [][]byte, f Fetch) string {
 	switch size := number(values[dataSizeColumn]); {
+	case values[idColumn] == nil || values[dataSizeColumn] == nil || values[restSizeColumn] == nil || values[createdAtColumn] == nil || values[attemptsColumn] == nil:
+		return "a column is null that must not be" // Somebody has dropped the table's constraints.
 	case size > f.maxData():
 		return fmt.Sprintf("payload of %d bytes: the broker takes messages of %d bytes", size, f.MaxData)
 	case values[dataColumn] == nil:
@@ -218,6 +224,16 @@ func unfit(values [][]byte, f Fetch) string {
 		return fmt.Sprintf("headers of more than %d bytes: a message has room for less", textMost)
 	}
 	return ""
+}
+
+// incomplete reports whether a row was not read for its size, or has a null that it must not have.
+func incomplete(values [][]byte) bool {
+	for i, value := range values {
+		if value == nil && i != headersColumn {
+			return true
+		}
+	}
+	return false
 }
 
 // cloned returns a copy; nil for null. What is too long for a message is of no use.
@@ -265,7 +281,26 @@ func checkFormats(fields []pgconn.FieldDescription) error {
 	return nil
 }
 
-func number(wire []byte) int64 { return int64(binary.BigEndian.Uint64(wire)) } //nolint:gosec // Two's complement.
+// The values of columns that are never null, unless somebody has dropped the table's constraints under a running relay.
+
+func number(wire []byte) int64 {
+	if len(wire) != 8 {
+		return 0
+	}
+	return int64(binary.BigEndian.Uint64(wire)) // Two's complement.
+}
+
+func attempts(wire []byte) int {
+	if len(wire) != 4 {
+		return 0
+	}
+	return int(clampAttempts(int(int32(binary.BigEndian.Uint32(wire)))))
+}
+
+func identity(wire []byte) uuid.UUID {
+	id, _ := uuid.FromBytes(wire) // The nil UUID for null.
+	return id
+}
 
 // epoch is Postgres' year zero. Its infinities come out as times far away, which no clock_timestamp() is.
 var epoch = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC) //nolint:gochecknoglobals // Immutable.

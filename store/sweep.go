@@ -100,7 +100,9 @@ func (o *Outbox) stragglers() string {
 	held := ""
 	if o.holdDead {
 		held = `
-   and not exists (select from ` + t.dead() + ` d where d.aggregate_type = o.aggregate_type and d.aggregate_id = o.aggregate_id)`
+   and not exists (select from ` + t.dead() + ` d where d.aggregate_type = o.aggregate_type and d.aggregate_id = o.aggregate_id)
+   and not exists (select from ` + t.outbox() + ` g
+                    where g.given_up_at is not null and g.aggregate_type = o.aggregate_type and g.aggregate_id = o.aggregate_id)`
 	}
 	return `
 select seq from ` + t.outbox() + ` o
@@ -127,7 +129,9 @@ func (o *Outbox) readHeld(ctx context.Context, conn *pgx.Conn) error {
 	}
 	var n names
 	rows, err := conn.Query(ctx, `
-select distinct aggregate_type, aggregate_id from `+o.table.dead()+`
+select aggregate_type, aggregate_id
+  from (select aggregate_type, aggregate_id from `+o.table.dead()+`
+        union select aggregate_type, aggregate_id from `+o.table.outbox()+` where given_up_at is not null) held
  where octet_length(aggregate_type) <= $1 and octet_length(aggregate_id) <= $1 limit $2`, nameFits, heldNames)
 	if err != nil {
 		return err
