@@ -55,7 +55,8 @@
 //     for a minute after the server would not take one.
 //
 // Neither repeats anything by itself. Every event that was taken has one outcome,
-// which Collect returns: stored, or a fault.
+// which Collect returns: stored, or a fault. Collect also returns trouble that is
+// no one event's, such as a lost connection.
 //
 // # Reading back
 //
@@ -63,8 +64,11 @@
 // on a control subject, one for each outbox, which says that a term has begun:
 // ordered batches that a former leader has yet to begin are refused from then on
 // (the first message of each expects the latest fence to be its own). Scan tells
-// which events are stored up to there, and Look whether the stream has lost
-// something since it was last looked at.
+// which events are stored up to there, Find which one a single message is, and
+// Look whether the stream has lost something since it was last looked at.
+//
+// Somebody else's message on the control subject is skipped, and Fence.Warning
+// names it.
 //
 // In a stream that listens there, as one that Ensure created does, the control
 // subject is _outbox.<stream>.<id>, apart from the events; in any other stream it is one of the template's, with
@@ -73,7 +77,8 @@
 // # States
 //
 // A connection is made once (Connect; one attempt, so that the caller decides
-// about the next) and from then on reconnects for ever. While it is down,
+// about the next) and from then on reconnects for ever, unless nats.go closes it:
+// then Open makes another. While it is down,
 // publishes fail at once; nothing is kept to be sent later, out of its time.
 //
 // A stream is absent, unusable, usable with warnings, or usable. Ensure
@@ -93,7 +98,26 @@
 //	          unknown: all wait until it passes
 //
 // and is ambiguous or not: whether the message may have been stored although
-// no acknowledgement came.
+// no acknowledgement came. A row's fault is permanent if trying again within
+// seconds is of no use (Error.Permanent).
+//
+// # What counts as an answer
+//
+// Whoever knows a reply subject can answer, and another stream may listen on our
+// subjects. An answer counts if it is well formed, fits what was sent, names our
+// stream, and has a sequence above all that the stream had given before the
+// message was sent. Anything else leaves the event in doubt: it is never reported
+// as stored.
+//
+//   - Another stream's name is the set-up's fault. The first message of an ordered
+//     batch names our stream, and another one refuses it.
+//   - A sequence that was given before is a LostError: the stream was created anew,
+//     or put back from a copy. Nothing else is sent before it is opened or fenced
+//     again. After idleness this is found out with one event (Alone).
+//   - An ordered batch that cannot have stored all of its events has skipped one
+//     whose ID the stream had already: a SkippedError, since the stream does not
+//     say which. Plain publishes, which tell it (Outcome.Duplicate), follow for
+//     some seconds.
 //
 // # Sources
 //

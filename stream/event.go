@@ -66,13 +66,13 @@ func Decode(header nats.Header, data []byte) (Event, error) {
 	ev := Event{Data: data}
 	var err error
 	if ev.Seq, err = strconv.ParseInt(seq, 10, 64); err != nil {
-		return Event{}, fmt.Errorf("header %s: %q is not a number", HeaderSeq, seq)
+		return Event{}, fmt.Errorf("header %s: %q is not a number", HeaderSeq, cut(seq))
 	}
 	if ev.ID, err = uuid.Parse(header.Get(HeaderMsgID)); err != nil {
 		return Event{}, fmt.Errorf("header %s: %w", HeaderMsgID, err)
 	}
 	if ev.CreatedAt, err = time.Parse(time.RFC3339Nano, header.Get(HeaderCreatedAt)); err != nil {
-		return Event{}, fmt.Errorf("header %s: %w", HeaderCreatedAt, err)
+		return Event{}, fmt.Errorf("header %s: %q is not a time of RFC 3339", HeaderCreatedAt, cut(header.Get(HeaderCreatedAt)))
 	}
 	for _, field := range []struct {
 		name string

@@ -148,6 +148,9 @@ func permanentCode(code int) bool {
 // rowFault and setupFault wrap what this package itself finds wrong, before
 // anything is sent.
 func rowFault(err error) error {
+	if text := err.Error(); len(text) > maxRefusal {
+		err = errors.New(cutTo(text, maxRefusal))
+	}
 	return &Error{Fault: FaultRow, Err: err, refused: true, permanent: true}
 }
 func setupFault(err error) error { return &Error{Fault: FaultSetup, Err: err, refused: true} }

@@ -7,14 +7,22 @@ import (
 	"unicode/utf8"
 )
 
-// maxText is how many bytes of a value an error shows.
-const maxText = 100
+const (
+	// maxText is how many bytes of a value an error shows.
+	maxText = 100
+
+	// maxRefusal is how many bytes the reason has for which an event is refused:
+	// it may name many headers of the event.
+	maxRefusal = 1000
+)
 
 // cut makes a value fit to be shown in an error: it may be of any length, and
 // no text at all.
-func cut(s string) string {
-	if len(s) > maxText {
-		end := maxText - len("…")
+func cut(s string) string { return cutTo(s, maxText) }
+
+func cutTo(s string, most int) string {
+	if len(s) > most {
+		end := most - len("…")
 		for end > 0 && !utf8.RuneStart(s[end]) {
 			end--
 		}
