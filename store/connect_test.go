@@ -128,15 +128,18 @@ func TestSettingsOfRolesAndDatabasesDoNotMatter(t *testing.T) {
 
 // The settings are those of all connections.
 func TestEveryConnectionIsSetUp(t *testing.T) {
-	f := newFixture(t, store.Options{})
-	woken := make(chan struct{}, 100)
-	hear(t, f.Outbox, woken)
-	await(t, "wake-up of the listener", woken)
+	dsn := storetest.NewDatabase(t)
+	owner := newFixtureAt(t, dsn, store.Options{})
+	role, roleDSN := newRole(t, dsn)
+	for _, setting := range []string{"enable_indexscan = off", "enable_nestloop = off", "enable_partitionwise_join = on", "enable_seqscan = on", "row_security = on"} {
+		owner.exec(t, `alter role `+role+` set `+setting)
+	}
+	outbox := open(t, roleDSN, store.Options{})
 	want := map[string]string{
 		"search_path": "pg_catalog, pg_temp", "client_encoding": "UTF8", "row_security": "off", "default_transaction_read_only": "off",
 		"enable_indexscan": "on", "enable_nestloop": "on", "enable_partitionwise_join": "off", "idle_session_timeout": "0",
 	}
-	err := f.Session().Do(t.Context(), func(ctx context.Context, conn *pgx.Conn) error {
+	err := outbox.Session().Do(t.Context(), func(ctx context.Context, conn *pgx.Conn) error {
 		for name, value := range want {
 			if got := show(t, ctx, conn, name); got != value {
 				t.Errorf("the session's %s is %q, want %q", name, got, value)
