@@ -36,7 +36,9 @@
 // # What is not checked here
 //
 // Whether the database answers, the stream exists or the subject template fits
-// it: that takes a connection, and belongs to the packages that have one. The
-// files a setting names (credentials, certificates) are read once, so that a
-// missing mount is reported with everything else.
+// it: that takes a connection, and belongs to the packages that have one. What
+// they find without one, [Sources.Check] adds to the faults, each with its place.
+// The files a setting names (credentials, certificates) are read once, so that a
+// missing mount is reported with everything else. Only regular files of at most
+// a mebibyte are read.
 package config

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -278,9 +279,7 @@ func (c *connector) open(ctx context.Context, t target, a address, way *pgconn.F
 	}
 	// What follows no hook may change.
 	config.LookupFunc = func(context.Context, string) ([]string, error) { return []string{a.ip}, nil }
-	for name, value := range startOf(p) {
-		config.RuntimeParams[name] = value
-	}
+	maps.Copy(config.RuntimeParams, startOf(p))
 	// Rows are read in the binary form that a prepared statement has.
 	config.DefaultQueryExecMode, config.StatementCacheCapacity, config.DescriptionCacheCapacity = pgx.QueryExecModeCacheStatement, 512, 512
 
@@ -343,7 +342,15 @@ type addressError struct {
 	err     error
 }
 
-func (e *addressError) Error() string { return e.address.String() + ": " + e.err.Error() }
+func (e *addressError) Error() string {
+	reason := e.err.Error()
+	var dial *net.OpError
+	if errors.As(e.err, &dial) && dial.Op == "dial" && !errors.Is(e.err, context.DeadlineExceeded) {
+		reason = dial.Err.Error() // The address is told already.
+	}
+	return e.address.String() + ": " + reason
+}
+
 func (e *addressError) Unwrap() error { return e.err }
 
 // plainly takes the user, the database and the address off what pgx says of one attempt: the first two are nobody's
@@ -357,7 +364,7 @@ func plainly(err error) error {
 		return err
 	}
 	err = connect.Unwrap()
-	if joined, ok := err.(interface{ Unwrap() []error }); ok && len(joined.Unwrap()) == 1 { //nolint:errorlint // It is this very one.
+	if joined, ok := err.(interface{ Unwrap() []error }); ok && len(joined.Unwrap()) == 1 {
 		err = joined.Unwrap()[0]
 	}
 	if inner := errors.Unwrap(err); inner != nil { // What is outside names the address.
@@ -373,6 +380,8 @@ func isFinal(err error) bool {
 		case codeInvalidPassword, codeInvalidDatabase, codeInsufficientPrivilege:
 			return true
 		}
+		_, kind := adviceOn(pg)
+		return errors.Is(kind, ErrPooler)
 	}
 	return errors.Is(err, ErrPooler)
 }
@@ -395,11 +404,15 @@ func explainConnect(faults []*addressError) error {
 	if answered {
 		headline = "refused by Postgres"
 	}
-	kind, advice := adviceOn(refusal)
-	text := headline + ": " + strings.Join(texts, "; ")
-	if advice != "" {
-		text += "; " + advice
+	advice, kind := adviceOn(refusal)
+	switch {
+	case advice == "":
+	case errors.Is(kind, ErrPooler): // Which of the parameters it names is chance.
+		texts[len(texts)-1] = faults[len(faults)-1].address.String() + ": " + advice
+	default:
+		texts = append(texts, advice)
 	}
+	text := headline + ": " + strings.Join(texts, "; ")
 	if kind != nil {
 		errs = append(errs, kind)
 	}
@@ -416,9 +429,9 @@ func (e *connectError) Error() string   { return e.text }
 func (e *connectError) Unwrap() []error { return e.errs }
 
 // adviceOn says what a refusal means and what to do about it.
-func adviceOn(refusal *pgconn.PgError) (kind error, advice string) {
+func adviceOn(refusal *pgconn.PgError) (advice string, kind error) {
 	if refusal == nil {
-		return nil, ""
+		return "", nil
 	}
 	names := func(names []string) bool {
 		return slices.ContainsFunc(names, func(name string) bool { return strings.Contains(strings.ToLower(refusal.Message), `"`+name+`"`) })
@@ -426,19 +439,19 @@ func adviceOn(refusal *pgconn.PgError) (kind error, advice string) {
 	switch refusal.Code {
 	case codeProtocolViolation:
 		if strings.Contains(refusal.Message, "startup parameter") || strings.Contains(refusal.Message, "options") {
-			return ErrPooler, ErrPooler.Error() + ", and refuses the settings of the session: connect to the server itself, not to the pooler, in whatever mode that is"
+			return ErrPooler.Error() + ", and refuses the settings of the session: connect to the server itself, not to the pooler, in whatever mode that is", ErrPooler
 		}
 	case codeUndefinedObject:
 		if names(pinnedNames()) {
-			return ErrServerVersion, ErrServerVersion.Error()
+			return ErrServerVersion.Error(), ErrServerVersion
 		}
-		return ErrParameter, "take the setting out of the DSN"
+		return "take the setting out of the DSN", ErrParameter
 	case codeInvalidParameter:
-		return ErrParameter, "take the setting out of the DSN"
+		return "take the setting out of the DSN", ErrParameter
 	case codeInvalidPassword:
-		return nil, "check the user and the password, and in which file or variable they are"
+		return "check the user and the password, and in which file or variable they are", nil
 	case codeTooManyConnections:
-		return nil, fmt.Sprintf("a relay needs up to %d connections: raise the role's or the database's CONNECTION LIMIT, or max_connections", maxConnections)
+		return fmt.Sprintf("a relay needs up to %d connections: raise the role's or the database's CONNECTION LIMIT, or max_connections", maxConnections), nil
 	}
-	return nil, ""
+	return "", nil
 }

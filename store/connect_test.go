@@ -26,8 +26,9 @@ import (
 
 // newRole creates a role of the server that may do everything in the database behind dsn, with a password, and returns the
 // DSN with it. Roles are the server's, so it is dropped at the end.
-func newRole(t *testing.T, dsn, password string) (role, roleDSN string) {
+func newRole(t *testing.T, dsn string) (role, roleDSN string) {
 	t.Helper()
+	const password = "secret"
 	role = fmt.Sprintf("conn_%d", time.Now().UnixNano())
 	admin := connect(t, dsn)
 	var database string
@@ -89,7 +90,7 @@ var hostile = map[string]string{ //nolint:gochecknoglobals // Immutable.
 func TestSettingsOfRolesAndDatabasesDoNotMatter(t *testing.T) {
 	for _, of := range []string{"role", "database"} {
 		t.Run(of, func(t *testing.T) {
-			role, dsn := newRole(t, storetest.NewDatabase(t), "secret")
+			role, dsn := newRole(t, storetest.NewDatabase(t))
 			admin := connect(t, dsn)
 			whose := role
 			if of == "database" {
@@ -127,15 +128,18 @@ func TestSettingsOfRolesAndDatabasesDoNotMatter(t *testing.T) {
 
 // The settings are those of all connections.
 func TestEveryConnectionIsSetUp(t *testing.T) {
-	f := newFixture(t, store.Options{})
-	woken := make(chan struct{}, 100)
-	hear(t, f.Outbox, woken)
-	await(t, "wake-up of the listener", woken)
+	dsn := storetest.NewDatabase(t)
+	owner := newFixtureAt(t, dsn, store.Options{})
+	role, roleDSN := newRole(t, dsn)
+	for _, setting := range []string{"enable_indexscan = off", "enable_nestloop = off", "enable_partitionwise_join = on", "enable_seqscan = on", "row_security = on"} {
+		owner.exec(t, `alter role `+role+` set `+setting)
+	}
+	outbox := open(t, roleDSN, store.Options{})
 	want := map[string]string{
 		"search_path": "pg_catalog, pg_temp", "client_encoding": "UTF8", "row_security": "off", "default_transaction_read_only": "off",
 		"enable_indexscan": "on", "enable_nestloop": "on", "enable_partitionwise_join": "off", "idle_session_timeout": "0",
 	}
-	err := f.Session().Do(t.Context(), func(ctx context.Context, conn *pgx.Conn) error {
+	err := outbox.Session().Do(t.Context(), func(ctx context.Context, conn *pgx.Conn) error {
 		for name, value := range want {
 			if got := show(t, ctx, conn, name); got != value {
 				t.Errorf("the session's %s is %q, want %q", name, got, value)
@@ -471,7 +475,7 @@ func withUser(t *testing.T, dsn, user string) string {
 func TestRowSecurityIsAnError(t *testing.T) {
 	dsn := storetest.NewDatabase(t)
 	owner := newFixtureAt(t, dsn, store.Options{})
-	role, roleDSN := newRole(t, dsn, "secret")
+	role, roleDSN := newRole(t, dsn)
 	owner.exec(t, owner.Table().Grants(role))
 	outbox := open(t, roleDSN, store.Options{})
 	if _, err := outbox.Exchange(t.Context(), store.Request{Fetch: page(0)}); err != nil {
@@ -567,7 +571,7 @@ func (s *syncBuffer) String() string {
 func TestAListenerIsRefused(t *testing.T) {
 	dsn := storetest.NewDatabase(t)
 	owner := newFixtureAt(t, dsn, store.Options{})
-	role, roleDSN := newRole(t, dsn, "secret")
+	role, roleDSN := newRole(t, dsn)
 	owner.exec(t, owner.Table().Grants(role))
 	owner.exec(t, `alter role `+role+` connection limit 1`)
 	var log syncBuffer

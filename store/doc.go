@@ -61,9 +61,27 @@
 // there, and [Outbox.PutBack] puts back what is not. The checkpoint moves with what an exchange settles, in the same
 // transaction, so that a crash of the server, which may undo the latest exchanges, undoes both or neither.
 //
+// # Connecting
+//
+// One function makes every connection. It pins, as startup parameters, all settings of Postgres that our statements rely on,
+// whatever ALTER ROLE and ALTER DATABASE say: search_path (only Postgres' own schema, so no function, operator or type of
+// anybody else's is ever called; [Insert] runs on the caller's connection and names the schemas itself), client_encoding,
+// the time-outs, what a transaction is, how text is written, which plans are made, and that rows hidden by row-level
+// security are an error. The DSN is read anew at each connection, with the files that it and [Options] name, so a rotated
+// password needs no restart; Options.BeforeConnect is for passwords that are drawn for each connection.
+//
+// Of several servers, or several addresses of one, each has its own time, and the first that takes writes is used. A
+// function that somebody has put on the outbox, as a trigger, runs with our search_path: it names its schemas, or sets its
+// own search_path.
+//
+// A relay has up to four connections: the session, the listener, one for tasks beside the term such as reading the archive,
+// and one that looks what the session waits for. A command has one. A CONNECTION LIMIT has to leave room for all relays.
+//
 // # Failures
 //
 // Errors say what to do; those that callers branch on are the Err… variables, and [Fatal] tells which of
-// them waiting does not heal. A connection that breaks is replaced at the next use. Poolers in transaction
-// mode are refused ([ErrPooler]): behind one, locks and notifications silently do not work.
+// them waiting does not heal. A connection that breaks is replaced at the next use. What is wrong with a DSN, [Open] says,
+// and quotes nothing of it. Poolers are refused ([ErrPooler]): in transaction mode, locks and notifications silently do not
+// work behind one, and in which mode it is nobody can tell from outside, since the process ID that it shows is made up in
+// each.
 package store

@@ -24,7 +24,7 @@ var (
 	// silently do not work; which mode it is in, nobody can tell from outside.
 	ErrPooler = errors.New("a connection pooler is in between")
 	// ErrParameter: Postgres refuses a setting that the DSN asks for.
-	ErrParameter = errors.New("Postgres refuses a setting of the DSN")
+	ErrParameter = errors.New("the server refuses a setting of the DSN")
 	// ErrStandby: the server takes no writes. One that does is looked for at each connection.
 	ErrStandby = errors.New("the server is a standby, or read-only, and a relay writes")
 	// ErrServerVersion: the server is older than Postgres 14.

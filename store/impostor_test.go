@@ -59,7 +59,7 @@ func TestImpostorsAreNeverCalled(t *testing.T) {
 	statements := recorder.Statements()
 
 	dsn := storetest.NewDatabase(t)
-	role, roleDSN := newRole(t, dsn, "secret")
+	role, roleDSN := newRole(t, dsn)
 	planted := impostor.Plant(t, connect(t, dsn), role, statements)
 	for _, want := range []string{
 		"function pg_try_advisory_lock", "function pg_advisory_unlock", "function get_bit", "function unnest", "function octet_length", "function clock_timestamp", "function count",

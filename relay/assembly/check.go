@@ -16,10 +16,10 @@ func Check(c config.Config) []config.Finding {
 		o.NATSURL = embeddedURL
 	}
 	p, err := planOf(c, o)
-	findings := foundBy(err, "", planKeys)
+	findings := foundBy(err, "", planKeys())
 	findings = append(findings, CheckDatabase(c)...)
 	_, err = stream.NewPublisher(p.publisher)
-	findings = append(findings, foundBy(err, "", publisherKeys)...)
+	findings = append(findings, foundBy(err, "", publisherKeys())...)
 	outbox, _ := store.Open(p.dsn, p.store) // What is wrong with it is found already.
 	_, err = p.elector(outbox)
 	return append(findings, foundBy(err, "election.key", nil)...)
@@ -36,28 +36,47 @@ func CheckDatabase(c config.Config) []config.Finding {
 	if c.DatabaseDSNFile != "" {
 		key = "database_dsn_file"
 	}
-	return foundBy(err, key, databaseKeys)
+	return foundBy(err, key, databaseKeys())
 }
 
 // key tells by how an error's text begins which setting it is of.
 type key struct{ prefix, setting string }
 
-// planKeys, publisherKeys and databaseKeys are of what planOf, stream.NewPublisher and store.Open say.
-var (
-	planKeys      = []key{{"subject: ", "subject"}, {"nats_url: ", "nats_url"}, {"relay.retain: ", "relay.retain"}}                                                  //nolint:gochecknoglobals // Immutable.
-	databaseKeys  = []key{{"database DSN: ", ""}, {"database password in the file ", "database_password_file"}, {"table name ", "table"}, {"schema name ", "table"}} //nolint:gochecknoglobals // As above.
-	publisherKeys = []key{                                                                                                                                           //nolint:gochecknoglobals // As above.
-		{"URL", "nats_url"}, {"Stream: ", "stream"}, {"DuplicateWindow: ", "duplicate_window"}, {"MaxAge: ", "stream_max_age"},
-		{"Replicas: ", "stream_replicas"}, {"CloudEvents source ", "cloudevents_source"}, {"AckTimeout: ", "relay.ack_timeout"},
+// planKeys are of what planOf says,
+func planKeys() []key {
+	return []key{{"subject: ", "subject"}, {"nats_url: ", "nats_url"}, {"relay.retain: ", "relay.retain"}}
+}
+
+// databaseKeys of what store.Open says,
+func databaseKeys() []key {
+	return []key{
+		{"database DSN: ", ""},
+		{"database DSN in the file ", "database_dsn_file"},
+		{"database password in the file ", "database_password_file"},
+		{"table name ", "table"},
+		{"schema name ", "table"},
 	}
-)
+}
+
+// and publisherKeys of what stream.NewPublisher says.
+func publisherKeys() []key {
+	return []key{
+		{"URL", "nats_url"},
+		{"Stream: ", "stream"},
+		{"DuplicateWindow: ", "duplicate_window"},
+		{"MaxAge: ", "stream_max_age"},
+		{"Replicas: ", "stream_replicas"},
+		{"CloudEvents source ", "cloudevents_source"},
+		{"AckTimeout: ", "relay.ack_timeout"},
+	}
+}
 
 // foundBy takes an error apart. What none of the keys begins is of the setting named other.
 func foundBy(err error, other string, keys []key) []config.Finding {
 	if err == nil {
 		return nil
 	}
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // Only what was joined outermost.
+	if joined, ok := err.(interface{ Unwrap() []error }); ok { // Only what was joined outermost.
 		var findings []config.Finding
 		for _, err := range joined.Unwrap() {
 			findings = append(findings, foundBy(err, other, keys)...)

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/go-outbox/go-outbox/config"
+	"github.com/go-outbox/go-outbox/store"
 )
 
 // Exit codes, as doc.go and the help have them.
@@ -40,7 +41,7 @@ func exitCode(err error) int {
 	switch usage := (*usageError)(nil); {
 	case err == nil:
 		return exitOK
-	case errors.As(err, &usage):
+	case errors.As(err, &usage), errors.Is(err, store.ErrParameter): // The DSN asks for what this server does not have.
 		return exitUsage
 	default:
 		return exitFailure

@@ -142,7 +142,7 @@ func (d *doctor) examineDatabase(ctx context.Context) {
 	default:
 		d.ok("postgres", "PostgreSQL %s, database %q, role %q", found.Version, found.Database, found.Role)
 	}
-	d.ok("pooler", "none in transaction mode is in between")
+	d.ok("pooler", "none is in between")
 	d.examineDurability(&found)
 	if d.examineTables(&found) {
 		d.examineTrigger(&found)

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/go-outbox/go-outbox/store/storetest"
 )
 
 // canary is a secret that must not show.
@@ -91,4 +93,11 @@ func TestNoCommandShowsThePassword(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What only the server can know to be wrong with the DSN is a fault of the configuration all the same.
+func TestASettingThatTheServerRefusesIsAWrongConfiguration(t *testing.T) {
+	got := execute(t, environment{"OUTBOX_DATABASE_DSN": storetest.NewDatabase(t) + "&options=-c%20shop%3D1"}, "run")
+	expectCode(t, got, exitUsage)
+	expectText(t, "standard error", got.stderr, "refused by Postgres: ", `"shop"`, "take the setting out of the DSN")
 }
