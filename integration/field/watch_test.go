@@ -20,7 +20,7 @@ import (
 const (
 	boundDelay     = time.Second // For 99 of 100 events.
 	boundMedian    = 100 * time.Millisecond
-	boundTerms     = 2           // New terms.
+	boundTerms     = 2 // New terms.
 	boundReadBacks = 2
 	boundMemory    = 250 << 20
 	boundLog       = 1 << 20 // Bytes a minute, after a beginning.
