@@ -152,6 +152,40 @@ func TestDoctorFindsWhatIsWrongWithTheTables(t *testing.T) {
 	}
 }
 
+// What others have set up in the database is found, and so is who stands in the way just now.
+func TestDoctorFindsWhatOthersDo(t *testing.T) {
+	dsn := storetest.NewDatabase(t)
+	env := environment{"OUTBOX_DATABASE_DSN": dsn, "OUTBOX_NATS_URL": streamtest.Start(t).URL()}
+	expectCode(t, execute(t, env, "migrate"), 0)
+	d := diagnose(t, env)
+	d.expect(t, "ok sequence", "ok triggers", "ok foreign keys", "ok publications", "ok row policies", "ok standbys", "ok connections", "ok locks")
+	sql(t, dsn, `create table audit (seq bigint references outbox)`)
+	sql(t, dsn, `alter sequence outbox_seq_seq cache 20`)
+	blocker := connect(t, dsn+"&application_name=report")
+	if _, err := blocker.Exec(t.Context(), `begin; lock table outbox_dead in share mode`); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan result, 1)
+	go func() { done <- execute(t, env, "dead", "discard", "--all", "--yes") }()
+	waiter := connect(t, dsn+"&application_name=cleaner")
+	deleted := make(chan error, 1)
+	go func() {
+		_, err := waiter.Exec(t.Context(), `delete from outbox_dead`)
+		deleted <- err
+	}()
+	eventually(t, "the wait is seen", func() bool { return strings.Contains(execute(t, env, "status").stdout, "obstacle ") })
+	d = diagnose(t, env)
+	d.expect(t, "failure foreign keys: audit", "warning sequence: cache 1", `warning locks: (application "report"`)
+	expectText(t, "status", execute(t, env, "status").stdout, "obstacle      locks: pid ", `(application "cleaner") has been waiting for `, "pg_terminate_backend(")
+	if _, err := blocker.Exec(t.Context(), `rollback`); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-deleted; err != nil {
+		t.Error(err)
+	}
+	<-done
+}
+
 // A role that may too little, and one from which rows are hidden.
 func TestDoctorLooksAtTheRole(t *testing.T) {
 	dsn := storetest.NewDatabase(t)
