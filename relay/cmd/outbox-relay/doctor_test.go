@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -410,4 +412,31 @@ func TestDoctorLooksAtTheBucket(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect("all", 0, `ok bucket: "OUTBOX_election" is there`)
+}
+
+// A standby shows no locks, so whoever leads on the primary would look dead.
+func TestDoctorOnAStandby(t *testing.T) {
+	server := storetest.Start(t)
+	env := environment{"OUTBOX_DATABASE_DSN": server.DSN(), "OUTBOX_NATS_URL": streamtest.Start(t).URL()}
+	expectCode(t, execute(t, env, "migrate"), 0)
+	sql(t, server.DSN(), `insert into outbox_relay (stream, term, leader, leader_since) values ('OUTBOX', 1, 'me', now())`)
+	if err := server.Stop("fast"); err != nil {
+		t.Fatal(err)
+	}
+	signal := filepath.Join(filepath.Dir(server.LogFile()), "data", "standby.signal")
+	if err := os.WriteFile(signal, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(signal, 0o666); err != nil { // Postgres runs as another user.
+		t.Fatal(err)
+	}
+	if err := server.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	d := diagnose(t, env)
+	expectCode(t, d.result, 1)
+	d.expect(t, "failure postgres", "no leader", "no trigger", "ok nats")
+	if got := execute(t, env, "status"); strings.Contains(got.stdout, "none now") {
+		t.Errorf("status on a standby:\n%s", got.stdout)
+	}
 }
