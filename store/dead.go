@@ -11,7 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// ErrSeveralDeadLetters: a seq or an id names more than one dead letter, and it matters which is meant.
+// ErrSeveralDeadLetters says that a seq or an id names more than one dead letter, and it matters which is meant.
 var ErrSeveralDeadLetters = errors.New("names several dead letters")
 
 // DeadLetter is an event that was given up: the broker refused it as often as allowed.
@@ -41,12 +41,7 @@ type DeadLetter struct {
 }
 
 // Key names it and no other.
-func (d *DeadLetter) Key() DeadKey {
-	if d.Kept {
-		return DeadKey{Seq: d.Seq}
-	}
-	return DeadKey{Letter: d.Letter}
-}
+func (d *DeadLetter) Key() DeadKey { return grave{letter: d.Letter, seq: d.Seq}.key() }
 
 // DeadPlace is where a dead letter stands in a list.
 type DeadPlace struct{ Seq, Letter int64 }
@@ -155,11 +150,12 @@ func (o *Outbox) DeadLetter(ctx context.Context, key DeadKey) (DeadLetter, error
 }
 
 // DeadKey names a dead letter: by its Letter unless that is 0, otherwise by its event's ID unless that is nil, otherwise
-// by its Seq.
+// by its Seq, which is for sure that of one in the outbox if Kept is set.
 type DeadKey struct {
 	Letter int64
 	ID     uuid.UUID
 	Seq    int64
+	Kept   bool
 }
 
 // String returns the key as a person would type it.
@@ -169,17 +165,21 @@ func (k DeadKey) String() string {
 		return fmt.Sprintf("letter:%d", k.Letter)
 	case k.ID != uuid.Nil:
 		return "id " + k.ID.String()
+	case k.Kept:
+		return fmt.Sprintf("outbox:%d", k.Seq)
 	}
 	return fmt.Sprintf("seq %d", k.Seq)
 }
 
-// condition selects it by the argument $1, for those in the dead letters' table; in the outbox there are no letters.
+// condition selects it from deadEverywhere, by the argument $1.
 func (k DeadKey) condition() (condition string, value any) {
 	switch {
 	case k.Letter != 0:
 		return "letter = $1", k.Letter
 	case k.ID != uuid.Nil:
 		return "id = $1", k.ID
+	case k.Kept:
+		return "kept and seq = $1", k.Seq
 	}
 	return "seq = $1", k.Seq
 }
@@ -188,6 +188,14 @@ func (k DeadKey) condition() (condition string, value any) {
 type grave struct {
 	letter, seq int64 // Letter is 0 in the outbox.
 	size        int64
+}
+
+// key names it and no other.
+func (g grave) key() DeadKey {
+	if g.letter == 0 {
+		return DeadKey{Seq: g.seq, Kept: true}
+	}
+	return DeadKey{Letter: g.letter}
 }
 
 // lookUp finds whatever a key names; ErrNoDeadLetter if that is nothing.
@@ -219,12 +227,7 @@ func several(key DeadKey, found []grave) error {
 }
 
 // String names it as a person would type it.
-func (g grave) String() string {
-	if g.letter == 0 {
-		return fmt.Sprintf("seq %d, kept in the outbox", g.seq)
-	}
-	return DeadKey{Letter: g.letter}.String()
-}
+func (g grave) String() string { return g.key().String() }
 
 // TooLargeError says that events would only be given up again, since the broker does not take so large ones.
 type TooLargeError struct {
@@ -239,7 +242,7 @@ func (e *TooLargeError) Error() string {
 	if n := len(e.Keys) - 1; n > 0 {
 		more = fmt.Sprintf(" (and %d more are too large)", n)
 	}
-	return fmt.Sprintf("dead letter %s has a payload of %d bytes, and the broker takes at most %d%s: raise max_payload of the NATS server and max_msg_size of the stream, "+
+	return fmt.Sprintf("%s has a payload of %d bytes, and the broker takes at most %d%s: raise max_payload of the NATS server and max_msg_size of the stream, "+
 		"and let the relay begin another term; or insist with --force", e.Keys[0], e.Size, e.Max, more)
 }
 
@@ -288,7 +291,7 @@ func (t Table) checkSizes(ctx context.Context, tx pgx.Tx, graves []grave) error 
 		if len(tooLarge.Keys) == 0 {
 			tooLarge.Size = g.size
 		}
-		tooLarge.Keys = append(tooLarge.Keys, DeadKey{Letter: g.letter, Seq: g.seq})
+		tooLarge.Keys = append(tooLarge.Keys, g.key())
 	}
 	if len(tooLarge.Keys) > 0 {
 		return tooLarge

@@ -295,6 +295,18 @@ func TestDeadLettersThatStayedInTheOutbox(t *testing.T) {
 	if got := f.inserted(t); len(got) != 0 {
 		t.Errorf("the outbox has %v, want nothing", got)
 	}
+	// One that has the seq of a dead letter can be told from it.
+	f.exec(t, `insert into outbox (seq, topic, aggregate_type, aggregate_id, event_type, data, given_up_at) overriding system value values (1, 't', 'a', '1', 'twin', '', now())`)
+	if _, err := f.DeadLetter(t.Context(), store.DeadKey{Seq: 1}); !errors.Is(err, store.ErrSeveralDeadLetters) || !strings.Contains(err.Error(), "outbox:1") {
+		t.Errorf("got %v, want %v that names outbox:1", err, store.ErrSeveralDeadLetters)
+	}
+	if got, err := f.DeadLetter(t.Context(), store.DeadKey{Seq: 1, Kept: true}); err != nil || got.EventType != "twin" {
+		t.Errorf("got %+v, %v, want the one in the outbox", got, err)
+	}
+	if n, err := f.Requeue(t.Context(), store.DeadKey{Seq: 1, Kept: true}); n != 1 || err != nil {
+		t.Errorf("requeued %d, %v", n, err)
+	}
+	f.exec(t, `delete from outbox`)
 	// A row that waits is no dead letter, whatever the key.
 	f.insert(t, event("8"))
 	if _, err := f.Discard(t.Context(), store.DeadKey{Seq: 7}); !errors.Is(err, store.ErrNoDeadLetter) {

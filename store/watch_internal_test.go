@@ -1,6 +1,7 @@
 package store
 
 import (
+	"math"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -74,6 +75,20 @@ func TestHarmOfAnOldTransaction(t *testing.T) {
 	} {
 		if got := harmful(&tt.holder, tt.deadRows); got != tt.want {
 			t.Errorf("%v with %d dead rows: got %v, want %v", tt.holder, tt.deadRows, got, tt.want)
+		}
+	}
+}
+
+// Earlier versions say only that something came back; later ones may say more.
+func TestRescanPayloads(t *testing.T) {
+	for payload, want := range map[string]int64{"rescan": math.MinInt64, "rescan:7": 7, "rescan:-7": -7, "rescan:7:more": math.MinInt64} {
+		if got, ok := parseRescan(payload); !ok || got != want {
+			t.Errorf("%q: got %d, %v, want %d", payload, got, ok, want)
+		}
+	}
+	for _, payload := range []string{"", "other", "rescanned"} {
+		if _, ok := parseRescan(payload); ok {
+			t.Errorf("%q is taken for one", payload)
 		}
 	}
 }

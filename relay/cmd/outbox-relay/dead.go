@@ -24,7 +24,8 @@ reasons of their own, such as their size. An outage makes no dead letters.
 
 A KEY is a dead letter's seq, its event id (a UUID) or, as two dead letters may have the same seq or id,
 its own number: letter:7. Dead list shows all three. A dead letter that could not be moved out of the
-outbox has no number; it is listed as "in outbox", and its seq names it.`,
+outbox has no number; it is listed as "in outbox", and its seq names it or, if that is not enough,
+outbox:7.`,
 		Args: subcommand,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return wrongCommand(cmd, errors.New("dead: say what to do with them"))
@@ -290,6 +291,10 @@ func parseKeys(cmd *cobra.Command, args []string) ([]store.DeadKey, error) {
 // parseKey reads a KEY: a number is a seq, a UUID an event id. A seq that is negative, as a foreign row's may be, would be
 // taken for a flag, and is written as seq:-7.
 func parseKey(arg string) (store.DeadKey, bool) {
+	if text, ok := strings.CutPrefix(arg, "outbox:"); ok {
+		seq, err := strconv.ParseInt(text, 10, 64)
+		return store.DeadKey{Seq: seq, Kept: true}, err == nil
+	}
 	if text, ok := strings.CutPrefix(arg, "letter:"); ok {
 		letter, err := strconv.ParseInt(text, 10, 64)
 		return store.DeadKey{Letter: letter}, err == nil && letter > 0

@@ -245,3 +245,100 @@ func TestDeadNeedsOnlyTheDatabase(t *testing.T) {
 	expectCode(t, got, 1)
 	expectText(t, "standard error", got.stderr, "outbox-relay: list dead letters: cannot reach Postgres: ")
 }
+
+// Two dead letters of one seq, one that stayed in the outbox, one with a foreign seq: each can be named, and those that
+// are not meant are left alone.
+func TestDeadKeys(t *testing.T) {
+	dsn, env := graveyard(t)
+	sql(t, dsn, `
+insert into outbox_dead (seq, id, topic, aggregate_type, aggregate_id, event_type, data, created_at, attempts, last_error) values
+    (1, gen_random_uuid(), 'users', 'User', 'twin', 'UserCreated', '', now(), 1, 'refused'), (-7, gen_random_uuid(), 'users', 'User', 'negative', 'UserCreated', '', now(), 1, 'refused')`)
+	sql(t, dsn, `
+insert into outbox (seq, topic, aggregate_type, aggregate_id, event_type, data, last_error, attempts, given_up_at) overriding system value
+    values (9, 'users', 'User', 'stays', 'UserCreated', 'x', 'index row size', 3, now())`)
+
+	list := execute(t, env, "dead", "list")
+	expectCode(t, list, 0)
+	lines := strings.Split(strings.TrimSpace(list.stdout), "\n")
+	if len(lines) != 7 || !strings.HasPrefix(lines[1], "-7 ") || !strings.HasPrefix(lines[6], "9 ") || !strings.Contains(lines[6], "in outbox") || !strings.Contains(lines[6], "index row size") {
+		t.Errorf("dead list =\n%s", list.stdout)
+	}
+	expectText(t, "status", execute(t, env, "status").stdout, "waiting       0\n", "dead letters  6\n")
+	json := execute(t, env, "dead", "list", "--json").stdout
+	expectText(t, "dead list --json", json, `"letter":null`, `"letter":4`)
+
+	for key, want := range map[string]string{"letter:4": "twin", "seq:-7": "negative", "9": "stays", "seq:9": "stays", "outbox:9": "stays"} {
+		got := execute(t, env, "dead", "show", key)
+		expectCode(t, got, 0)
+		expectText(t, "dead show "+key, got.stdout, "aggregate id    "+want+"\n")
+	}
+	expectText(t, "dead show 9", execute(t, env, "dead", "show", "9").stdout, "letter          none: it is kept in the outbox")
+	for _, command := range []string{"show", "requeue", "discard"} {
+		got := execute(t, env, "dead", command, "1")
+		expectCode(t, got, 1)
+		expectText(t, "dead "+command+" 1", got.stderr, "seq 1 names several dead letters: letter:1, letter:4")
+	}
+	for _, key := range []string{"letter:0", "letter:x", "seq:", "x"} {
+		expectCode(t, execute(t, env, "dead", "show", key), 2)
+	}
+	got := execute(t, env, "dead", "discard", "letter:4", "9", "seq:-7")
+	expectCode(t, got, 0)
+	if got.stdout != "discarded 3 dead letters\n" || number(t, dsn, `select count(*) from outbox_dead`) != 3 || number(t, dsn, `select count(*) from outbox`) != 0 {
+		t.Errorf("dead discard prints %q", got.stdout)
+	}
+}
+
+// What the broker would not take is left, and the rest is requeued.
+func TestDeadRequeueOfTooLargeEvents(t *testing.T) {
+	dsn, env := graveyard(t)
+	sql(t, dsn, `insert into outbox_relay (stream, term, leader, leader_since, max_payload) values ('OUTBOX', 1, 'me', now(), 16)`)
+	got := execute(t, env, "dead", "requeue", "1")
+	expectCode(t, got, 1)
+	expectText(t, "standard error", got.stderr, "17 bytes", "at most 16", "--force")
+	got = execute(t, env, "dead", "requeue", "--all")
+	expectCode(t, got, 1)
+	expectText(t, "standard error", got.stderr, "requeued 2 dead letters, then failed", "letter:1 has a payload of 17 bytes")
+	if n := number(t, dsn, `select count(*) from outbox`); n != 2 {
+		t.Errorf("%d were requeued, want 2", n)
+	}
+	got = execute(t, env, "dead", "requeue", "--force", "1")
+	expectCode(t, got, 0)
+	if n := number(t, dsn, `select count(*) from outbox`); n != 3 {
+		t.Errorf("%d were requeued, want 3", n)
+	}
+}
+
+// No content of a row makes the others invisible, or JSON none.
+func TestDeadListOfAnyContent(t *testing.T) {
+	dsn, env := graveyard(t)
+	sql(t, dsn, `
+insert into outbox_dead (seq, id, topic, aggregate_type, aggregate_id, event_type, data, headers, created_at, attempts, last_error, died_at) values
+    (5, gen_random_uuid(), repeat('t', 300000), 'User', '1', 'e', decode(repeat('41', 1000000), 'hex'), '{"a": [1, {"b": null}]}', 'infinity', -2147483648, repeat('z', 5000), '4713-01-01 BC'),
+    (6, gen_random_uuid(), 't', 'User', '1', 'e', '', to_jsonb(repeat('h', 1000000)), '294276-12-31', 2147483647, '', now())`)
+	var letters []letter
+	got := execute(t, env, "dead", "list", "--json")
+	if err := json.Unmarshal([]byte(got.stdout), &letters); err != nil || len(letters) != 5 {
+		t.Fatalf("%d letters, %v", len(letters), err)
+	}
+	if l := letters[3]; !slices.Equal(l.Cut, []string{"topic", "last_error"}) || len(l.Topic) != 2000 || l.DataBytes != 1_000_000 || l.CreatedAt.Infinite != 1 {
+		t.Errorf("got %+v", l.Cut)
+	}
+	if l := letters[4]; !slices.Equal(l.Cut, []string{"headers"}) || string(l.Headers) != "null" {
+		t.Errorf("got %+v", l.Cut)
+	}
+	text := execute(t, env, "dead", "list")
+	expectCode(t, text, 0)
+	for line := range strings.Lines(text.stdout) {
+		if len(line) > 600 {
+			t.Errorf("a line has %d bytes", len(line))
+		}
+	}
+	text = execute(t, env, "dead", "show", "5")
+	expectCode(t, text, 0)
+	expectText(t, "dead show 5", text.stdout, "created at      infinity\n", "died at         4713-01-01T00:00:00Z BC\n", "data, 1000000 bytes:\nAAAA", "… and 934464 bytes more\n")
+	expectText(t, "dead show 6", execute(t, env, "dead", "show", "6").stdout, "headers         ")
+	var full detail
+	if err := json.Unmarshal([]byte(execute(t, env, "dead", "show", "--json", "5").stdout), &full); err != nil || len(full.Data) != 1_000_000 || len(full.Topic) != 300_000 || full.Text == nil {
+		t.Errorf("dead show --json 5: %v, %d bytes", err, len(full.Data))
+	}
+}

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -150,6 +152,40 @@ func TestDoctorFindsWhatIsWrongWithTheTables(t *testing.T) {
 			d.expect(t, "ok nats")
 		})
 	}
+}
+
+// What others have set up in the database is found, and so is who stands in the way just now.
+func TestDoctorFindsWhatOthersDo(t *testing.T) {
+	dsn := storetest.NewDatabase(t)
+	env := environment{"OUTBOX_DATABASE_DSN": dsn, "OUTBOX_NATS_URL": streamtest.Start(t).URL()}
+	expectCode(t, execute(t, env, "migrate"), 0)
+	d := diagnose(t, env)
+	d.expect(t, "ok sequence", "ok triggers", "ok foreign keys", "ok publications", "ok row policies", "ok standbys", "ok connections", "ok locks")
+	sql(t, dsn, `create table audit (seq bigint references outbox)`)
+	sql(t, dsn, `alter sequence outbox_seq_seq cache 20`)
+	blocker := connect(t, dsn+"&application_name=report")
+	if _, err := blocker.Exec(t.Context(), `begin; lock table outbox_dead in share mode`); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan result, 1)
+	go func() { done <- execute(t, env, "dead", "discard", "--all", "--yes") }()
+	waiter := connect(t, dsn+"&application_name=cleaner")
+	deleted := make(chan error, 1)
+	go func() {
+		_, err := waiter.Exec(t.Context(), `delete from outbox_dead`)
+		deleted <- err
+	}()
+	eventually(t, "the wait is seen", func() bool { return strings.Contains(execute(t, env, "status").stdout, "obstacle ") })
+	d = diagnose(t, env)
+	d.expect(t, "failure foreign keys: audit", "warning sequence: cache 1", `warning locks: (application "report"`)
+	expectText(t, "status", execute(t, env, "status").stdout, "obstacle      locks: pid ", `(application "cleaner") has been waiting for `, "pg_terminate_backend(")
+	if _, err := blocker.Exec(t.Context(), `rollback`); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-deleted; err != nil {
+		t.Error(err)
+	}
+	<-done
 }
 
 // A role that may too little, and one from which rows are hidden.
@@ -376,4 +412,31 @@ func TestDoctorLooksAtTheBucket(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect("all", 0, `ok bucket: "OUTBOX_election" is there`)
+}
+
+// A standby shows no locks, so whoever leads on the primary would look dead.
+func TestDoctorOnAStandby(t *testing.T) {
+	server := storetest.Start(t)
+	env := environment{"OUTBOX_DATABASE_DSN": server.DSN(), "OUTBOX_NATS_URL": streamtest.Start(t).URL()}
+	expectCode(t, execute(t, env, "migrate"), 0)
+	sql(t, server.DSN(), `insert into outbox_relay (stream, term, leader, leader_since) values ('OUTBOX', 1, 'me', now())`)
+	if err := server.Stop("fast"); err != nil {
+		t.Fatal(err)
+	}
+	signal := filepath.Join(filepath.Dir(server.LogFile()), "data", "standby.signal")
+	if err := os.WriteFile(signal, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(signal, 0o666); err != nil { // Postgres runs as another user.
+		t.Fatal(err)
+	}
+	if err := server.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	d := diagnose(t, env)
+	expectCode(t, d.result, 1)
+	d.expect(t, "failure postgres", "no leader", "no trigger", "ok nats")
+	if got := execute(t, env, "status"); strings.Contains(got.stdout, "none now") {
+		t.Errorf("status on a standby:\n%s", got.stdout)
+	}
 }
