@@ -85,6 +85,9 @@ func (o *Outbox) Inspect(ctx context.Context) (found Inspection, err error) {
 		if _, err := conn.Exec(ctx, inspectSettings); err != nil {
 			return fmt.Errorf("inspect the outbox: %w", err)
 		}
+		if version, err := t.version(ctx, conn); err == nil && version > 0 && version < latestVersion() {
+			return t.outdated(version)
+		}
 		switch exists, err := t.checkShape(ctx, conn); {
 		case err != nil:
 			return err

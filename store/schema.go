@@ -70,7 +70,7 @@ func (t Table) checkIn(ctx context.Context, q querier) error {
 	case version == 0 || !exists:
 		return fmt.Errorf("%w: %s; create it with `outbox-relay migrate` or (*store.Outbox).Migrate", ErrNoTable, t)
 	case version < latest:
-		return fmt.Errorf("%w: %s is at version %d, needed is %d; run `outbox-relay migrate`", ErrOldSchema, t, version, latest)
+		return t.outdated(version)
 	case version > latest:
 		return fmt.Errorf("%w: %s is at version %d, known is %d; use a newer outbox-relay", ErrNewSchema, t, version, latest)
 	case err != nil:
@@ -125,6 +125,11 @@ func (t Table) checkShape(ctx context.Context, q querier) (exists bool, err erro
 	}
 	return true, fmt.Errorf("%w: %s: %s; it is left as it is: rename it, or choose another name for the outbox (OUTBOX_TABLE)",
 		ErrForeignTable, t, strings.Join(differences, ", "))
+}
+
+// outdated is of tables that are still to be upgraded.
+func (t Table) outdated(version int) error {
+	return fmt.Errorf("%w: %s is at version %d, needed is %d; run `outbox-relay migrate`", ErrOldSchema, t, version, latestVersion())
 }
 
 // unrecorded is of tables that look like ours, of which nobody knows what version they are.

@@ -44,7 +44,7 @@ func steps(script string, names map[string]any) ([]step, error) {
 		return []step{{what: "all", sql: preamble}}, nil
 	}
 	var found []step
-	for _, text := range strings.Split(rest, "\n"+stepMark) {
+	for text := range strings.SplitSeq(rest, "\n"+stepMark) {
 		s, err := parseStep(text, names)
 		if err != nil {
 			return nil, err

@@ -54,16 +54,16 @@ func (o *old) connect(t *testing.T) *pgx.Conn {
 	return conn
 }
 
-func (o *old) exec(t *testing.T, sql string, args ...any) {
+func (o *old) exec(t *testing.T, sql string) {
 	t.Helper()
-	if _, err := o.conn.Exec(t.Context(), sql, args...); err != nil {
+	if _, err := o.conn.Exec(t.Context(), sql); err != nil {
 		t.Fatalf("%s: %v", sql, err)
 	}
 }
 
-func (o *old) text(t *testing.T, sql string, args ...any) (found string) {
+func (o *old) text(t *testing.T, sql string) (found string) {
 	t.Helper()
-	if err := o.conn.QueryRow(t.Context(), sql, args...).Scan(&found); err != nil {
+	if err := o.conn.QueryRow(t.Context(), sql).Scan(&found); err != nil {
 		t.Fatalf("%s: %v", sql, err)
 	}
 	return found
@@ -72,9 +72,12 @@ func (o *old) text(t *testing.T, sql string, args ...any) (found string) {
 // migrate migrates with a patience of its own.
 func (o *old) migrate(ctx context.Context, t *testing.T, patience time.Duration) error {
 	t.Helper()
-	conn := o.connect(t)
+	conn, err := pgx.Connect(ctx, o.dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
 	m := migration{table: o.Table(), conn: conn, log: slog.New(o.log), patience: patience}
-	err := m.migrate(ctx)
+	err = m.migrate(ctx)
 	_ = conn.Close(context.WithoutCancel(ctx)) // It may be closed already.
 	return err
 }
@@ -127,6 +130,9 @@ select string_agg(line, E'\n' order by line) from (
 func TestUpgradeEqualsCreation(t *testing.T) {
 	o := newOld(t, Table{})
 	o.fill(t)
+	if _, err := o.Inspect(t.Context()); !errors.Is(err, ErrOldSchema) {
+		t.Errorf("before the upgrade: got %v, want ErrOldSchema", err)
+	}
 	if err := o.Migrate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -148,6 +154,19 @@ func TestUpgradeEqualsCreation(t *testing.T) {
 		t.Errorf("the upgraded tables differ from new ones:\n%s", difference(got, want))
 	}
 	o.kept(t)
+}
+
+// The same for a table whose name needs quoting, and a schema that is on no search_path.
+func TestUpgradeOfNamedTable(t *testing.T) {
+	o := newOld(t, Table{Schema: `sh"op`, Name: `Ev'en\t s`})
+	o.exec(t, `insert into "sh""op"."Ev'en\t s" (topic, aggregate_type, aggregate_id, event_type, data) values ('t', 'A', '1', 'E', '')`)
+	if err := o.Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.Check(t.Context()); err != nil {
+		t.Error(err)
+	}
+	o.exec(t, `select "sh""op"."Ev'en\t s_emit"('t', 'A', '1', 'E', 'x')`)
 }
 
 func difference(got, want string) string {
@@ -298,9 +317,9 @@ func (o *old) producers(t *testing.T, task func() error) []time.Duration {
 	for i := range latencies {
 		conn := o.connect(t)
 		wg.Go(func() {
-			for ctx.Err() == nil {
+			for ctx.Err() == nil { // An insert is not interrupted.
 				start := time.Now()
-				if _, err := conn.Exec(t.Context(), `insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) values ('t', 'A', '1', 'E', '')`); err != nil {
+				if _, err := conn.Exec(context.WithoutCancel(ctx), `insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) values ('t', 'A', '1', 'E', '')`); err != nil {
 					t.Error(err)
 					return
 				}

@@ -325,7 +325,7 @@ func (p *Process) Ends() int {
 	select {
 	case <-p.ended:
 	case <-time.After(20 * time.Second):
-		p.Fatalf("it goes on:\n%s", p.tail(60))
+		p.Fatalf("it goes on:\n%s", p.tail(100))
 	}
 	return p.cmd.ProcessState.ExitCode()
 }

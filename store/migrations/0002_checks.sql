@@ -1,5 +1,8 @@
--- step: the relay's own state. How far a scan may skip, and what the broker took at most.
+-- Version 2. How each step is run on tables in use: step.go.
+
+-- step: state of the relay
 -- lock: Relay
+-- How far a scan may skip, and what the broker took at most.
 alter table {{.Relay}}
     add column scan_from   bigint not null default 0,
     add column max_payload bigint;
@@ -7,43 +10,49 @@ alter table {{.Relay}}
 comment on column {{.Relay}}.scan_from is 'A hint: every row with a lower seq has been settled. Who puts a row with a lower seq back lowers it in the same transaction.';
 comment on column {{.Relay}}.max_payload is 'The largest payload that the broker took, as a leader last saw it; null if unknown.';
 
--- step: dead letters get a key of their own, since two of them may have one seq. An identity column would rewrite the
--- table; so existing rows get a default's numbers first. The relay of version 1 buries meanwhile, and its role needs to
--- draw numbers.
+-- step: numbers of dead letters
 -- lock: Dead
+-- Dead letters get a key of their own, since two of them may have one seq. An identity column would rewrite the table under
+-- its lock, so the numbers come from a default first. The relay of version 1 gives rows up meanwhile, and its role must
+-- be able to draw numbers.
 create sequence {{.LetterSequence}};
 grant usage on sequence {{.LetterSequence}} to public;
 alter table {{.Dead}} add column letter bigint;
 alter table {{.Dead}} alter column letter set default nextval({{.LetterSequenceLiteral}}::regclass);
 
--- step: numbers for the dead letters that there are, in the order of their seqs.
+-- step: numbers of the dead letters that there are
+-- In the order of their seqs.
 update {{.Dead}} d set letter = numbered.letter
   from (select sorted.seq, nextval({{.LetterSequenceLiteral}}::regclass) as letter
           from (select seq from {{.Dead}} where letter is null order by seq) sorted) numbered
  where d.seq = numbered.seq and d.letter is null;
 
--- step: the proof that every dead letter has a number
+-- step: check that each dead letter has a number
 -- lock: Dead
 alter table {{.Dead}} add constraint outbox_letter_given check (letter is not null) not valid;
 
--- step: which is looked for without a lock that the relay would wait for,
+-- step: proof of that check
+-- With it the column becomes NOT NULL without a scan under an exclusive lock.
 alter table {{.Dead}} validate constraint outbox_letter_given;
 
--- step: the key's index
+-- step: index of the dead letters' numbers
 -- concurrently: Dead LetterIndex
 create unique index{{.Concurrently}} {{.LetterIndex}} on {{.Dead}} (letter);
 
--- step: and the index of seqs, by which people name dead letters.
+-- step: index of the dead letters' seqs
 -- concurrently: Dead DeadSeqIndex
+-- By which people name them.
 create index{{.Concurrently}} {{.DeadSeqIndex}} on {{.Dead}} (seq);
 
--- step: with on_dead = "hold" every fetch asks which aggregates wait for a decision. A hash takes ids of any length,
--- where a b-tree refuses a row.
+-- step: index of the dead letters' aggregates
 -- concurrently: Dead DeadHashIndex
+-- With on_dead = "hold" every fetch asks which aggregates wait for a decision. A hash takes ids of any length, where a
+-- b-tree refuses a row.
 create index{{.Concurrently}} {{.DeadHashIndex}} on {{.Dead}} using hash (aggregate_id);
 
--- step: the new key in the old one's place. There is a key at any time, as publications of all tables demand.
+-- step: key of the dead letters
 -- lock: Dead
+-- The new one takes the old one's place. There is a key at any time, as publications of all tables demand.
 alter table {{.Dead}} alter column letter set not null;
 alter table {{.Dead}} drop constraint outbox_letter_given;
 alter table {{.Dead}} alter column letter drop default;
@@ -55,22 +64,23 @@ alter table {{.Dead}} add constraint {{.DeadKey}} primary key using index {{.Let
 drop index {{.Schema}}.{{.DeadIndex}};
 comment on column {{.Dead}}.letter is 'Names the dead letter. Seqs are the producers'', and two may be equal.';
 
--- step: a publication of all tables refuses updates and deletions in tables that have neither key nor replica identity.
+-- step: replica identity of the archive
 -- lock: Published
+-- A publication of all tables makes Postgres refuse updates and deletions in tables without a key or a replica identity.
 alter table {{.Published}} replica identity full;
 {{- range .Parts}}
 
--- step: the same for part {{.Number}} of the archive,
+-- step: replica identity of part {{.Number}} of the archive
 -- lock: Part{{.Number}}
 alter table {{.Name}} replica identity full;
 {{- end}}
 
--- step: what the outbox holds. The relay relies on none of it: rows may be older than the checks, and an owner may drop
--- them.
+-- step: checks of the outbox
+-- lock: Outbox
+-- The relay relies on none of them: rows may be older than the checks, and an owner may drop them.
 --
 -- A row that the relay has refused may hold anything (last_error). It was there before the checks, and the relay
 -- must be able to note its attempts and that it was given up: Postgres checks a whole row whatever of it is updated.
--- lock: Outbox
 alter table {{.Outbox}}
     add column given_up_at timestamptz,
     add constraint outbox_seq_positive check (last_error is not null or seq > 0) not valid,
@@ -89,13 +99,15 @@ alter table {{.Outbox}}
 
 comment on column {{.Outbox}}.given_up_at is 'When the row was given up and could not be moved to the dead letters. It is not fetched any more.';
 
--- step: rows that were given up and are still in the outbox; there are few or none.
+-- step: index of rows that were given up
 -- concurrently: Outbox GivenUpIndex
+-- There are few or none.
 create index{{.Concurrently}} {{.GivenUpIndex}} on {{.Outbox}} (given_up_at) where given_up_at is not null;
 
--- step: producing by a call, with the payload as text, JSON or bytes. Text and JSON are stored in UTF-8, whatever the
--- database's encoding. (A plain literal for a bytea column is read in the escape format: '{"a":"C:\\new"}' loses a
--- backslash, and '{"a":"\n"}' is an error. A literal for this function is text.)
+-- step: functions for producers
+-- The payload is text, JSON or bytes. Text and JSON are stored in UTF-8, whatever the database's encoding. (A plain literal
+-- for a bytea column is read in the escape format: '{"a":"C:\\new"}' loses a backslash, and '{"a":"\n"}' is an error. A
+-- literal for this function is text.)
 --
 -- The caller's search_path does not matter: all names are qualified, and no operator is looked up. See the wake function.
 create function {{.EmittedFunction}}() returns bigint
@@ -124,8 +136,9 @@ $$;
 
 comment on function {{$.EmitFunction}}(text, text, text, text, {{.Type}}, jsonb, uuid) is 'Inserts an event into the outbox and returns its seq; call it in the transaction whose change the event tells.';
 {{end}}
--- step: who may read the outbox may read its sequence, and who may insert may call the functions: a relay and producers
--- that were let in before need no new GRANT.
+-- step: privileges
+-- Who may read the outbox may read its sequence, and who may insert may call the functions: a relay and producers that
+-- were let in before need no new GRANT.
 do $$
 declare
     role text;
@@ -156,8 +169,9 @@ begin
 end
 $$;
 
--- step: whether the rows that were there before keep to the checks. It takes one scan and no lock that producers wait for.
+-- step: rows that are older than the checks
 -- validate: Outbox
+-- It takes one scan, and no lock that producers wait for.
 alter table {{.Outbox}}
     validate constraint outbox_seq_positive,
     validate constraint outbox_id_not_nil,
