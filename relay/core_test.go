@@ -134,7 +134,7 @@ func TestRefusedRowBlocksItsAggregateOnly(t *testing.T) {
 		t.Errorf("got verdict %v, want refused", v)
 	}
 	request := c.mustExchange(t, now)
-	want := []store.Failure{{Ref: store.Ref{Seq: 1}, Attempts: 1, Wait: time.Second, Reason: "too large"}}
+	want := []store.Failure{{Ref: store.Ref{Seq: 1}, Attempts: 1, Wait: time.Second, Reason: "too large", Size: 2}}
 	if !slices.Equal(request.Failed, want) {
 		t.Errorf("got %+v, want %+v", request.Failed, want)
 	}

@@ -74,9 +74,10 @@ func (t *term) recovered(ctx context.Context, r recovery) error {
 	}
 	t.checkpoint, t.untouched = r.checkpoint, false
 	t.audit = audit{looking: t.audit.looking, void: t.audit.looking}
+	r.Skipped, t.skipped = t.skipped, false
 	if r.Found+r.Lost > 0 {
 		level := slog.LevelInfo
-		if r.Lost > 0 {
+		if r.Lost > 0 && !r.Skipped {
 			level = slog.LevelError
 		}
 		t.log.LogAttrs(ctx, level, "read back the stream", slog.Int("read", r.Read), slog.Int("stored_already", r.Found),

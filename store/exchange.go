@@ -92,6 +92,8 @@ type Settled struct {
 	Seqs []int64
 	// After is a sequence of the stream which all of them are stored behind.
 	After uint64
+	// Unarchived tells that they are not in the stream: it has another event with the id of each.
+	Unarchived bool
 }
 
 // Request is one round trip: all that is to be recorded, then what is to be fetched, in one transaction.
@@ -209,7 +211,9 @@ update ` + t.outbox() + ` o
    set given_up_at = clock_timestamp(), attempts = ($3::int[])[array_position($1::bigint[], o.seq)], last_error = ($4::text[])[array_position($1::bigint[], o.seq)]
  where o.seq = any($1::bigint[]) and coalesce(o.id, '00000000-0000-0000-0000-000000000000') = ($2::uuid[])[array_position($1::bigint[], o.seq)]`,
 		checkpoint: `
-update ` + t.relay() + ` set checkpoint = $1, checkpoint_before = checkpoint, scan_from = $4 where stream = $2 and term = $3`,
+update ` + t.relay() + `
+   set checkpoint = $1, checkpoint_before = checkpoint, scan_from = case when scan_from = $5 then $4 else scan_from end
+ where stream = $2 and term = $3 returning scan_from`,
 		maxPayload: `update ` + t.relay() + ` set max_payload = $1::bigint where stream = $2 and term = $3`,
 		remaining:  `select count(*) from ` + t.outbox() + ` where seq = any($1::bigint[])`,
 		stillThere: `select count(*) from ` + t.outbox() + ` o where ` + found,
@@ -314,14 +318,14 @@ func (o *Outbox) text(reason string) string {
 type tally struct{ asked, removed, archived int64 }
 
 // remove queues a removal by these parameters, and returns the query that removes.
-func (o *Outbox) remove(batch *pgx.Batch, n *tally, r removal, after uint64, keys ...any) {
+func (o *Outbox) remove(batch *pgx.Batch, n *tally, r removal, archive bool, after uint64, keys ...any) {
 	count := func(into *int64) func(tag pgconn.CommandTag) error {
 		return func(tag pgconn.CommandTag) error {
 			*into += tag.RowsAffected()
 			return nil
 		}
 	}
-	if o.retain > 0 {
+	if o.retain > 0 && archive {
 		batch.Queue(r.archive[o.archive.part], append(slices.Clone(keys), o.stream, int64(after))...).Exec(count(&n.archived)) //nolint:gosec // A stream ends long before.
 	}
 	batch.Queue(r.remove, keys...).Exec(count(&n.removed))
@@ -332,10 +336,10 @@ func (o *Outbox) removeSettled(batch *pgx.Batch, n *tally, s Settled) {
 	k := keysOf(s.Seqs)
 	n.asked += int64(len(s.Seqs))
 	if len(k.bits) > 0 {
-		o.remove(batch, n, o.queries.near, s.After, k.from, k.to, k.bits, o.drawn)
+		o.remove(batch, n, o.queries.near, !s.Unarchived, s.After, k.from, k.to, k.bits, o.drawn)
 	}
 	if len(k.rest) > 0 {
-		o.remove(batch, n, o.queries.far, s.After, k.rest, o.drawn)
+		o.remove(batch, n, o.queries.far, !s.Unarchived, s.After, k.rest, o.drawn)
 	}
 }
 
@@ -390,9 +394,21 @@ func (o *Outbox) giveUp(batch *pgx.Batch, f failures) {
 
 // recordCheckpoint queues the checkpoint and with it where the next term's first fetch may begin.
 func (o *Outbox) recordCheckpoint(batch *pgx.Batch, checkpoint uint64) {
-	if checkpoint > 0 {
-		batch.Queue(o.queries.checkpoint, int64(checkpoint), o.stream, o.term, o.floor.at) //nolint:gosec // A stream ends long before.
+	if checkpoint == 0 {
+		return
 	}
+	at := o.floor.at
+	batch.Queue(o.queries.checkpoint, int64(checkpoint), o.stream, o.term, at, o.scanFrom).Query(func(rows pgx.Rows) error {
+		var now int64
+		_, err := pgx.ForEachRow(rows, []any{&now}, func() error {
+			o.scanFrom = now
+			if now < at {
+				o.back.lower(now) // A command has put rows back.
+			}
+			return nil
+		})
+		return err
+	})
 }
 
 // observation is what an exchange learns of the transactions and of the sequence before it fetches.

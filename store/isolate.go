@@ -111,10 +111,10 @@ func (o *Outbox) settleOneByOne(ctx context.Context, tx pgx.Tx, s Settled, reply
 		return nil
 	}
 	half := len(s.Seqs) / 2
-	if err := o.settleOneByOne(ctx, tx, Settled{Seqs: s.Seqs[:half], After: s.After}, reply); err != nil {
+	if err := o.settleOneByOne(ctx, tx, Settled{Seqs: s.Seqs[:half], After: s.After, Unarchived: s.Unarchived}, reply); err != nil {
 		return err
 	}
-	return o.settleOneByOne(ctx, tx, Settled{Seqs: s.Seqs[half:], After: s.After}, reply)
+	return o.settleOneByOne(ctx, tx, Settled{Seqs: s.Seqs[half:], After: s.After, Unarchived: s.Unarchived}, reply)
 }
 
 // keep deals with what became of recording one refused row: if the database does not take that, the row is marked, so that

@@ -56,6 +56,7 @@ type Outbox struct {
 	unicode    bool // The database's encoding has all characters.
 	ascii      bool // Only those of ASCII are recorded: another may have been what the database refused.
 	floor      floor
+	scanFrom   int64 // What the table says of the floor.
 	drawn      int64 // The highest seq that the sequence had given out by the latest exchange.
 	complete   bool  // The latest page had all rows.
 	arena      arena
@@ -305,7 +306,7 @@ select $1, greatest(1, $3::bigint), $2, clock_timestamp(), coalesce(l.part, 0), 
 		term.Checkpoint = Checkpoint{Created: *created, Sequence: uint64(sequence), Before: uint64(before)} //nolint:gosec // As they were recorded.
 	}
 	o.stream, o.term = stream, term.Number
-	o.floor.at = scanFrom
+	o.floor.at, o.scanFrom = scanFrom, scanFrom
 	o.archive.filled = time.Now().Add(o.archiveSpan() - partAge)
 	return nil
 }
