@@ -56,6 +56,8 @@ func (t Table) names() map[string]any {
 		"OutboxLiteral":         literal(t.outbox()),
 		"EmitFunction":          t.emit(),
 		"EmittedFunction":       t.emitted(),
+		"UnfitFunction":         t.quoted("_unfit"),
+		"FitFunction":           t.quoted("_fit"),
 		"EmitNameLiteral":       literal(t.orDefault().Name + "_emit"),
 		"EmittedNameLiteral":    literal(t.orDefault().Name + "_emitted"),
 		"Payloads":              payloads,
