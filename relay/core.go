@@ -648,7 +648,7 @@ func (c *core) fetch() *store.Fetch {
 func (c *core) exchanged(reply store.Reply, now time.Time) {
 	done := c.under
 	c.under = nil
-	if reply.Remaining == 0 { // Otherwise it is not known which of them are gone.
+	if reply.Remaining == nil { // Otherwise it is not known which of them are gone.
 		for i, s := range done.request.Settled {
 			c.ledger.settled(done.epochs[i], len(s.Seqs))
 		}

@@ -525,8 +525,8 @@ func (t *term) exchanged(ctx context.Context, answer store.Reply) {
 		t.kept(ctx, k)
 	}
 	switch {
-	case answer.Remaining > 0:
-		t.pause(ctx, keptFault(store.StillThere(answer.Remaining)), now)
+	case answer.Remaining != nil:
+		t.pause(ctx, keptFault(answer.Remaining), now)
 	case len(t.core.aside) > asideMost:
 		t.pause(ctx, keptFault(fmt.Errorf("%w: more than %d of them; see the reasons given for the first", store.ErrKept, asideMost)), now)
 	}

@@ -212,7 +212,7 @@ func (o *Outbox) settleFound(ctx context.Context, on interface {
 		return 0, err //nolint:wrapcheck // Settle explains it.
 	}
 	if remaining > 0 {
-		return 0, StillThere(remaining)
+		return 0, o.table.stillThere(remaining)
 	}
 	return int(n.removed), nil
 }
@@ -241,9 +241,9 @@ func (o *Outbox) settleHalves(ctx context.Context, tx pgx.Tx, found []Ref, after
 	return o.settleHalves(ctx, tx, found[half:], after, settled, kept)
 }
 
-// StillThere says that the database keeps so many rows of events that the stream has stored: an [ErrKept].
-func StillThere(rows int) error {
-	return fmt.Errorf("%w: %d rows were deleted and are still there; look for a trigger or rule on the table that keeps deleted rows (psql's \\d shows them) and drop it", ErrKept, rows)
+// stillThere says that the database keeps so many rows of events that the stream has stored: an [ErrKept].
+func (t Table) stillThere(rows int) error {
+	return fmt.Errorf("%w: %d rows of the outbox %s were deleted and are still there; look for a trigger or rule that keeps deleted rows (outbox-relay doctor names it) and drop it", ErrKept, rows, t)
 }
 
 // PutBack takes lost events out of the archive and puts them back into the outbox, with their ids and seqs, and then

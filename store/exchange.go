@@ -120,9 +120,9 @@ type Reply struct {
 	Asleep bool
 	// Kept are rows for which the database refused what was asked, each for its own sake: the rest was done.
 	Kept []Kept
-	// Remaining is how many of the Settled rows are still in the outbox although Postgres reported no error: something in
-	// the database keeps them. Nothing may be published until it is known why.
-	Remaining int
+	// Remaining is an [ErrKept] if some of the Settled rows are still in the outbox although Postgres reported no error:
+	// something in the database keeps them. Nothing may be published until it is known why.
+	Remaining error
 }
 
 // Kept is a row that could not be recorded as asked.
@@ -521,7 +521,14 @@ func (o *Outbox) look(ctx context.Context, conn *pgx.Conn, settled []Settled, re
 	for _, s := range settled {
 		seqs = append(seqs, s.Seqs...)
 	}
-	return conn.QueryRow(ctx, o.queries.remaining, seqs).Scan(&reply.Remaining) //nolint:wrapcheck // Exchange wraps it.
+	var remaining int
+	if err := conn.QueryRow(ctx, o.queries.remaining, seqs).Scan(&remaining); err != nil {
+		return err
+	}
+	if remaining > 0 {
+		reply.Remaining = o.table.stillThere(remaining)
+	}
+	return nil
 }
 
 // lowest returns the lowest seq that the relay holds after an exchange, if it holds any.
