@@ -326,7 +326,7 @@ func (o *Outbox) remove(batch *pgx.Batch, n *tally, r removal, archive bool, aft
 		}
 	}
 	if o.retain > 0 && archive {
-		batch.Queue(r.archive[o.archive.part], append(slices.Clone(keys), o.stream, int64(after))...).Exec(count(&n.archived)) //nolint:gosec // A stream ends long before.
+		batch.Queue(r.archive[o.archive.part], append(slices.Clone(keys), o.stream, int64(after))...).Exec(count(&n.archived))
 	}
 	batch.Queue(r.remove, keys...).Exec(count(&n.removed))
 }
@@ -365,7 +365,7 @@ func (o *Outbox) failures(of []Failure) failures {
 // mostAttempts is the highest number of attempts that is recorded or believed.
 const mostAttempts = 1_000_000
 
-func clampAttempts(n int) int32 { return int32(min(max(n, 0), mostAttempts)) } //nolint:gosec // As just bounded.
+func clampAttempts(n int) int32 { return int32(min(max(n, 0), mostAttempts)) }
 
 // failuresAtOnce is how many failures one statement records: it looks each up in its arrays.
 const failuresAtOnce = 500
@@ -454,7 +454,7 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 		now := time.Now()
 		if o.floor.stuck(now) {
 			batch.Queue(o.queries.clear, strconv.FormatUint(o.floor.xid&math.MaxUint32, 10)).QueryRow(func(row pgx.Row) error {
-				return row.Scan(&unheld) //nolint:wrapcheck // Exchange wraps it.
+				return row.Scan(&unheld)
 			})
 		}
 		o.queueFetch(batch, f, &read)
@@ -463,7 +463,7 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 		if f != nil {
 			o.floor.doubt() // Whatever was recorded about it may not have come to pass.
 		}
-		return Reply{}, err //nolint:wrapcheck // Exchange wraps it.
+		return Reply{}, err
 	}
 	if n.removed < n.asked {
 		if err := o.look(ctx, conn, request.Settled, &reply); err != nil {

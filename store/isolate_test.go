@@ -140,8 +140,13 @@ insert into outbox (topic, aggregate_type, aggregate_id, event_type, data, heade
 		unfit    []string
 		nameless bool
 	}{
-		{}, {unfit: []string{"5000", "1000"}}, {unfit: []string{"7000"}, nameless: true}, {unfit: []string{"7000"}},
-		{unfit: []string{"65536"}}, {unfit: []string{"65536"}}, {},
+		{},
+		{unfit: []string{"5000", "1000"}},
+		{unfit: []string{"7000"}, nameless: true},
+		{unfit: []string{"7000"}},
+		{unfit: []string{"65536"}},
+		{unfit: []string{"65536"}},
+		{},
 	} {
 		r := rows[i]
 		if (r.Unfit == "") != (want.unfit == nil) || r.Nameless != want.nameless || r.Size() > 1000 {

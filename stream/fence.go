@@ -264,11 +264,11 @@ type storedMessage struct {
 func (p *Publisher) message(ctx context.Context, conn *nats.Conn, query messageQuery) (*storedMessage, error) {
 	request, err := json.Marshal(query)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // It cannot fail.
+		return nil, err
 	}
 	msg, err := conn.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+p.Stream(), request)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // The callers say what it was for.
+		return nil, err
 	}
 	return query.answered(msg.Data)
 }
@@ -284,7 +284,7 @@ func (q messageQuery) answered(data []byte) (*storedMessage, error) {
 	case err != nil:
 		return nil, malformed(cut(err.Error()))
 	case answer.Error != nil && answer.Error.ErrorCode == codeNoMessage:
-		return nil, nil //nolint:nilnil // Documented.
+		return nil, nil
 	case answer.Error != nil:
 		return nil, answer.Error
 	}
@@ -308,7 +308,7 @@ func publishAwaiting(ctx context.Context, conn *nats.Conn, msg *nats.Msg, stream
 		if errors.Is(err, nats.ErrNoResponders) {
 			err = jetstream.ErrNoStreamResponse
 		}
-		return 0, err //nolint:wrapcheck // The caller says what it was for.
+		return 0, err
 	}
 	a, fault := readAnswer(answer, stream)
 	if fault != nil {

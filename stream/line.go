@@ -25,7 +25,7 @@ type line struct {
 func (l *line) Dial(network, address string) (net.Conn, error) {
 	conn, err := l.dialer.Dial(network, address)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // nats.go says what it was for.
+		return nil, err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -85,7 +85,7 @@ func (s *socket) Write(b []byte) (int, error) {
 			s.protocol.Store(protocolOther)
 		}
 	}
-	return s.Conn.Write(b) //nolint:wrapcheck // nats.go says what it was for.
+	return s.Conn.Write(b)
 }
 
 // writeAll writes all of the buffers, with nobody else's bytes in between.
@@ -94,10 +94,10 @@ func (s *socket) writeAll(buffers net.Buffers) error {
 		return errForbidden
 	}
 	if err := s.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
-		return err //nolint:wrapcheck // The caller says what it was for.
+		return err
 	}
 	_, err := buffers.WriteTo(s.Conn)
-	return err //nolint:wrapcheck // As above.
+	return err
 }
 
 var errForbidden = errors.New("the right to send has ended")

@@ -655,7 +655,7 @@ select array_agg(classid::bigint), array_agg(objid::bigint), array_agg(objsubid:
 }
 
 // signed reads an oid as the integer that it was made of.
-func signed(oid int64) int64 { return int64(int32(uint32(oid))) } //nolint:gosec // The same bits.
+func signed(oid int64) int64 { return int64(int32(uint32(oid))) }
 
 // A role has few connections.
 func TestConnectionLimit(t *testing.T) {

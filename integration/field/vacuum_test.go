@@ -19,7 +19,7 @@ func rowsFor(daily, full int) int {
 
 // An idle transaction keeps vacuum from removing what was published. Nobody waits for it, terms hold, a new leader soon
 // publishes, and the log names the transaction. Not parallel: it measures times, and writes much.
-func TestDeadRowsUnderIdleTransaction(t *testing.T) { //nolint:paralleltest // See above.
+func TestDeadRowsUnderIdleTransaction(t *testing.T) {
 	rows := rowsFor(300_000, 9_000_000)
 	s := newScene(t)
 	s.start()
@@ -68,7 +68,7 @@ select 't', 'Bulk', 'b' || i % 1000, 'E', 'x' from generate_series(1, $1::int) i
 }
 
 // A great many rows wait for a person's decision about a dead letter of their aggregate. Nobody else waits.
-func TestRowsBehindHeldAggregate(t *testing.T) { //nolint:paralleltest // See above.
+func TestRowsBehindHeldAggregate(t *testing.T) {
 	for _, kind := range []string{"hold", "retry"} {
 		t.Run(kind, func(t *testing.T) {
 			rows := rowsFor(300_000, 7_000_000)
