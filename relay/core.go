@@ -233,6 +233,7 @@ func (c *core) goBack(to int64) {
 func (c *core) setAside(a aside, now time.Time) {
 	c.aside = append(c.aside, a)
 	c.asideAt = now.Add(asideRetry)
+	c.highest = max(c.highest, a.seq) // It has been held, if perhaps by an earlier term.
 }
 
 // retryAside has the rows removed again that the database did not let go.

@@ -694,6 +694,22 @@ func TestKeptRowsAreSetAside(t *testing.T) {
 	expect(t, "tried again", settled(c.mustExchange(t, now.Add(asideRetry))), []int64{1})
 }
 
+// A term that finds such a row when it reads back the stream holds it, too.
+func TestRowsKeptByRecoveryAreHeld(t *testing.T) {
+	now := time.Now()
+	c := newTestCore(t, Options{})
+	c.begin(store.Term{}, true, now)
+	if !c.recover() {
+		t.Fatal("no recovery at the beginning of a term")
+	}
+	c.recovered(100, true, []store.Ref{{Seq: 24}}, now)
+	fetch := c.mustExchange(t, now).Fetch
+	expect(t, "held", fetch.Held, []int64{24})
+	if fetch.Highest < 24 || c.ledger.unsettled[c.ledger.epoch&1] != 1 {
+		t.Errorf("the highest seq held is %d, and %d rows are unsettled; want 24 and 1", fetch.Highest, c.ledger.unsettled[c.ledger.epoch&1])
+	}
+}
+
 // Of two rows with one id the stream has one. The other is settled, and not archived, once that is known.
 func TestTwoRowsWithOneID(t *testing.T) {
 	now := time.Now()

@@ -62,7 +62,9 @@ func (t Table) deadEverywhere() string {
 	return `
 select letter, false as kept, ` + columns + `, last_error, died_at from ` + t.dead() + `
  union all
-select 0::bigint, true, ` + columns + `, coalesce(last_error, ''), given_up_at from ` + t.outbox() + ` where given_up_at is not null`
+select 0::bigint, true, seq, coalesce(id, '00000000-0000-0000-0000-000000000000'), coalesce(topic, ''), coalesce(aggregate_type, ''), coalesce(aggregate_id, ''),
+       coalesce(event_type, ''), coalesce(data, ''), headers, coalesce(created_at, 'epoch'), coalesce(attempts, 0), coalesce(last_error, ''), given_up_at
+  from ` + t.outbox() + ` where given_up_at is not null` // For nulls, too, a row may have been given up.
 }
 
 // DeadLetters lists dead letters in the order of their seqs. With payload false, which is for long lists, their Data is

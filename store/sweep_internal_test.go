@@ -44,6 +44,7 @@ func TestSweep(t *testing.T) {
 			sweep(13)
 		}
 		execute(t, dsn, insert+`(5, 't', 'A', 'straggler', 'E', '')`)
+		execute(t, dsn, `update outbox set retry_at = 'infinity', last_error = 'by its producer' where seq = 5`)
 		sweep(5)
 	}
 }

@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nkeys"
 )
 
@@ -60,24 +62,41 @@ type ConnectOptions struct {
 	OnClosed     func()
 	OnError      func(error)
 
-	dialer nats.CustomDialer // Nil for nats.go's own.
+	// Domain is the JetStream domain in which the stream is, for servers that have
+	// one and are not those that we connect to: say, the hub of a leaf node. Empty
+	// for the servers' own.
+	Domain string
+
+	line *line // Nil for one that nobody cuts.
 }
 
 // Connect connects to the first server that answers, and makes the one attempt
 // only: callers retry, since they know whether waiting makes sense. Its error
 // is an *Error: FaultSetup for options that cannot work, files that cannot be
 // read, refused credentials and untrusted certificates; FaultWeather for the
-// rest. It never shows a password or token.
+// rest. It never shows a password or token. Connect returns soon after ctx has
+// ended, which does not matter to the connection any more.
 //
 // Once made, the connection reconnects for ever by itself. Publishes fail in
 // the meantime rather than being stored up: an event that is sent after its
 // time could follow its successor.
-func Connect(opts ConnectOptions) (*nats.Conn, error) {
+func Connect(ctx context.Context, opts ConnectOptions) (*nats.Conn, error) {
+	if opts.line == nil {
+		opts.line = newLine(nil)
+	}
 	options, err := opts.options()
 	if err != nil {
 		return nil, setupFault(fmt.Errorf("connect to NATS: %w", err))
 	}
+	// nats.Connect takes no context. Without its line it fails at once.
+	stop := context.AfterFunc(ctx, opts.line.cut)
 	nc, err := nats.Connect(opts.URL, options...)
+	if !stop() { // Ctx has ended.
+		if err == nil {
+			nc.Close()
+		}
+		err = context.Cause(ctx)
+	}
 	if err != nil {
 		return nil, Classify(fmt.Errorf("connect to NATS at %s: %w", RedactURL(opts.URL), err))
 	}
@@ -133,8 +152,8 @@ func (o ConnectOptions) options() ([]nats.Option, error) {
 	if mutant("reconnect-buffer") {
 		options = append(options, nats.ReconnectBufSize(nats.DefaultReconnectBufSize))
 	}
-	if o.dialer != nil {
-		options = append(options, nats.SetCustomDialer(o.dialer))
+	if o.line != nil {
+		options = append(options, nats.SetCustomDialer(o.line), nats.SkipHostLookup())
 	}
 	if o.OnDisconnect != nil {
 		options = append(options, nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { o.OnDisconnect(err) }))
@@ -265,4 +284,24 @@ func RedactURL(text string) string {
 		parts[i] = part[:keep] + "xxxxx"
 	}
 	return strings.Join(parts, "@")
+}
+
+// api returns what the subjects of JetStream's API start with.
+func (o ConnectOptions) api() string {
+	if o.Domain == "" {
+		return jetstream.DefaultAPIPrefix
+	}
+	return "$JS." + o.Domain + ".API."
+}
+
+// jetStream returns JetStream as a connection with these options reaches it.
+func (o ConnectOptions) jetStream(conn *nats.Conn) (jetstream.JetStream, error) {
+	js, err := jetstream.New(conn)
+	if o.Domain != "" {
+		js, err = jetstream.NewWithDomain(conn, o.Domain)
+	}
+	if err != nil {
+		return nil, setupFault(fmt.Errorf("use JetStream: %w", err))
+	}
+	return js, nil
 }

@@ -151,15 +151,10 @@ func (p *Publisher) Fence(ctx context.Context, outbox string, term int64) (Fence
 // fencedAt takes note of our fence, or that there is none if its sequence is 0,
 // and looks at the stream in which it stands.
 func (p *Publisher) fencedAt(ctx context.Context, conn *nats.Conn, sequence uint64, subject string) (Fence, error) {
-	js, err := jetstream.New(conn)
+	info, err := p.info(ctx, conn)
 	if err != nil {
-		return Fence{}, Classify(err)
+		return Fence{}, err
 	}
-	str, err := js.Stream(ctx, p.Stream())
-	if err != nil {
-		return Fence{}, Classify(fmt.Errorf("look at stream %q: %w", p.Stream(), err))
-	}
-	info := str.CachedInfo()
 	if info.State.LastSeq < sequence {
 		return Fence{}, Classify(&LostError{fmt.Sprintf("stream %q ends at sequence %d, although it has just acknowledged %d", p.Stream(), info.State.LastSeq, sequence)})
 	}
@@ -266,7 +261,9 @@ func (p *Publisher) message(ctx context.Context, conn *nats.Conn, query messageQ
 	if err != nil {
 		return nil, err
 	}
-	msg, err := conn.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+p.Stream(), request)
+	msg, err := await(ctx, func() (*nats.Msg, error) {
+		return conn.RequestWithContext(ctx, p.options.Connect.api()+"STREAM.MSG.GET."+p.Stream(), request)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -303,7 +300,7 @@ func (q messageQuery) answered(data []byte) (*storedMessage, error) {
 
 // publishAwaiting publishes one message and returns its sequence.
 func publishAwaiting(ctx context.Context, conn *nats.Conn, msg *nats.Msg, stream string) (uint64, error) {
-	answer, err := conn.RequestMsgWithContext(ctx, msg)
+	answer, err := await(ctx, func() (*nats.Msg, error) { return conn.RequestMsgWithContext(ctx, msg) })
 	if err != nil {
 		if errors.Is(err, nats.ErrNoResponders) {
 			err = jetstream.ErrNoStreamResponse

@@ -2,7 +2,9 @@ package stream
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"math/rand/v2"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -13,17 +15,29 @@ import (
 // in its buffer; a leader whose lease has ended must not, so it cuts the line
 // first.
 type line struct {
-	dialer net.Dialer
-	valid  func() bool // Asked before each write; nil for nobody.
+	valid func() bool // Asked before each write; nil for nobody.
 
-	mu   sync.Mutex // Protects what follows.
-	conn *socket    // The latest; nil before there was one.
-	gone bool       // It is cut, for good.
+	mu    sync.Mutex         // Protects what follows.
+	conn  *socket            // The latest; nil before there was one.
+	abort context.CancelFunc // Ends dialing; nil before it began.
+	gone  bool               // It is cut, for good.
 }
 
-// Dial implements nats.CustomDialer.
+func newLine(valid func() bool) *line { return &line{valid: valid} }
+
+// Dial implements nats.CustomDialer. The address has the host's name: looking it up
+// ends with the line, too.
 func (l *line) Dial(network, address string) (net.Conn, error) {
-	conn, err := l.dialer.Dial(network, address)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	l.mu.Lock()
+	l.abort = cancel
+	gone := l.gone
+	l.mu.Unlock()
+	if gone {
+		return nil, net.ErrClosed
+	}
+	conn, err := dial(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
@@ -48,10 +62,37 @@ func (l *line) plain() *socket {
 	return l.conn
 }
 
+// dial connects to a host. Of several addresses each has its own time, since the
+// first may be that of a frozen server, and each is the first at some time.
+func dial(ctx context.Context, network, address string) (net.Conn, error) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // nats.go says what it was for.
+	}
+	looking, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	addresses, err := net.DefaultResolver.LookupHost(looking, host)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // As above.
+	}
+	rand.Shuffle(len(addresses), func(i, j int) { addresses[i], addresses[j] = addresses[j], addresses[i] })
+	dialer := net.Dialer{Timeout: connectTimeout}
+	for _, address := range addresses {
+		var conn net.Conn
+		if conn, err = dialer.DialContext(ctx, network, net.JoinHostPort(address, port)); err == nil {
+			return conn, nil
+		}
+	}
+	return nil, err //nolint:wrapcheck // As above.
+}
+
 func (l *line) cut() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.gone = true
+	if l.abort != nil {
+		l.abort()
+	}
 	if l.conn != nil {
 		_ = l.conn.Close() // It may be closed already.
 	}

@@ -127,7 +127,7 @@ func (p plan) elector(outbox *store.Outbox) (relay.Elector, error) {
 		}
 		connect := p.publisher.Connect
 		// The publisher drops its connection with the leadership; this one is the elector's own.
-		elector, err := election.NewKeyValue(func(context.Context) (*nats.Conn, error) { return stream.Connect(connect) }, options)
+		elector, err := election.NewKeyValue(func(ctx context.Context) (*nats.Conn, error) { return stream.Connect(ctx, connect) }, options)
 		if err != nil {
 			return nil, fmt.Errorf("election: %w", err)
 		}

@@ -294,7 +294,7 @@ func (d *doctor) examineBroker(ctx context.Context) {
 	connect, setup, _ := assembly.Target(d.config, options) // What is wrong with it, Validate has said.
 	var asides aside
 	connect.OnError = asides.add
-	conn, err := stream.Connect(connect)
+	conn, err := stream.Connect(ctx, connect)
 	switch {
 	case err != nil && embedded:
 		d.warn("nats", "the embedded server runs inside the relay, and none answers: %v", err)
