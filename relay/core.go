@@ -67,10 +67,12 @@ type core struct {
 	oldest   time.Time  // When the oldest was created that was stored since takeOldest; zero if none was.
 	failed   []store.Failure
 	dead     []burial
-	unfit    []refusal // Rows that were not read, since they can never be published: for the log.
-	aside    []aside   // Rows that the database did not let go, each for its own sake.
-	asideAt  time.Time // When that is tried again.
-	under    *exchange // Under way; nil for none.
+	unfit    []refusal  // Rows that were not read, since they can never be published: for the log.
+	doubles  []double   // Rows whose id the stream had already, to be looked at.
+	twice    [2][]int64 // Those of them that are not in the stream: to be settled, and not archived.
+	aside    []aside    // Rows that the database did not let go, each for its own sake.
+	asideAt  time.Time  // When that is tried again.
+	under    *exchange  // Under way; nil for none.
 
 	more   bool      // A fetch may find something.
 	asleep bool      // Producers notify: nothing can be missed.
@@ -199,7 +201,7 @@ func (c *core) recovered(fence uint64, ok bool, kept []store.Ref, now time.Time)
 	c.spare = nil
 	c.ready = fifo[*lane]{}
 	c.open, c.openBytes = 0, 0
-	c.stored = [2][]int64{}
+	c.stored, c.twice, c.doubles = [2][]int64{}, [2][]int64{}, nil
 	c.ledger.restart(fence, now)
 	c.aside = nil
 	for _, ref := range kept {
@@ -231,6 +233,7 @@ func (c *core) goBack(to int64) {
 func (c *core) setAside(a aside, now time.Time) {
 	c.aside = append(c.aside, a)
 	c.asideAt = now.Add(asideRetry)
+	c.highest = max(c.highest, a.seq) // It has been held, if perhaps by an earlier term.
 }
 
 // retryAside has the rows removed again that the database did not let go.
@@ -304,6 +307,33 @@ func (c *core) finish(stopping bool) bool {
 	}
 	c.closing = stopping || c.doubt || c.ready.len() == 0 && c.under == nil
 	return c.closing
+}
+
+// double takes the outcome of a row whose id the stream had already. It is stored like any other, unless resolvedDouble
+// says otherwise; until then it is not settled.
+func (c *core) double(seq int64, sequence uint64, now time.Time) {
+	it := c.hands[seq]
+	if it == nil {
+		c.flying--
+		return
+	}
+	d := double{store.Ref{Seq: seq, ID: it.row.ID}, it.epoch, sequence}
+	c.resolved(seq, nil, now)
+	stored := &c.stored[d.epoch&1]
+	*stored = (*stored)[:len(*stored)-1]
+	c.doubles = append(c.doubles, d)
+}
+
+// resolvedDouble tells whether a double is another row than the one that the stream has.
+func (c *core) resolvedDouble(d double, twice bool, now time.Time) {
+	if c.recordable() == 0 {
+		c.storedAt = now
+	}
+	if twice {
+		c.twice[d.epoch&1] = append(c.twice[d.epoch&1], d.ref.Seq)
+	} else {
+		c.stored[d.epoch&1] = append(c.stored[d.epoch&1], d.ref.Seq)
+	}
 }
 
 // resolved takes the outcome of publishing the row with this seq: stored if fault is nil, refused if the fault
@@ -554,7 +584,9 @@ func (c *core) exchange(now time.Time) (store.Request, bool) {
 func (c *core) room() bool { return !c.doubt && c.open <= c.batch && c.openBytes <= c.batchBytes }
 
 // recordable returns how many rows are stored whose removal has not been asked for.
-func (c *core) recordable() int { return len(c.stored[0]) + len(c.stored[1]) }
+func (c *core) recordable() int {
+	return len(c.stored[0]) + len(c.stored[1]) + len(c.twice[0]) + len(c.twice[1])
+}
 
 // settle returns the round trip that records what is left at the end of a term.
 func (c *core) settle() (store.Request, bool) {
@@ -572,6 +604,10 @@ func (c *core) start(fetch bool, sleep store.SleepChange) store.Request {
 			request.Settled = append(request.Settled, store.Settled{Seqs: seqs, After: c.ledger.after(epoch)})
 			c.under.epochs = append(c.under.epochs, epoch)
 		}
+		if seqs := c.twice[epoch&1]; len(seqs) > 0 {
+			request.Settled = append(request.Settled, store.Settled{Seqs: seqs, After: c.ledger.after(epoch), Unarchived: true})
+			c.under.epochs = append(c.under.epochs, epoch)
+		}
 	}
 	request.Checkpoint = c.ledger.checkpoint()
 	if c.noted != c.maxData {
@@ -583,7 +619,7 @@ func (c *core) start(fetch bool, sleep store.SleepChange) store.Request {
 			c.under.buried = append(c.under.buried, b.aggregate)
 		}
 	}
-	c.stored, c.failed, c.dead = [2][]int64{}, nil, nil
+	c.stored, c.twice, c.failed, c.dead = [2][]int64{}, [2][]int64{}, nil, nil
 	if fetch {
 		request.Fetch = c.fetch()
 		c.back = false
@@ -596,10 +632,13 @@ func (c *core) start(fetch bool, sleep store.SleepChange) store.Request {
 // fetch describes the page to fetch when all stored rows are removed before.
 func (c *core) fetch() *store.Fetch {
 	f := &store.Fetch{Rows: c.batch, Bytes: c.batchBytes, MaxData: c.maxData, Highest: c.highest, Passed: c.blocked.seqs(), Back: c.back, BackTo: c.backTo}
-	if held := c.open + len(c.aside); held > 0 {
+	if held := c.open + len(c.aside) + len(c.doubles); held > 0 {
 		f.Held = slices.AppendSeq(make([]int64, 0, held), maps.Keys(c.hands))
 		for _, a := range c.aside {
 			f.Held = append(f.Held, a.seq)
+		}
+		for _, d := range c.doubles {
+			f.Held = append(f.Held, d.ref.Seq)
 		}
 	}
 	f.BlockedTypes, f.BlockedIDs = c.blocked.names()
@@ -610,7 +649,7 @@ func (c *core) fetch() *store.Fetch {
 func (c *core) exchanged(reply store.Reply, now time.Time) {
 	done := c.under
 	c.under = nil
-	if reply.Remaining == 0 { // Otherwise it is not known which of them are gone.
+	if reply.Remaining == nil { // Otherwise it is not known which of them are gone.
 		for i, s := range done.request.Settled {
 			c.ledger.settled(done.epochs[i], len(s.Seqs))
 		}

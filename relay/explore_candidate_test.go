@@ -95,7 +95,7 @@ func (o *candidate) clone() *candidate {
 		n.term = &term{
 			Relay: t.Relay, lease: t.lease, core: t.core.clone(), stop: t.stop, healthy: t.healthy,
 			number: t.number, checkpoint: t.checkpoint, untouched: t.untouched, id: t.id,
-			woken: t.woken, replies: t.replies, opened: t.opened, read: t.read, looked: t.looked,
+			woken: t.woken, replies: t.replies, opened: t.opened, read: t.read, looked: t.looked, originals: t.originals,
 			audit: t.audit, gate: t.gate, opening: t.opening, lost: t.lost, reopenAt: t.reopenAt, troubles: t.troubles,
 			piped: t.piped, reason: t.reason, stopping: t.stopping,
 		}
@@ -152,8 +152,9 @@ func (c *core) clone() *core {
 		n.spare = append(n.spare, new(lane)) // Which of them is used does not matter.
 	}
 	n.blocked, n.aside = newBlocks(), nil
+	n.doubles = slices.Clone(c.doubles)
 	for parity := range n.stored {
-		n.stored[parity] = slices.Clone(c.stored[parity])
+		n.stored[parity], n.twice[parity] = slices.Clone(c.stored[parity]), slices.Clone(c.twice[parity])
 	}
 	return &n
 }
@@ -165,19 +166,20 @@ type port struct {
 	world     *world
 	candidate *candidate
 
-	woken    chan struct{}
-	replies  chan reply
-	opened   chan opening
-	read     chan recovery
-	looked   chan inspection
-	forever  time.Time
-	outboxID uuid.UUID
+	woken     chan struct{}
+	replies   chan reply
+	opened    chan opening
+	read      chan recovery
+	looked    chan inspection
+	originals chan original
+	forever   time.Time
+	outboxID  uuid.UUID
 }
 
 func newPort(s *scenario) *port {
 	p := &port{
 		woken: make(chan struct{}, 1), replies: make(chan reply, 1), opened: make(chan opening, 1),
-		read: make(chan recovery, 1), looked: make(chan inspection, 1), forever: time.Now().Add(24 * time.Hour), outboxID: uuid.UUID{1},
+		read: make(chan recovery, 1), looked: make(chan inspection, 1), originals: make(chan original, 1), forever: time.Now().Add(24 * time.Hour), outboxID: uuid.UUID{1},
 	}
 	options, err := Options{BatchSize: s.batch, Window: 16, Name: "relay", Logger: slog.New(slog.DiscardHandler)}.validated()
 	if err != nil {
@@ -192,7 +194,7 @@ func (p *port) newTerm() *term {
 	lease := election.NewLease(func() (time.Time, bool) { return p.forever, p.candidate.lease || p.world.sabotage.anyLease })
 	t := &term{
 		Relay: p.relay, lease: lease, core: newCore(p.relay.options), healthy: func() {},
-		woken: p.woken, replies: p.replies, opened: p.opened, read: p.read, looked: p.looked,
+		woken: p.woken, replies: p.replies, opened: p.opened, read: p.read, looked: p.looked, originals: p.originals,
 	}
 	t.core.pipeFrom = max(p.world.pipeFrom, 1)
 	return t
@@ -218,10 +220,31 @@ func (p *port) pump(now time.Time) (done bool) {
 	t.recover(ctx)
 	p.join()
 	t.look(ctx, now)
+	p.find(ctx, now)
 	t.publish(ctx, now)
 	done = t.exchange(ctx, now)
 	p.join()
 	return done
+}
+
+// find has doubles looked at, which takes no time here.
+func (p *port) find(ctx context.Context, now time.Time) {
+	for t := p.candidate.term; ; {
+		t.examine(ctx)
+		if !t.examining {
+			return
+		}
+		t.examined(ctx, <-p.originals, now)
+	}
+}
+
+// Find is stream.Publisher.Find.
+func (p *port) Find(_ context.Context, sequence uint64) (stream.Found, error) {
+	if sequence == 0 || sequence > uint64(len(p.world.messages)) {
+		return stream.Found{}, nil
+	}
+	m := p.world.messages[sequence-1]
+	return stream.Found{Event: m.seq > 0, Seq: m.seq, ID: idOf(m.seq), Stored: sequence}, nil
 }
 
 // join waits for what was started, and forgets the answers, which were none.
@@ -573,6 +596,7 @@ func (e *encoder) core(c *core, rows int64) {
 		parity := (l.epoch - back) & 1
 		e.number(l.start[parity], uint64(l.unsettled[parity]))
 		e.set(c.stored[parity])
+		e.set(c.twice[parity])
 	}
 	e.number(min(l.epoch, 2))
 	e.flag(l.unrecorded, c.under != nil)

@@ -28,6 +28,8 @@ type Hooks struct {
 	// Database tells what in the database slows or stops the relay: see store.Outbox.Watch. Unlike the others it is
 	// called from a goroutine of its own.
 	Database func(store.Finding)
+	// Twice tells of a row that has another's id, so that the stream did not store it.
+	Twice func(Twice)
 	// Kept tells of a row for which the database refused what was asked, for its own sake.
 	Kept func(store.Kept)
 }
@@ -56,6 +58,8 @@ type Refused struct {
 type Recovered struct {
 	// Read events were looked at, Found ones of them were still in the outbox and have been settled.
 	Read, Found int
+	// Skipped tells that this was for an ordered batch of which the stream has skipped events, since it had their ids.
+	Skipped bool
 	// Lost events had been acknowledged, and are not in the stream any more: they are in the outbox again. Deeper tells
 	// that there may be more of them than the archive has.
 	Lost   int
@@ -100,6 +104,9 @@ func (h Hooks) orNop() Hooks {
 	}
 	if h.Database == nil {
 		h.Database = func(store.Finding) {}
+	}
+	if h.Twice == nil {
+		h.Twice = func(Twice) {}
 	}
 	if h.Kept == nil {
 		h.Kept = func(store.Kept) {}

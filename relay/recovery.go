@@ -74,9 +74,10 @@ func (t *term) recovered(ctx context.Context, r recovery) error {
 	}
 	t.checkpoint, t.untouched = r.checkpoint, false
 	t.audit = audit{looking: t.audit.looking, void: t.audit.looking}
+	r.Skipped, t.skipped = t.skipped, false
 	if r.Found+r.Lost > 0 {
 		level := slog.LevelInfo
-		if r.Lost > 0 {
+		if r.Lost > 0 && !r.Skipped {
 			level = slog.LevelError
 		}
 		t.log.LogAttrs(ctx, level, "read back the stream", slog.Int("read", r.Read), slog.Int("stored_already", r.Found),
@@ -103,7 +104,7 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, untouched bo
 		}
 		var err error
 		if r.fence, err = fence(patient, t.id, t.number); err != nil {
-			return err //nolint:wrapcheck // It says what it was.
+			return err
 		}
 		created := r.fence.Created.Truncate(time.Microsecond) // As precise as the table can keep it.
 		r.checkpoint = store.Checkpoint{Created: created, Sequence: r.fence.Sequence, Before: r.fence.Sequence}
@@ -251,7 +252,7 @@ func (t *term) scan(ctx context.Context, above uint64, r *recovery, missing map[
 	if err == nil && len(chunk) > 0 {
 		err = settle(r.fence.Sequence)
 	}
-	return kept, err //nolint:wrapcheck // It says what it was.
+	return kept, err
 }
 
 var errStalled = fmt.Errorf("no progress for %v", recoveryPatience)

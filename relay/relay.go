@@ -172,6 +172,8 @@ type Reader interface {
 	// Alone reports whether the next event is to go alone, to find out whether the stream still is the one that was read
 	// back: see stream.Publisher.Alone. A pipe does so by itself.
 	Alone() bool
+	// Find returns the event of the message at a sequence.
+	Find(ctx context.Context, sequence uint64) (stream.Found, error)
 	// Look compares the stream with what it looked like before.
 	Look(ctx context.Context, before stream.Sight, acked uint64) (stream.Sight, error)
 }

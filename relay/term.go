@@ -44,15 +44,20 @@ type term struct {
 	untouched  bool             // The outbox has never been published to this stream.
 	id         string           // The outbox's, in the stream.
 
-	workers  sync.WaitGroup
-	woken    chan struct{}   // Holds one token when there may be something to fetch.
-	replies  chan reply      // The answer to the exchange under way.
-	opened   chan opening    // The answer to the opening under way.
-	read     chan recovery   // The answer to the recovery under way.
-	looked   chan inspection // The answer to the look at the stream under way.
-	outcomes []stream.Outcome
-	event    stream.Event // The one being handed over.
-	guarded  bool         // The publisher looks at the lease before it writes.
+	workers sync.WaitGroup
+	woken   chan struct{}   // Holds one token when there may be something to fetch.
+	replies chan reply      // The answer to the exchange under way.
+	opened  chan opening    // The answer to the opening under way.
+	read    chan recovery   // The answer to the recovery under way.
+	looked  chan inspection // The answer to the look at the stream under way.
+
+	originals chan original // The answer to the look at a double under way.
+	examining bool
+	findings  int  // How often that has failed, in a row.
+	skipped   bool // The stream has skipped events of an ordered batch, and has not been read back since.
+	outcomes  []stream.Outcome
+	event     stream.Event // The one being handed over.
+	guarded   bool         // The publisher looks at the lease before it writes.
 
 	audit    audit
 	refusals refusalLog
@@ -100,6 +105,8 @@ func (r *Relay) lead(ctx context.Context, lease *election.Lease, stop <-chan str
 		read:    make(chan recovery, 1),
 		looked:  make(chan inspection, 1),
 		healthy: healthy,
+
+		originals: make(chan original, 1),
 	}
 	if guarded, ok := r.publisher.(Guarded); ok && !mutant("lease") {
 		guarded.Guard(lease.Valid)
@@ -195,6 +202,7 @@ func (t *term) loop(ctx context.Context) error {
 		t.open(ctx, now)
 		t.recover(ctx)
 		t.look(ctx, now)
+		t.examine(ctx)
 		t.publish(ctx, now)
 		if done := t.exchange(ctx, now); done {
 			return nil
@@ -229,21 +237,33 @@ func (t *term) loop(ctx context.Context) error {
 			}
 		case i := <-t.looked:
 			t.inspected(ctx, i)
+		case o := <-t.originals:
+			t.examined(ctx, o, time.Now())
 		case <-timer.C:
+			t.refusals.flush(ctx, t.log, time.Now())
 		}
 	}
 }
 
 // arm sets the timer to when there is something to do that nothing else signals.
 func (t *term) arm(timer *time.Timer, now time.Time) {
-	at := t.core.deadline()
-	if t.stopping {
-		at = time.Time{} // Only outcomes and replies are waited for.
-	} else if t.gate == shut && !t.opening && (at.IsZero() || t.reopenAt.Before(at)) {
-		at = t.reopenAt
-	} else if due := t.audit.due; t.reader != nil && t.gate == wide && !t.core.doubt && !t.audit.looking && (at.IsZero() || due.Before(at)) {
-		at = due
+	if t.stopping { // Only outcomes and replies are waited for.
+		timer.Stop()
+		return
 	}
+	at := t.core.deadline()
+	earlier := func(due time.Time) {
+		if !due.IsZero() && (at.IsZero() || due.Before(at)) {
+			at = due
+		}
+	}
+	if t.gate == shut && !t.opening {
+		earlier(t.reopenAt)
+	}
+	if t.reader != nil && t.gate == wide && !t.core.doubt && !t.audit.looking {
+		earlier(t.audit.due)
+	}
+	earlier(t.refusals.due())
 	if at.IsZero() {
 		timer.Stop()
 		return
@@ -318,6 +338,9 @@ func (t *term) collect(ctx context.Context) {
 		if t.opening {
 			t.lost = trouble
 		}
+		if skipped := new(stream.SkippedError); errors.As(trouble, &skipped) {
+			t.skipped = true
+		}
 		t.pause(ctx, trouble, now)
 	}
 	stored := Published{InOrder: t.core.pipelined}
@@ -349,7 +372,12 @@ func (t *term) collect(ctx context.Context) {
 
 // resolve tells core about one outcome, and everybody else if it was no success.
 func (t *term) resolve(ctx context.Context, o stream.Outcome, now time.Time) {
-	if o.Err == nil {
+	switch {
+	case o.Err != nil:
+	case o.Duplicate && t.reader != nil:
+		t.core.double(o.Seq, o.Stored, now)
+		return
+	default:
 		t.core.resolved(o.Seq, nil, now)
 		return
 	}
@@ -497,8 +525,8 @@ func (t *term) exchanged(ctx context.Context, answer store.Reply) {
 		t.kept(ctx, k)
 	}
 	switch {
-	case answer.Remaining > 0:
-		t.pause(ctx, keptFault(store.StillThere(answer.Remaining)), now)
+	case answer.Remaining != nil:
+		t.pause(ctx, keptFault(answer.Remaining), now)
 	case len(t.core.aside) > asideMost:
 		t.pause(ctx, keptFault(fmt.Errorf("%w: more than %d of them; see the reasons given for the first", store.ErrKept, asideMost)), now)
 	}

@@ -92,6 +92,8 @@ type Settled struct {
 	Seqs []int64
 	// After is a sequence of the stream which all of them are stored behind.
 	After uint64
+	// Unarchived tells that they are not in the stream: it has another event with the id of each.
+	Unarchived bool
 }
 
 // Request is one round trip: all that is to be recorded, then what is to be fetched, in one transaction.
@@ -118,9 +120,9 @@ type Reply struct {
 	Asleep bool
 	// Kept are rows for which the database refused what was asked, each for its own sake: the rest was done.
 	Kept []Kept
-	// Remaining is how many of the Settled rows are still in the outbox although Postgres reported no error: something in
-	// the database keeps them. Nothing may be published until it is known why.
-	Remaining int
+	// Remaining is an [ErrKept] if some of the Settled rows are still in the outbox although Postgres reported no error:
+	// something in the database keeps them. Nothing may be published until it is known why.
+	Remaining error
 }
 
 // Kept is a row that could not be recorded as asked.
@@ -209,7 +211,9 @@ update ` + t.outbox() + ` o
    set given_up_at = clock_timestamp(), attempts = ($3::int[])[array_position($1::bigint[], o.seq)], last_error = ($4::text[])[array_position($1::bigint[], o.seq)]
  where o.seq = any($1::bigint[]) and coalesce(o.id, '00000000-0000-0000-0000-000000000000') = ($2::uuid[])[array_position($1::bigint[], o.seq)]`,
 		checkpoint: `
-update ` + t.relay() + ` set checkpoint = $1, checkpoint_before = checkpoint, scan_from = $4 where stream = $2 and term = $3`,
+update ` + t.relay() + `
+   set checkpoint = $1, checkpoint_before = checkpoint, scan_from = case when scan_from = $5 then $4 else scan_from end
+ where stream = $2 and term = $3 returning scan_from`,
 		maxPayload: `update ` + t.relay() + ` set max_payload = $1::bigint where stream = $2 and term = $3`,
 		remaining:  `select count(*) from ` + t.outbox() + ` where seq = any($1::bigint[])`,
 		stillThere: `select count(*) from ` + t.outbox() + ` o where ` + found,
@@ -314,15 +318,15 @@ func (o *Outbox) text(reason string) string {
 type tally struct{ asked, removed, archived int64 }
 
 // remove queues a removal by these parameters, and returns the query that removes.
-func (o *Outbox) remove(batch *pgx.Batch, n *tally, r removal, after uint64, keys ...any) {
+func (o *Outbox) remove(batch *pgx.Batch, n *tally, r removal, archive bool, after uint64, keys ...any) {
 	count := func(into *int64) func(tag pgconn.CommandTag) error {
 		return func(tag pgconn.CommandTag) error {
 			*into += tag.RowsAffected()
 			return nil
 		}
 	}
-	if o.retain > 0 {
-		batch.Queue(r.archive[o.archive.part], append(slices.Clone(keys), o.stream, int64(after))...).Exec(count(&n.archived)) //nolint:gosec // A stream ends long before.
+	if o.retain > 0 && archive {
+		batch.Queue(r.archive[o.archive.part], append(slices.Clone(keys), o.stream, int64(after))...).Exec(count(&n.archived))
 	}
 	batch.Queue(r.remove, keys...).Exec(count(&n.removed))
 }
@@ -332,10 +336,10 @@ func (o *Outbox) removeSettled(batch *pgx.Batch, n *tally, s Settled) {
 	k := keysOf(s.Seqs)
 	n.asked += int64(len(s.Seqs))
 	if len(k.bits) > 0 {
-		o.remove(batch, n, o.queries.near, s.After, k.from, k.to, k.bits, o.drawn)
+		o.remove(batch, n, o.queries.near, !s.Unarchived, s.After, k.from, k.to, k.bits, o.drawn)
 	}
 	if len(k.rest) > 0 {
-		o.remove(batch, n, o.queries.far, s.After, k.rest, o.drawn)
+		o.remove(batch, n, o.queries.far, !s.Unarchived, s.After, k.rest, o.drawn)
 	}
 }
 
@@ -361,7 +365,7 @@ func (o *Outbox) failures(of []Failure) failures {
 // mostAttempts is the highest number of attempts that is recorded or believed.
 const mostAttempts = 1_000_000
 
-func clampAttempts(n int) int32 { return int32(min(max(n, 0), mostAttempts)) } //nolint:gosec // As just bounded.
+func clampAttempts(n int) int32 { return int32(min(max(n, 0), mostAttempts)) }
 
 // failuresAtOnce is how many failures one statement records: it looks each up in its arrays.
 const failuresAtOnce = 500
@@ -390,9 +394,21 @@ func (o *Outbox) giveUp(batch *pgx.Batch, f failures) {
 
 // recordCheckpoint queues the checkpoint and with it where the next term's first fetch may begin.
 func (o *Outbox) recordCheckpoint(batch *pgx.Batch, checkpoint uint64) {
-	if checkpoint > 0 {
-		batch.Queue(o.queries.checkpoint, int64(checkpoint), o.stream, o.term, o.floor.at) //nolint:gosec // A stream ends long before.
+	if checkpoint == 0 {
+		return
 	}
+	at := o.floor.at
+	batch.Queue(o.queries.checkpoint, int64(checkpoint), o.stream, o.term, at, o.scanFrom).Query(func(rows pgx.Rows) error {
+		var now int64
+		_, err := pgx.ForEachRow(rows, []any{&now}, func() error {
+			o.scanFrom = now
+			if now < at {
+				o.back.lower(now) // A command has put rows back.
+			}
+			return nil
+		})
+		return err
+	})
 }
 
 // observation is what an exchange learns of the transactions and of the sequence before it fetches.
@@ -438,7 +454,7 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 		now := time.Now()
 		if o.floor.stuck(now) {
 			batch.Queue(o.queries.clear, strconv.FormatUint(o.floor.xid&math.MaxUint32, 10)).QueryRow(func(row pgx.Row) error {
-				return row.Scan(&unheld) //nolint:wrapcheck // Exchange wraps it.
+				return row.Scan(&unheld)
 			})
 		}
 		o.queueFetch(batch, f, &read)
@@ -447,7 +463,7 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 		if f != nil {
 			o.floor.doubt() // Whatever was recorded about it may not have come to pass.
 		}
-		return Reply{}, err //nolint:wrapcheck // Exchange wraps it.
+		return Reply{}, err
 	}
 	if n.removed < n.asked {
 		if err := o.look(ctx, conn, request.Settled, &reply); err != nil {
@@ -505,7 +521,14 @@ func (o *Outbox) look(ctx context.Context, conn *pgx.Conn, settled []Settled, re
 	for _, s := range settled {
 		seqs = append(seqs, s.Seqs...)
 	}
-	return conn.QueryRow(ctx, o.queries.remaining, seqs).Scan(&reply.Remaining) //nolint:wrapcheck // Exchange wraps it.
+	var remaining int
+	if err := conn.QueryRow(ctx, o.queries.remaining, seqs).Scan(&remaining); err != nil {
+		return err
+	}
+	if remaining > 0 {
+		reply.Remaining = o.table.stillThere(remaining)
+	}
+	return nil
 }
 
 // lowest returns the lowest seq that the relay holds after an exchange, if it holds any.

@@ -56,6 +56,7 @@ type Outbox struct {
 	unicode    bool // The database's encoding has all characters.
 	ascii      bool // Only those of ASCII are recorded: another may have been what the database refused.
 	floor      floor
+	scanFrom   int64 // What the table says of the floor.
 	drawn      int64 // The highest seq that the sequence had given out by the latest exchange.
 	complete   bool  // The latest page had all rows.
 	arena      arena
@@ -206,7 +207,7 @@ select (select format('%I.%I', n.nspname, c.relname) from pg_catalog.pg_class c 
          where c.oid = to_regclass(pg_get_serial_sequence($1, 'seq')) and has_sequence_privilege(c.oid, 'SELECT')),
        current_setting('server_encoding') = 'UTF8'`, o.table.outbox()).Scan(&sequence, &o.unicode)
 	if err != nil {
-		return err //nolint:wrapcheck // The caller explains it.
+		return err
 	}
 	o.drawn = math.MinInt64 // Until the first exchange says.
 	if sequence == nil {
@@ -229,7 +230,7 @@ func (o *Outbox) readBlocked(ctx context.Context, conn *pgx.Conn, term *Term) er
 	var from *int64
 	err := conn.QueryRow(ctx, `select min(seq) from `+o.table.outbox()+` where retry_at is not null and given_up_at is null`).Scan(&from)
 	if err != nil {
-		return err //nolint:wrapcheck // The caller explains it.
+		return err
 	}
 	if from != nil {
 		o.floor.lower(*from)
@@ -241,7 +242,7 @@ select aggregate_type, aggregate_id,
  where retry_at > clock_timestamp() and given_up_at is null and octet_length(aggregate_type) <= $1::int and octet_length(aggregate_id) <= $1::int
  group by 1, 2 limit $2::int`, blockedNameFits, blockedMost)
 	if err != nil {
-		return err //nolint:wrapcheck // The caller explains it.
+		return err
 	}
 	term.Blocked, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (b Blocked, err error) {
 		var micros int64
@@ -249,7 +250,7 @@ select aggregate_type, aggregate_id,
 		b.For = max(time.Duration(micros)*time.Microsecond, 0)
 		return b, err
 	})
-	return err //nolint:wrapcheck // The caller explains it.
+	return err
 }
 
 // End ends a term whose session is still there: it gives back the lock that tells producers that the relay is asleep. An
@@ -295,17 +296,17 @@ select $1, greatest(1, $3::bigint), $2, clock_timestamp(), coalesce(l.part, 0), 
  returning term, outbox, stream_created, checkpoint, checkpoint_before, part, clock_timestamp() - part_since, scan_from`, stream, leader, atLeast).
 		Scan(&term.Number, &term.Outbox, &created, &sequence, &before, &o.archive.part, &partAge, &scanFrom)
 	if err != nil {
-		return err //nolint:wrapcheck // The caller explains it.
+		return err
 	}
 	if o.archive.part < 0 || o.archive.part >= archiveParts {
 		return fmt.Errorf("%s: part %d of the archive is being filled, and there are %d: has a newer outbox-relay run? then use that", o.table.relay(), o.archive.part, archiveParts)
 	}
 	term.First = created == nil
 	if created != nil {
-		term.Checkpoint = Checkpoint{Created: *created, Sequence: uint64(sequence), Before: uint64(before)} //nolint:gosec // As they were recorded.
+		term.Checkpoint = Checkpoint{Created: *created, Sequence: uint64(sequence), Before: uint64(before)}
 	}
 	o.stream, o.term = stream, term.Number
-	o.floor.at = scanFrom
+	o.floor.at, o.scanFrom = scanFrom, scanFrom
 	o.archive.filled = time.Now().Add(o.archiveSpan() - partAge)
 	return nil
 }

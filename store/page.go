@@ -140,7 +140,7 @@ type arena struct{ rows, texts, data int }
 // leave no room for an allocation or two for each of their fields.
 func (a *arena) scan(rows pgx.Rows, f Fetch) (read pageRead, err error) {
 	if err := rows.Err(); err != nil {
-		return pageRead{}, err //nolint:wrapcheck // Exchange wraps it.
+		return pageRead{}, err
 	}
 	if err := checkFormats(rows.FieldDescriptions()); err != nil {
 		return pageRead{}, err
@@ -208,7 +208,7 @@ func (a *arena) scan(rows pgx.Rows, f Fetch) (read pageRead, err error) {
 	}
 	read.rows, read.large = page, read.large || cut
 	read.full = cut || len(page) >= f.Rows || bytes >= f.Bytes
-	return read, rows.Err() //nolint:wrapcheck // Exchange wraps it.
+	return read, rows.Err()
 }
 
 // unfit says why a measured row was not read; empty if it was.

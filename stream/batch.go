@@ -371,7 +371,7 @@ func (p *Publisher) batchFlowed(b *batch, a *answer) {
 		p.endBatch(b, malformed(fmt.Sprintf("it acknowledges message %d of %d that were sent", a.Seq, b.sent)))
 	default:
 		if a.Msgs > 0 {
-			p.flow = int(min(a.Msgs, uint64(b.flow))) //nolint:gosec // At most flow, which is positive.
+			p.flow = int(min(a.Msgs, uint64(b.flow)))
 		}
 		p.batchStored(b, a.Seq, 0)
 	}
@@ -413,7 +413,7 @@ func (p *Publisher) batchStored(b *batch, count, sequence uint64) {
 	if count <= b.known {
 		return
 	}
-	n := int(count - b.known) //nolint:gosec // At most len(b.open).
+	n := int(count - b.known)
 	for _, event := range b.open[:n] {
 		p.done = append(p.done, stored(event.seq, 0, false))
 	}

@@ -259,7 +259,7 @@ type storedMessage struct {
 func (p *Publisher) message(ctx context.Context, conn *nats.Conn, query messageQuery) (*storedMessage, error) {
 	request, err := json.Marshal(query)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // It cannot fail.
+		return nil, err
 	}
 	msg, err := await(ctx, func() (*nats.Msg, error) {
 		return conn.RequestWithContext(ctx, p.options.Connect.api()+"STREAM.MSG.GET."+p.Stream(), request)
@@ -281,7 +281,7 @@ func (q messageQuery) answered(data []byte) (*storedMessage, error) {
 	case err != nil:
 		return nil, malformed(cut(err.Error()))
 	case answer.Error != nil && answer.Error.ErrorCode == codeNoMessage:
-		return nil, nil //nolint:nilnil // Documented.
+		return nil, nil
 	case answer.Error != nil:
 		return nil, answer.Error
 	}

@@ -81,13 +81,13 @@ func (l *line) socket() *socket {
 func dial(ctx context.Context, network, address string) (net.Conn, error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // nats.go says what it was for.
+		return nil, err
 	}
 	looking, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	addresses, err := net.DefaultResolver.LookupHost(looking, host)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // As above.
+		return nil, err
 	}
 	rand.Shuffle(len(addresses), func(i, j int) { addresses[i], addresses[j] = addresses[j], addresses[i] })
 	dialer := net.Dialer{Timeout: connectTimeout}
@@ -97,7 +97,7 @@ func dial(ctx context.Context, network, address string) (net.Conn, error) {
 			return conn, nil
 		}
 	}
-	return nil, err //nolint:wrapcheck // As above.
+	return nil, err
 }
 
 func (l *line) cut() {

@@ -32,7 +32,7 @@ func (g *guarded) Write(b []byte) (int, error) {
 	if g.forbidden() {
 		return 0, errForbidden
 	}
-	return g.Conn.Write(b) //nolint:wrapcheck // nats.go says what it was for.
+	return g.Conn.Write(b)
 }
 
 // socket is what a connection of nats.go's writes to, and so does wire.
@@ -76,7 +76,7 @@ func (s *socket) Read(b []byte) (int, error) {
 	case s.broken != nil:
 		return 0, s.broken
 	case s.tls == nil:
-		return s.guarded.Read(b) //nolint:wrapcheck // nats.go says what it was for.
+		return s.guarded.Read(b)
 	}
 	n, err := s.tls.Read(b)
 	if n > 0 {
@@ -120,17 +120,17 @@ func (s *socket) writeAll(buffers net.Buffers) error {
 		return errForbidden
 	}
 	if err := s.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
-		return err //nolint:wrapcheck // The caller says what it was for.
+		return err
 	}
 	if s.tls == nil {
 		_, err := buffers.WriteTo(s.Conn)
-		return err //nolint:wrapcheck // As above.
+		return err
 	}
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	for _, b := range buffers {
 		if _, err := s.tls.Write(b); err != nil {
-			return err //nolint:wrapcheck // As above.
+			return err
 		}
 	}
 	return nil

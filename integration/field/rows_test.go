@@ -120,7 +120,7 @@ func TestRows(t *testing.T) {
 }
 
 // Not parallel: what such rows cost Postgres, others would feel.
-func TestLargeRows(t *testing.T) { //nolint:paralleltest // See above.
+func TestLargeRows(t *testing.T) {
 	for _, c := range largeRows() {
 		t.Run(c.name, func(t *testing.T) {
 			if c.long {

@@ -45,7 +45,7 @@ type NATS struct {
 
 func newNATS(tb testing.TB, options Options) *NATS {
 	tb.Helper()
-	n := &NATS{TB: tb, quiet: options.Quiet, role: role{Name: "test", Port: freePorts(tb, 1)[0], Store: tb.TempDir(), MaxPayload: int32(options.MaxPayload)}} //nolint:gosec // Tests use small ones.
+	n := &NATS{TB: tb, quiet: options.Quiet, role: role{Name: "test", Port: freePorts(tb, 1)[0], Store: tb.TempDir(), MaxPayload: int32(options.MaxPayload)}}
 	if n.role.MaxPayload == 0 {
 		n.role.MaxPayload = server.MAX_PAYLOAD_SIZE
 	}
@@ -66,7 +66,7 @@ func freePorts(tb testing.TB, count int) []int {
 			tb.Fatal(err)
 		}
 		listeners = append(listeners, listener)
-		ports = append(ports, listener.Addr().(*net.TCPAddr).Port) //nolint:errcheck,forcetypeassert // It is TCP.
+		ports = append(ports, listener.Addr().(*net.TCPAddr).Port) //nolint:errcheck // It is TCP.
 	}
 	for _, listener := range listeners { // Not sooner, so that they differ.
 		_ = listener.Close()
@@ -287,7 +287,7 @@ func (w *World) StoredIn(js jetstream.JetStream, name string) (events int) {
 		events = 0
 		for subject, messages := range info.State.Subjects {
 			if !strings.HasPrefix(subject, "_outbox.") && !strings.Contains(subject, "%fence") {
-				events += int(messages) //nolint:gosec // Tests have fewer.
+				events += int(messages)
 			}
 		}
 		return true

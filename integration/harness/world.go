@@ -39,7 +39,7 @@ func Main(m interface{ Run() int }) {
 	}
 	binary = filepath.Join(dir, "outbox-relay")
 	arguments := append(append([]string{"build", "-tags=" + tags}, buildFlags...), "-o", binary, "github.com/go-outbox/go-outbox/relay/cmd/outbox-relay")
-	build := exec.CommandContext(context.Background(), "go", arguments...) //nolint:gosec // Our own arguments.
+	build := exec.CommandContext(context.Background(), "go", arguments...)
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build outbox-relay: %v\n%s", err, out)
 		os.Exit(1) //nolint:forbidigo // This is the end of TestMain.

@@ -30,7 +30,7 @@ func TestWrongCommandLines(t *testing.T) {
 		{"dead show", "got 0 arguments, want one"},
 		{"dead show 1 2", "got 2 arguments, want one"},
 		{"dead show first", `KEY "first" is neither a seq (a number) nor an event id (a UUID)`},
-		{"dead show 0", `KEY "0"`},
+		{"dead show letter:0", `KEY "letter:0"`},
 		{"dead show 00000000-0000-0000-0000-000000000000", `KEY "00000000-`},
 		{"dead show {6ba7b810-9dad-11d1-80b4-00c04fd430c8}", `KEY "{6ba7b810-`},
 		{"dead requeue", "want KEYs, or --all"},

@@ -19,10 +19,10 @@ func newStatusCommand(p *process) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Tell who leads, what waits and what was given up",
-		Long: `Tell what the tables say: who leads, for the how-manieth term and since when, how far it is, what
-waits, what was given up, what is in the archive, and what stands in the way,
-such as a lock that somebody holds. It asks the database only, so it works whether or
-not a relay runs, and from any host. Large tables are not counted but estimated.
+		Long: `Tell what the tables say: the current leader, its term number and when the term began, how far it
+is, what waits, what was given up, what is in the archive; and what stands in a relay's way, such as
+a lock that somebody holds. It asks the database only, so it works whether or not a relay runs, and
+from any host. Large tables are not counted but estimated.
 
 If something cannot be read the rest is shown, and the exit code is 1.`,
 		Args: usage(noArgs),

@@ -1,0 +1,82 @@
+package relay
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/go-outbox/go-outbox/store"
+	"github.com/go-outbox/go-outbox/stream"
+)
+
+// A stream that has an event's id already does not store it, and says so. Either it has this very event, from an attempt
+// whose answer was lost; or two rows have one id, and only the first of them is in the stream. What is stored is looked at
+// to tell them apart.
+//
+// The second row is settled like the first, since nothing else can become of it, but not archived: the stream does not
+// have it, so it would seem to be lost.
+
+// double is a row whose id the stream had already.
+type double struct {
+	ref      store.Ref
+	epoch    uint64 // In which it was sent.
+	sequence uint64 // Of the message with its id.
+}
+
+// original is what the stream has in a double's place.
+type original struct {
+	double
+
+	found stream.Found
+	err   error
+}
+
+// Twice is what [Hooks.Twice] is told: two rows have one id, and the stream has stored the first only.
+type Twice struct {
+	// Row is the one that the stream does not have.
+	Row store.Ref
+	// First is the seq of the row that it has, at Sequence.
+	First    int64
+	Sequence uint64
+}
+
+// findTries is how often it is tried to look at what the stream has in a double's place.
+const findTries = 3
+
+// examine has the next double looked at.
+func (t *term) examine(ctx context.Context) {
+	if t.examining || t.stopping || t.gate != wide || len(t.core.doubles) == 0 {
+		return
+	}
+	t.examining = true
+	d := t.core.doubles[0]
+	t.workers.Go(func() {
+		ctx, cancel := context.WithTimeout(ctx, openTimeout)
+		defer cancel()
+		found, err := t.reader.Find(ctx, d.sequence)
+		t.originals <- original{d, found, err}
+	})
+}
+
+// examined takes the answer to the look at a double.
+func (t *term) examined(ctx context.Context, o original, now time.Time) {
+	t.examining = false
+	if len(t.core.doubles) == 0 || t.core.doubles[0] != o.double {
+		return // It has been read back meanwhile.
+	}
+	if o.err != nil && t.findings < findTries {
+		t.findings++
+		return
+	}
+	t.findings = 0
+	t.core.doubles = t.core.doubles[1:]
+	// Where nobody can tell, it is taken for the same event: that is what it nearly always is.
+	twice := o.err == nil && o.found.Event && o.found.Seq != o.ref.Seq
+	t.core.resolvedDouble(o.double, twice, now)
+	if !twice {
+		return
+	}
+	t.log.LogAttrs(ctx, slog.LevelWarn, "two rows have one id: the stream has stored the first and takes the second for a repetition; give each event an id of its own",
+		slog.String("id", o.ref.ID.String()), slog.Int64("seq", o.ref.Seq), slog.Int64("stored_seq", o.found.Seq), slog.Uint64("stored_at", o.sequence))
+	t.hooks.Twice(Twice{Row: o.ref, First: o.found.Seq, Sequence: o.sequence})
+}
