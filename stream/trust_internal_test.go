@@ -23,7 +23,7 @@ func TestTLSWithServersThatWereFound(t *testing.T) {
 	ports := make([]int, 2)
 	for i := range ports {
 		l := listen(t)
-		ports[i] = l.Addr().(*net.TCPAddr).Port //nolint:errcheck,forcetypeassert // It is TCP.
+		ports[i] = l.Addr().(*net.TCPAddr).Port
 		l.Close()
 	}
 	node := func(i int) *streamtest.Server {
