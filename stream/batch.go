@@ -284,7 +284,7 @@ func (p *Publisher) enter(seq int64, size int) (b *batch, conn *nats.Conn, err e
 		p.flow = min(p.stretch, max(batchBytes/max(size, 1), 1))
 		b = &batch{used: time.Now(), id: nuid.Next(), flow: p.flow, last: p.highest, most: p.largest()}
 		b.replies = p.replies + b.id + "." + strconv.Itoa(b.flow) + ".fail."
-		if socket := p.line.plain(); socket != nil {
+		if socket := p.line.socket(); socket != nil {
 			b.wired = true
 			p.wire.begin(socket, p.maxPayload)
 		}

@@ -52,6 +52,14 @@ type ConnectOptions struct {
 	// reconnect: certificates expire.
 	TLSCert, TLSKey string
 
+	// TLSFirst does the TLS handshake before the server says anything, for servers
+	// that want it so (handshake_first). Not with WebSockets.
+	TLSFirst bool
+
+	// InboxPrefix is what the subjects of answers start with instead of _INBOX, for
+	// users who may only subscribe there.
+	InboxPrefix string
+
 	// OnDisconnect is told of the loss of the connection, OnReconnect of its
 	// return, OnClosed that it is over for good, unless the caller closed it.
 	// OnError is told what goes wrong beside: a refused permission, a slow
@@ -84,6 +92,7 @@ func Connect(ctx context.Context, opts ConnectOptions) (*nats.Conn, error) {
 	if opts.line == nil {
 		opts.line = newLine(nil)
 	}
+	opts.line.trust = opts.trust()
 	options, err := opts.options()
 	if err != nil {
 		return nil, setupFault(fmt.Errorf("connect to NATS: %w", err))
@@ -165,13 +174,38 @@ func (o ConnectOptions) options() ([]nats.Option, error) {
 		options = append(options, nats.ClosedHandler(func(*nats.Conn) { o.OnClosed() }))
 	}
 
+	if o.TLSFirst {
+		options = append(options, nats.TLSHandshakeFirst())
+	}
+	if o.InboxPrefix != "" {
+		options = append(options, nats.CustomInboxPrefix(o.InboxPrefix))
+	}
+
 	credentials, credentialsErr := o.credentials()
 	certificates, certificatesErr := o.certificates()
-	if err := errors.Join(checkURLs(o.URL), credentialsErr, certificatesErr); err != nil {
+	if err := errors.Join(checkURLs(o.URL), o.checkNames(), credentialsErr, certificatesErr); err != nil {
 		return nil, err
 	}
 	return slices.Concat(options, credentials, certificates), nil
 }
+
+// checkNames says what is wrong with how the servers are to be talked to.
+func (o ConnectOptions) checkNames() error {
+	var faults []error
+	if o.TLSFirst && o.trust().webSocket {
+		faults = append(faults, errors.New("TLSFirst: WebSockets have TLS by their scheme: with ws and wss leave it out"))
+	}
+	if strings.ContainsAny(o.Domain, " .*>") || strings.ContainsFunc(o.Domain, unprintable) {
+		faults = append(faults, fmt.Errorf("Domain: %q is not one token of a subject: want the name that the servers' configuration gives it (jetstream { domain: … })", o.Domain))
+	}
+	if p := o.InboxPrefix; p != "" && (strings.ContainsAny(p, " *>") || strings.ContainsFunc(p, unprintable) ||
+		strings.HasPrefix(p, ".") || strings.HasSuffix(p, ".") || strings.Contains(p, "..")) {
+		faults = append(faults, fmt.Errorf("InboxPrefix: %q is no subject: want one without wildcards and without a dot at its end, such as _INBOX_relay", p))
+	}
+	return errors.Join(faults...)
+}
+
+func unprintable(r rune) bool { return r < ' ' || r == 0x7f }
 
 func (o ConnectOptions) credentials() ([]nats.Option, error) {
 	switch {

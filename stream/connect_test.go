@@ -415,9 +415,13 @@ func newAuthority(t *testing.T) *authority {
 	return &authority{file: writePEM(t, "ca.pem", "CERTIFICATE", der), cert: cert, key: key}
 }
 
-// issue makes a certificate for 127.0.0.1, of a server as of a client.
-func (a *authority) issue(t *testing.T, expires time.Time) (certFile, keyFile string) {
+// issue makes a certificate for 127.0.0.1 or, instead, for names, of a server as of a client.
+func (a *authority) issue(t *testing.T, expires time.Time, names ...string) (certFile, keyFile string) {
 	t.Helper()
+	var addresses []net.IP
+	if len(names) == 0 {
+		addresses = []net.IP{net.IPv4(127, 0, 0, 1)}
+	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -429,7 +433,8 @@ func (a *authority) issue(t *testing.T, expires time.Time) (certFile, keyFile st
 		NotAfter:     expires,
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
+		IPAddresses:  addresses,
+		DNSNames:     names,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
 	if err != nil {

@@ -44,7 +44,7 @@ func (p *Publisher) scanDirect(ctx context.Context, conn *nats.Conn, above *uint
 	for {
 		request, err := json.Marshal(map[string]any{"seq": *above + 1, "next_by_subj": filter, "batch": directBatch, "max_bytes": directBytes})
 		if err != nil {
-			return err //nolint:wrapcheck // It cannot fail.
+			return err
 		}
 		if err := awaitErr(ctx, func() error { return conn.PublishRequest(subject, inbox, request) }); err != nil {
 			return err

@@ -1,14 +1,10 @@
 package stream
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"math/rand/v2"
 	"net"
 	"sync"
-	"sync/atomic"
-	"time"
 )
 
 // line is what a connection runs over. Closing a nats.Conn sends what is still
@@ -16,6 +12,7 @@ import (
 // first.
 type line struct {
 	valid func() bool // Asked before each write; nil for nobody.
+	trust trust       // How TLS is done; set before the first Dial.
 
 	mu    sync.Mutex         // Protects what follows.
 	conn  *socket            // The latest; nil before there was one.
@@ -32,7 +29,7 @@ func (l *line) Dial(network, address string) (net.Conn, error) {
 	defer cancel()
 	l.mu.Lock()
 	l.abort = cancel
-	gone := l.gone
+	gone, former := l.gone, l.conn
 	l.mu.Unlock()
 	if gone {
 		return nil, net.ErrClosed
@@ -41,19 +38,36 @@ func (l *line) Dial(network, address string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	s := &socket{guarded: guarded{Conn: conn, valid: l.valid}, host: l.trust.hostOf(address, former)}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.gone {
 		_ = conn.Close() // Nothing was sent on it.
 		return nil, net.ErrClosed
 	}
-	l.conn = &socket{Conn: conn, valid: l.valid}
-	return l.conn, nil
+	l.conn = s
+	return s, nil
 }
 
-// plain returns the connection if it carries NATS' protocol as it is, and nil
-// otherwise.
-func (l *line) plain() *socket {
+// SkipTLSHandshake is asked by nats.go when it would begin TLS on the connection
+// that was dialed last, and not use it before: after the server's INFO, which
+// demands TLS or offers it, or with TLS first. We do it in its place, so that
+// what comes out of TLS is ours: see wire. If that fails, the next read or write
+// does. With WebSockets it is nats.go's.
+func (l *line) SkipTLSHandshake() bool {
+	l.mu.Lock()
+	s := l.conn
+	l.mu.Unlock()
+	if s == nil || l.trust.webSocket {
+		return false
+	}
+	s.secure(&l.trust)
+	return true
+}
+
+// socket returns the connection if NATS' protocol is what is written to it, and
+// nil otherwise.
+func (l *line) socket() *socket {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.conn == nil || l.conn.protocol.Load() != protocolNATS {
@@ -67,13 +81,13 @@ func (l *line) plain() *socket {
 func dial(ctx context.Context, network, address string) (net.Conn, error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // nats.go says what it was for.
+		return nil, err
 	}
 	looking, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	addresses, err := net.DefaultResolver.LookupHost(looking, host)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // As above.
+		return nil, err
 	}
 	rand.Shuffle(len(addresses), func(i, j int) { addresses[i], addresses[j] = addresses[j], addresses[i] })
 	dialer := net.Dialer{Timeout: connectTimeout}
@@ -83,7 +97,7 @@ func dial(ctx context.Context, network, address string) (net.Conn, error) {
 			return conn, nil
 		}
 	}
-	return nil, err //nolint:wrapcheck // As above.
+	return nil, err
 }
 
 func (l *line) cut() {
@@ -97,48 +111,3 @@ func (l *line) cut() {
 		_ = l.conn.Close() // It may be closed already.
 	}
 }
-
-// socket is what a connection of nats.go's writes to. It writes only while it
-// may: what nats.go had buffered when its process was stopped is not sent when
-// that goes on, if it may not be any more.
-type socket struct {
-	net.Conn
-
-	valid    func() bool // Nil for always.
-	protocol atomic.Int32
-}
-
-// What a socket carries, as the first bytes show that are written to it.
-const (
-	protocolUnknown = iota
-	protocolNATS
-	protocolOther
-)
-
-func (s *socket) Write(b []byte) (int, error) {
-	if s.valid != nil && !s.valid() {
-		return 0, errForbidden
-	}
-	if s.protocol.Load() == protocolUnknown {
-		if bytes.HasPrefix(b, []byte("CONNECT ")) {
-			s.protocol.Store(protocolNATS)
-		} else {
-			s.protocol.Store(protocolOther)
-		}
-	}
-	return s.Conn.Write(b)
-}
-
-// writeAll writes all of the buffers, with nobody else's bytes in between.
-func (s *socket) writeAll(buffers net.Buffers) error {
-	if s.valid != nil && !s.valid() {
-		return errForbidden
-	}
-	if err := s.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
-		return err
-	}
-	_, err := buffers.WriteTo(s.Conn)
-	return err
-}
-
-var errForbidden = errors.New("the right to send has ended")

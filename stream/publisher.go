@@ -260,7 +260,7 @@ func (p *Publisher) listen(ctx context.Context, conn *nats.Conn) (replies string
 	return await(ctx, func() (string, error) {
 		replies := conn.NewInbox() + "."
 		_, err := conn.Subscribe(replies+">", p.answered)
-		return replies, err //nolint:wrapcheck // The caller says what it was for.
+		return replies, err
 	})
 }
 

@@ -100,7 +100,7 @@ func (p *Publisher) readBackFrom(ctx context.Context, conn *nats.Conn, above uin
 		}
 		consumer, err := js.CreateOrUpdateConsumer(ctx, r.stream, config)
 		if err != nil {
-			return 0, err //nolint:wrapcheck // The caller says what it was for.
+			return 0, err
 		}
 		return consumer.CachedInfo().Config.MaxRequestBatch, nil
 	})
@@ -115,7 +115,7 @@ func (p *Publisher) readBackFrom(ctx context.Context, conn *nats.Conn, above uin
 		r.inbox = conn.NewInbox()
 		r.status = conn.StatusChanged(nats.RECONNECTING, nats.CLOSED)
 		r.sub, err = conn.ChanSubscribe(r.inbox, r.messages)
-		return err //nolint:wrapcheck // As above.
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -134,12 +134,12 @@ func (r *readBack) pull(ctx context.Context) error {
 	}
 	request, err := json.Marshal(map[string]any{"batch": r.batch, "expires": scanExpires, "idle_heartbeat": scanHeartbeat})
 	if err != nil {
-		return err //nolint:wrapcheck // It cannot fail.
+		return err
 	}
 	return awaitErr(ctx, func() error {
 		for range n {
 			if err := r.conn.PublishRequest(r.api+"CONSUMER.MSG.NEXT."+r.stream+"."+r.name, r.inbox, request); err != nil {
-				return err //nolint:wrapcheck // The caller says what it was for.
+				return err
 			}
 		}
 		return nil

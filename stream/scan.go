@@ -242,7 +242,7 @@ func (p *Publisher) info(ctx context.Context, conn *nats.Conn) (*jetstream.Strea
 		}
 		str, err := js.Stream(ctx, p.Stream())
 		if err != nil {
-			return nil, err //nolint:wrapcheck // Wrapped below.
+			return nil, err
 		}
 		return str.CachedInfo(), nil
 	})

@@ -92,7 +92,7 @@ func (s Setup) orDefault() Setup {
 func (s Setup) Validate() error {
 	var faults []error
 	refuse := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
-	if strings.ContainsAny(s.Stream, " .*>/\\") || strings.ContainsFunc(s.Stream, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+	if strings.ContainsAny(s.Stream, " .*>/\\") || strings.ContainsFunc(s.Stream, unprintable) {
 		refuse(`Stream: %q has a character that NATS forbids: white space, control characters and . * > / \`, s.Stream)
 	}
 	// Shorter windows are refused by the server.

@@ -2,6 +2,7 @@ package harness
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,6 +31,8 @@ type role struct {
 	MaxPayload     int32
 	User, Password string
 
+	Cert, Key string // Files; empty for no TLS.
+
 	ClusterPort int // 0 for a server that is alone.
 	Routes      []string
 }
@@ -48,6 +51,9 @@ func newNATS(tb testing.TB, options Options) *NATS {
 	n := &NATS{TB: tb, quiet: options.Quiet, role: role{Name: "test", Port: freePorts(tb, 1)[0], Store: tb.TempDir(), MaxPayload: int32(options.MaxPayload)}}
 	if n.role.MaxPayload == 0 {
 		n.role.MaxPayload = server.MAX_PAYLOAD_SIZE
+	}
+	if options.TLS {
+		n.role.Cert, n.role.Key = newCertificate(tb)
 	}
 	if options.NATSPassword != "" {
 		n.Login("relay", options.NATSPassword)
@@ -84,6 +90,11 @@ func (n *NATS) URL() string {
 		u.User = url.UserPassword(n.role.User, n.role.Password)
 	}
 	return u.String()
+}
+
+// Encrypted returns settings by which a relay uses TLS, and nothing else.
+func (n *NATS) Encrypted() []string {
+	return []string{"OUTBOX_NATS_URL=" + strings.Replace(n.URL(), "nats:", "tls:", 1), "OUTBOX_NATS_TLS_CA=" + n.role.Cert}
 }
 
 // Login sets who may connect, from the next start on.
@@ -167,6 +178,14 @@ func beNATS(text string) {
 	options := &server.Options{
 		ServerName: r.Name, Host: "127.0.0.1", Port: r.Port, MaxPayload: r.MaxPayload, Username: r.User, Password: r.Password,
 		JetStream: true, StoreDir: r.Store, NoLog: true, NoSigs: true,
+	}
+	if r.Cert != "" {
+		pair, err := tls.LoadX509KeyPair(r.Cert, r.Key)
+		if err != nil {
+			panic(err)
+		}
+		options.TLSConfig = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+		options.AllowNonTLS, options.TLSTimeout = true, 2
 	}
 	if r.ClusterPort > 0 {
 		options.Cluster = server.ClusterOpts{Name: "test", Host: "127.0.0.1", Port: r.ClusterPort, NoAdvertise: true} // A client that was sent through a proxy stays there.
