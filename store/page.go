@@ -218,7 +218,7 @@ func unfit(values [][]byte, f Fetch) string {
 	case values[idColumn] == nil || values[dataSizeColumn] == nil || values[restSizeColumn] == nil || values[createdAtColumn] == nil || values[attemptsColumn] == nil:
 		return "a column is null that must not be" // Somebody has dropped the table's constraints.
 	case size > f.maxData():
-		return fmt.Sprintf("payload of %d bytes: the broker takes messages of %d bytes", size, f.MaxData)
+		return fmt.Sprintf("payload of %d bytes: with the smallest headers the broker takes at most %d", size, f.MaxData)
 	case values[dataColumn] == nil:
 		return fmt.Sprintf("topic, type, ids and headers of %d bytes: a message has room for less than %d", number(values[restSizeColumn]), textMost)
 	case len(values[headersColumn]) > textMost:
