@@ -415,7 +415,7 @@ func (t *term) pause(ctx context.Context, fault *stream.Error, now time.Time) {
 func (t *term) setback(ctx context.Context, fault *stream.Error, now time.Time) {
 	t.troubles++
 	t.reopenAt = now.Add(reopen.after(t.troubles))
-	if errors.Is(fault, store.ErrKept) {
+	if errors.Is(fault, store.ErrKept) || errors.Is(fault, store.ErrUnarchived) {
 		t.reopenAt = now.Add(resettle.after(t.troubles)) // Each attempt reads back the stream.
 	}
 	if reason := fault.Error(); reason != t.reason {

@@ -33,6 +33,8 @@ var (
 	ErrRowSecurity = errors.New("row-level security applies to the relay's role")
 	// ErrKept: the database keeps rows that were removed, so what was published would be published again.
 	ErrKept = errors.New("the database keeps the rows of published events")
+	// ErrUnarchived: the archive does not have what was put into it, so it could not be published again.
+	ErrUnarchived = errors.New("the archive does not keep what is put into it")
 	// ErrNoDeadLetter: no dead letter has that seq or id.
 	ErrNoDeadLetter = errors.New("no such dead letter")
 	// ErrNotArchived: the archive has no event of that id (any more).

@@ -120,8 +120,9 @@ type Reply struct {
 	Asleep bool
 	// Kept are rows for which the database refused what was asked, each for its own sake: the rest was done.
 	Kept []Kept
-	// Remaining is an [ErrKept] if some of the Settled rows are still in the outbox although Postgres reported no error:
-	// something in the database keeps them. Nothing may be published until it is known why.
+	// Remaining is an [ErrKept] if some of the Settled rows are still in the outbox although Postgres reported no error, or
+	// more than those are gone, and an [ErrUnarchived] if the archive does not have them: something in the database did
+	// otherwise. Nothing may be published until it is known what.
 	Remaining error
 }
 
@@ -316,7 +317,18 @@ func (o *Outbox) text(reason string) string {
 }
 
 // tally is how many rows left the outbox, and for the archive.
-type tally struct{ asked, removed, archived int64 }
+type tally struct{ asked, removed, toArchive, archived int64 }
+
+// differs says how what was done differs from what was asked, if it does in a way that no count of what is left can tell.
+func (t Table) differs(n tally) error {
+	switch {
+	case n.removed > n.asked:
+		return fmt.Errorf("%w: %d rows of the outbox %s were removed where %d were named; look for a trigger or rule that removes others (outbox-relay doctor names it) and drop it", ErrKept, n.removed, t, n.asked)
+	case n.archived < n.toArchive:
+		return fmt.Errorf("%w: of %d rows that left the outbox %s, %d are there; look for a trigger or rule on %s_published and its parts, and drop it, or set relay.retain to 0", ErrUnarchived, n.toArchive, t, n.archived, t)
+	}
+	return nil
+}
 
 // remove queues a removal by these parameters, and returns the query that removes.
 func (o *Outbox) remove(batch *pgx.Batch, n *tally, r removal, archive bool, after uint64, keys ...any) {
@@ -329,7 +341,13 @@ func (o *Outbox) remove(batch *pgx.Batch, n *tally, r removal, archive bool, aft
 	if o.retain > 0 && archive {
 		batch.Queue(r.archive[o.archive.part], append(slices.Clone(keys), o.stream, int64(after))...).Exec(count(&n.archived))
 	}
-	batch.Queue(r.remove, keys...).Exec(count(&n.removed))
+	batch.Queue(r.remove, keys...).Exec(func(tag pgconn.CommandTag) error {
+		n.removed += tag.RowsAffected()
+		if o.retain > 0 && archive {
+			n.toArchive += tag.RowsAffected()
+		}
+		return nil
+	})
 }
 
 // removeSettled queues the removal of rows that the stream has stored.
@@ -466,6 +484,7 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 		}
 		return Reply{}, err
 	}
+	reply.Remaining = o.table.differs(n)
 	if n.removed < n.asked {
 		if err := o.look(ctx, conn, request.Settled, &reply); err != nil {
 			return Reply{}, err

@@ -98,6 +98,19 @@ create trigger keep before delete on outbox for each row execute function keep()
 	}
 }
 
+// An archive that keeps nothing could give nothing back.
+func TestArchiveThatKeepsNothing(t *testing.T) {
+	f := newFixture(t, store.Options{Retain: time.Hour})
+	f.begin(t)
+	f.exec(t, `
+create function lose() returns trigger language plpgsql as $$ begin return null; end $$;
+create trigger lose before insert on outbox_published_0 for each row execute function lose()`)
+	f.insert(t, event("1"))
+	if reply := f.exchange(t, store.Request{Settled: settledSeqs([]int64{1})}); !errors.Is(reply.Remaining, store.ErrUnarchived) {
+		t.Errorf("Remaining is %v, want %v", reply.Remaining, store.ErrUnarchived)
+	}
+}
+
 // Settle removes all that it can, too.
 func TestSettleKeepsOne(t *testing.T) {
 	f := newFixture(t, store.Options{})
