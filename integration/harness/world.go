@@ -77,6 +77,8 @@ type Options struct {
 	// NATSPassword is that of the user "relay"; empty lets everybody in.
 	NATSPassword string
 	NoNATS       bool // Until NATS.Start is called.
+	// NATSProgram is a nats-server of another version: see NATSServer.
+	NATSProgram string
 	// Cluster asks for three nats-servers, which keep the stream on all of them.
 	Cluster bool
 	// SharedPostgres asks for a database on a server that is never stopped, which is there sooner.
