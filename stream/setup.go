@@ -325,6 +325,9 @@ func (s Setup) refusal(format string, args ...any) *Error {
 
 // explain says what a failed request means for the stream.
 func (s Setup) explain(ctx context.Context, js jetstream.JetStream, err error) *Error {
+	if api, ok := errors.AsType[*jetstream.APIError](err); ok && api.ErrorCode == codeOffline {
+		return s.offline(js, api)
+	}
 	e := Classify(err)
 	switch {
 	case errors.Is(err, nats.ErrNoResponders):

@@ -1,11 +1,13 @@
 package stream
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"strings"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // Releases of nats-server, as major and minor number.
@@ -67,19 +69,40 @@ func (o ConnectOptions) BatchAdvice(conn *nats.Conn, stream string, has bool) st
 	switch {
 	case has && tooOld:
 		return fmt.Sprintf("the stream has allow_batched, which nats-server %.40s does not know: upgrade it to %v or newer, or take it away with a server that knows it: %s",
-			version, batchServer, o.updateCommand(stream, false))
+			version, batchServer, updateCommand(o.api(), stream, false))
 	case has:
 		return fmt.Sprintf("available: backlogs are published with them; servers before %v do not know the stream's allow_batched, so before a downgrade run %s",
-			batchServer, o.updateCommand(stream, false))
+			batchServer, updateCommand(o.api(), stream, false))
 	case tooOld:
 		return fmt.Sprintf("not available, which only costs speed: they need nats-server %v, this is %.40s", batchServer, version)
 	}
-	return "not available, which only costs speed: the stream needs allow_batched: run " + o.updateCommand(stream, true)
+	return "not available, which only costs speed: the stream needs allow_batched: run " + updateCommand(o.api(), stream, true)
 }
 
 // updateCommand is the command that sets allow_batched. It talks to the API
 // itself, since "nats stream edit" has no flag for that.
-func (o ConnectOptions) updateCommand(stream string, allow bool) string {
+func updateCommand(api, stream string, allow bool) string {
 	return fmt.Sprintf("`nats request '%[1]sSTREAM.UPDATE.%[2]s' \"$(nats request --raw '%[1]sSTREAM.INFO.%[2]s' '' | jq -c '.config + {allow_batched: %[3]t}')\"`",
-		o.api(), stream, allow)
+		api, stream, allow)
+}
+
+// codeOffline is the API's code for a stream that the server keeps offline.
+const codeOffline jetstream.ErrorCode = 10194
+
+// offline explains that a server keeps the stream offline. If it does not know a
+// setting of the stream, as after a downgrade, that is the set-up's fault.
+func (s Setup) offline(js jetstream.JetStream, err *jetstream.APIError) *Error {
+	e := Classify(err)
+	if !strings.Contains(err.Description, "unsupported") {
+		e.Err = fmt.Errorf("stream %q: %w", s.Stream, err)
+		return e
+	}
+	advice := "go back to the version that made it"
+	if strings.Contains(err.Description, "allow_batched") {
+		api := cmp.Or(js.Options().APIPrefix, jetstream.DefaultAPIPrefix)
+		advice = fmt.Sprintf("go back to %v or newer; to downgrade after that, run %s there first", batchServer, updateCommand(api, s.Stream, false))
+	}
+	e.Fault, e.Err = FaultSetup, fmt.Errorf("stream %q is kept offline by nats-server %.40s, which does not know one of its settings: %s (%w)",
+		s.Stream, js.Conn().ConnectedServerVersion(), advice, err)
+	return e
 }

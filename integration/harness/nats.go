@@ -41,6 +41,9 @@ type role struct {
 type NATS struct {
 	testing.TB
 
+	// Program is what runs from the next start on; empty for the version that this module requires. See NATSServer.
+	Program string
+
 	role    role
 	quiet   bool
 	running *Process
@@ -48,7 +51,7 @@ type NATS struct {
 
 func newNATS(tb testing.TB, options Options) *NATS {
 	tb.Helper()
-	n := &NATS{TB: tb, quiet: options.Quiet, role: role{Name: "test", Port: freePorts(tb, 1)[0], Store: tb.TempDir(), MaxPayload: int32(options.MaxPayload)}}
+	n := &NATS{TB: tb, Program: options.NATSProgram, quiet: options.Quiet, role: role{Name: "test", Port: freePorts(tb, 1)[0], Store: tb.TempDir(), MaxPayload: int32(options.MaxPayload)}}
 	if n.role.MaxPayload == 0 {
 		n.role.MaxPayload = server.MAX_PAYLOAD_SIZE
 	}
@@ -109,14 +112,24 @@ func (n *NATS) Start() {
 
 func (n *NATS) launch() {
 	n.Helper()
+	cmd := n.ours()
+	if n.Program != "" {
+		cmd = n.released()
+	}
+	n.running = launch(n.TB, cmd)
+	n.running.quiet = n.quiet
+}
+
+// ours is the command that runs the nats-server within this test binary.
+func (n *NATS) ours() *exec.Cmd {
+	n.Helper()
 	text, err := json.Marshal(n.role)
 	if err != nil {
 		n.Fatal(err)
 	}
 	cmd := exec.CommandContext(context.WithoutCancel(n.Context()), os.Args[0])
 	cmd.Env = append(os.Environ(), natsRole+"="+string(text))
-	n.running = launch(n.TB, cmd)
-	n.running.quiet = n.quiet
+	return cmd
 }
 
 func (n *NATS) ready() {

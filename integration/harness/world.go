@@ -79,6 +79,8 @@ type Options struct {
 	NoNATS       bool // Until NATS.Start is called.
 	// TLS has the nats-server offer TLS, to whoever wants it: see NATS.Encrypted.
 	TLS bool
+	// NATSProgram is a nats-server of another version: see NATSServer.
+	NATSProgram string
 	// Cluster asks for three nats-servers, which keep the stream on all of them.
 	Cluster bool
 	// SharedPostgres asks for a database on a server that is never stopped, which is there sooner.
