@@ -191,10 +191,11 @@ func (t Table) queries(holdDead bool, sequence string) queries {
 		drawn = `(select case when is_called then last_value else last_value - 1 end from ` + sequence + `)`
 	}
 	// A seq names the row that was fetched only as long as the sequence goes on: one that was set back gives the seqs again.
-	goesOn := func(known string) string { return ` and coalesce(` + drawn + ` >= ` + known + `::bigint, true)` }
+	goesOn := func(known string) string { return `coalesce(` + drawn + ` >= ` + known + `::bigint, true)` }
 	q := queries{
-		near:  t.removal(near+goesOn("$4"), "$5", "$6"),
-		far:   t.removal(far+goesOn("$2"), "$3", "$4"),
+		// It is a bound of the scan: as a condition it would be asked of each row.
+		near:  t.removal(near+` and o.seq <= (select case when `+goesOn("$4")+` then $2::bigint end)`, "$5", "$6"),
+		far:   t.removal(far+` and `+goesOn("$2"), "$3", "$4"),
 		found: t.removal(found, "$3", "$4"),
 		// The parameters are arrays: a row's values have the place in the others that its seq has in $1.
 		fail: `

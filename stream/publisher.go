@@ -129,7 +129,12 @@ func (p *Publisher) Open(ctx context.Context) (warnings []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	report, err := await(ctx, func() (Report, error) { return p.options.Setup.Ensure(ctx, js) })
+	report, err := await(ctx, func() (Report, error) {
+		if err := CheckServer(conn); err != nil {
+			return Report{}, err
+		}
+		return p.options.Setup.Ensure(ctx, js)
+	})
 	if err != nil {
 		return nil, Classify(err)
 	}

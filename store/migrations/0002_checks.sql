@@ -134,6 +134,10 @@ $$;
 
 comment on function {{.FitFunction}}(bigint, uuid, text, text, text, text, jsonb, timestamptz, integer, timestamptz) is 'Refuses rows that no relay could make sense of.';
 
+-- Whoever inserts or updates calls them.
+grant execute on function {{.UnfitFunction}}(bigint, uuid, text, text, text, text, jsonb, timestamptz, integer, timestamptz),
+    {{.FitFunction}}(bigint, uuid, text, text, text, text, jsonb, timestamptz, integer, timestamptz) to public;
+
 -- step: checks of the outbox
 -- lock: Outbox
 -- The relay relies on none of them: rows may be older than the checks, and an owner may drop them.

@@ -304,6 +304,10 @@ func (d *doctor) examineBroker(ctx context.Context) {
 		return
 	}
 	defer conn.Close()
+	if err := stream.CheckServer(conn); err != nil {
+		d.fail("nats", "%v", err)
+		return
+	}
 	d.ok("nats", "nats-server %s at %s", conn.ConnectedServerVersion(), stream.RedactURL(conn.ConnectedUrl()))
 	if _, err := stream.ParseTemplate(d.config.Stream.Subject); err != nil {
 		return // Without subjects there is nothing to ask for.
@@ -313,7 +317,7 @@ func (d *doctor) examineBroker(ctx context.Context) {
 		d.fail("jetstream", "%v", err)
 		return
 	}
-	found, answers := d.examineStream(ctx, js, setup, &asides)
+	found, answers := d.examineStream(ctx, connect, conn, js, setup, &asides)
 	if found != nil {
 		d.examinePublishing(ctx, conn, setup, found, &asides)
 		d.examineReading(ctx, js, connect.API(), found, &asides)
@@ -324,7 +328,7 @@ func (d *doctor) examineBroker(ctx context.Context) {
 }
 
 // examineStream returns the stream as it is, if there is one, and whether JetStream answers.
-func (d *doctor) examineStream(ctx context.Context, js jetstream.JetStream, setup stream.Setup, asides *aside) (found *jetstream.StreamConfig, answers bool) {
+func (d *doctor) examineStream(ctx context.Context, connect stream.ConnectOptions, conn *nats.Conn, js jetstream.JetStream, setup stream.Setup, asides *aside) (found *jetstream.StreamConfig, answers bool) {
 	ctx, cancel := context.WithTimeout(ctx, doctorPatience)
 	defer cancel()
 	create := setup.Create
@@ -359,11 +363,7 @@ func (d *doctor) examineStream(ctx context.Context, js jetstream.JetStream, setu
 	if found.Duplicates >= setup.MinWindow {
 		d.ok("duplicate window", "%v, at least %v are needed", found.Duplicates, setup.MinWindow)
 	}
-	if found.AllowBatchPublish {
-		d.ok("ordered batches", "available: backlogs are published with them")
-	} else {
-		d.ok("ordered batches", "not available, which only costs speed: they need nats-server 2.14 and a stream with allow_batch_publish")
-	}
+	d.ok("ordered batches", "%s", connect.BatchAdvice(conn, setup.Stream, found.AllowBatchPublish))
 	return found, true
 }
 
