@@ -107,9 +107,20 @@ func Connect(ctx context.Context, opts ConnectOptions) (*nats.Conn, error) {
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		return nil, Classify(fmt.Errorf("connect to NATS at %s: %w", RedactURL(opts.URL), err))
+		return nil, Classify(fmt.Errorf("connect to NATS at %s: %w%s", RedactURL(opts.URL), err, opts.connectHint(err)))
 	}
 	return nc, nil
+}
+
+// connectHint says what else may be behind a connection that failed.
+func (o ConnectOptions) connectHint(err error) string {
+	switch {
+	case o.TLSFirst && is[tls.RecordHeaderError](err):
+		return ": the server does not begin with TLS: leave out nats_tls_first (ConnectOptions.TLSFirst)"
+	case !o.TLSFirst && o.line.mute() && !o.trust().webSocket:
+		return ": the server took the connection and said nothing: it is frozen, or no NATS server, or wants TLS first (handshake_first): then set nats_tls_first (ConnectOptions.TLSFirst)"
+	}
+	return ""
 }
 
 // options checks everything that can be checked without a server, and reports
@@ -320,16 +331,16 @@ func RedactURL(text string) string {
 	return strings.Join(parts, "@")
 }
 
-// api returns what the subjects of JetStream's API start with.
-func (o ConnectOptions) api() string {
+// API returns what the subjects of JetStream's API start with, with a dot at its end.
+func (o ConnectOptions) API() string {
 	if o.Domain == "" {
 		return jetstream.DefaultAPIPrefix
 	}
 	return "$JS." + o.Domain + ".API."
 }
 
-// jetStream returns JetStream as a connection with these options reaches it.
-func (o ConnectOptions) jetStream(conn *nats.Conn) (jetstream.JetStream, error) {
+// JetStream returns JetStream as a connection with these options reaches it. Its error is an *Error.
+func (o ConnectOptions) JetStream(conn *nats.Conn) (jetstream.JetStream, error) {
 	js, err := jetstream.New(conn)
 	if o.Domain != "" {
 		js, err = jetstream.NewWithDomain(conn, o.Domain)

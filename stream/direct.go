@@ -40,7 +40,7 @@ func (p *Publisher) scanDirect(ctx context.Context, conn *nats.Conn, above *uint
 		defer cancel()
 		_ = awaitErr(ending, sub.Unsubscribe)
 	}()
-	subject := p.options.Connect.api() + "DIRECT.GET." + p.Stream()
+	subject := p.options.Connect.API() + "DIRECT.GET." + p.Stream()
 	for {
 		request, err := json.Marshal(map[string]any{"seq": *above + 1, "next_by_subj": filter, "batch": directBatch, "max_bytes": directBytes})
 		if err != nil {

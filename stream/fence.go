@@ -262,7 +262,7 @@ func (p *Publisher) message(ctx context.Context, conn *nats.Conn, query messageQ
 		return nil, err
 	}
 	msg, err := await(ctx, func() (*nats.Msg, error) {
-		return conn.RequestWithContext(ctx, p.options.Connect.api()+"STREAM.MSG.GET."+p.Stream(), request)
+		return conn.RequestWithContext(ctx, p.options.Connect.API()+"STREAM.MSG.GET."+p.Stream(), request)
 	})
 	if err != nil {
 		return nil, err

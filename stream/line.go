@@ -100,6 +100,13 @@ func dial(ctx context.Context, network, address string) (net.Conn, error) {
 	return nil, err
 }
 
+// mute reports whether a server took the latest connection and said nothing.
+func (l *line) mute() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.conn != nil && !l.conn.heard.Load()
+}
+
 func (l *line) cut() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -100,7 +100,7 @@ func NewPublisher(options PublisherOptions) (*Publisher, error) {
 	if len(options.Encoder.Template.tokens) == 0 {
 		options.Encoder.Template = options.Setup.Template
 	}
-	err := errors.Join(checkURLs(options.Connect.URL), options.Setup.Validate(), options.Encoder.Validate(), ackErr)
+	err := errors.Join(checkURLs(options.Connect.URL), options.Connect.checkNames(), options.Setup.Validate(), options.Encoder.Validate(), ackErr)
 	if err != nil {
 		return nil, err
 	}
@@ -125,7 +125,7 @@ func (p *Publisher) Open(ctx context.Context) (warnings []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	js, err := p.options.Connect.jetStream(conn)
+	js, err := p.options.Connect.JetStream(conn)
 	if err != nil {
 		return nil, err
 	}
@@ -260,6 +260,12 @@ func (p *Publisher) listen(ctx context.Context, conn *nats.Conn) (replies string
 	return await(ctx, func() (string, error) {
 		replies := conn.NewInbox() + "."
 		_, err := conn.Subscribe(replies+">", p.answered)
+		if err == nil {
+			err = conn.FlushTimeout(connectTimeout) // By then, a refusal has come.
+		}
+		if err == nil && inboxDenied(conn) {
+			err = noInbox(conn, conn.LastError())
+		}
 		return replies, err
 	})
 }

@@ -73,7 +73,7 @@ func interrupted(format string, args ...any) error {
 // readBackFrom begins to read after a sequence; filter is empty for all subjects.
 func (p *Publisher) readBackFrom(ctx context.Context, conn *nats.Conn, above uint64, filter string) (*readBack, error) {
 	r := &readBack{
-		conn: conn, stream: p.Stream(), api: p.options.Connect.api(), name: nuid.Next(),
+		conn: conn, stream: p.Stream(), api: p.options.Connect.API(), name: nuid.Next(),
 		messages: make(chan *nats.Msg, 2*scanAhead), silence: time.NewTimer(scanSilence),
 	}
 	p.mu.Lock()
@@ -94,7 +94,7 @@ func (p *Publisher) readBackFrom(ctx context.Context, conn *nats.Conn, above uin
 		config.InactiveThreshold = min(scanIdle, limits.InactiveThreshold)
 	}
 	most, err := await(ctx, func() (int, error) {
-		js, err := p.options.Connect.jetStream(conn)
+		js, err := p.options.Connect.JetStream(conn)
 		if err != nil {
 			return 0, err
 		}

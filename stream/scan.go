@@ -236,7 +236,7 @@ func (p *Publisher) Look(ctx context.Context, before Sight, acked uint64) (Sight
 // info asks for the stream's state. Its error is an *Error.
 func (p *Publisher) info(ctx context.Context, conn *nats.Conn) (*jetstream.StreamInfo, error) {
 	info, err := await(ctx, func() (*jetstream.StreamInfo, error) {
-		js, err := p.options.Connect.jetStream(conn)
+		js, err := p.options.Connect.JetStream(conn)
 		if err != nil {
 			return nil, err
 		}

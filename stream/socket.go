@@ -22,11 +22,20 @@ type guarded struct {
 	net.Conn
 
 	valid func() bool // Nil for always.
+	heard atomic.Bool // Something has come.
 }
 
 var errForbidden = errors.New("the right to send has ended")
 
 func (g *guarded) forbidden() bool { return g.valid != nil && !g.valid() }
+
+func (g *guarded) Read(b []byte) (int, error) {
+	n, err := g.Conn.Read(b)
+	if n > 0 && !g.heard.Load() {
+		g.heard.Store(true)
+	}
+	return n, err
+}
 
 func (g *guarded) Write(b []byte) (int, error) {
 	if g.forbidden() {
@@ -47,7 +56,7 @@ type socket struct {
 	tls    *tls.Conn // Over guarded; nil without TLS.
 	broken error     // Why there is no TLS; nil if there is, or is to be none.
 
-	heard   atomic.Bool // Something has come through TLS.
+	opened  atomic.Bool // Something has come through TLS.
 	writing sync.Mutex  // Held while one writes to TLS what must stay together.
 }
 
@@ -79,8 +88,8 @@ func (s *socket) Read(b []byte) (int, error) {
 		return s.guarded.Read(b)
 	}
 	n, err := s.tls.Read(b)
-	if n > 0 {
-		s.heard.Store(true)
+	if n > 0 && !s.opened.Load() {
+		s.opened.Store(true)
 	}
 	return n, s.hungUp(err)
 }
@@ -88,7 +97,7 @@ func (s *socket) Read(b []byte) (int, error) {
 // hungUp says more about the end of a connection that has just begun: with TLS 1.3,
 // a server tells after the handshake that it refuses our certificate, or does not.
 func (s *socket) hungUp(err error) error {
-	if !s.heard.Load() && isAny(err, io.EOF, syscall.EPIPE, syscall.ECONNRESET) {
+	if !s.opened.Load() && isAny(err, io.EOF, syscall.EPIPE, syscall.ECONNRESET) {
 		return fmt.Errorf("%w: connection closed by remote after TLS handshake: %w", nats.ErrTLS, err)
 	}
 	return err

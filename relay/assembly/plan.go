@@ -70,6 +70,9 @@ func planOf(c config.Config, o Options) (plan, error) {
 				MaxAge:          c.Stream.MaxAge,
 				Replicas:        c.Stream.Replicas,
 				Memory:          c.Stream.Storage == config.StorageMemory,
+				MaxBytes:        c.Stream.MaxBytes,
+				Compress:        c.Stream.Compression == config.CompressionS2,
+				PlacementTags:   c.Stream.Tags(),
 				Strict:          c.Strict,
 				MinWindow:       relay.MinDuplicateWindow(c.Relay.AckTimeout),
 			},
@@ -103,6 +106,7 @@ func planOf(c config.Config, o Options) (plan, error) {
 			Key:      c.Election.Key,
 			Name:     o.Name,
 			Replicas: c.Stream.Replicas,
+			Domain:   c.NATS.Domain,
 			Logger:   o.Logger,
 		}
 	case config.ElectionNone:
@@ -152,5 +156,9 @@ func connectOptions(c config.NATS, o Options) stream.ConnectOptions {
 		TLSCA:     c.TLSCA,
 		TLSCert:   c.TLSCert,
 		TLSKey:    c.TLSKey,
+
+		TLSFirst:    c.TLSFirst,
+		InboxPrefix: c.InboxPrefix,
+		Domain:      c.Domain,
 	}
 }

@@ -312,7 +312,7 @@ func (d *doctor) examineBroker(ctx context.Context) {
 	if _, err := stream.ParseTemplate(d.config.Stream.Subject); err != nil {
 		return // Without subjects there is nothing to ask for.
 	}
-	js, err := jetstream.New(conn)
+	js, err := connect.JetStream(conn)
 	if err != nil {
 		d.fail("jetstream", "%v", err)
 		return
@@ -320,10 +320,10 @@ func (d *doctor) examineBroker(ctx context.Context) {
 	found, answers := d.examineStream(ctx, connect, conn, js, setup, &asides)
 	if found != nil {
 		d.examinePublishing(ctx, conn, setup, found, &asides)
-		d.examineReading(ctx, js, found, &asides)
+		d.examineReading(ctx, js, connect.API(), found, &asides)
 	}
 	if answers && d.config.Election.Kind == config.ElectionJetStream {
-		d.examineBucket(ctx, conn, setup)
+		d.examineBucket(ctx, conn, connect.Domain, setup)
 	}
 }
 
@@ -396,7 +396,7 @@ func (d *doctor) examinePublishing(ctx context.Context, conn *nats.Conn, setup s
 }
 
 // examineReading tries what a relay asks to find out what is stored, each time that it takes over or is in doubt.
-func (d *doctor) examineReading(ctx context.Context, js jetstream.JetStream, found *jetstream.StreamConfig, asides *aside) {
+func (d *doctor) examineReading(ctx context.Context, js jetstream.JetStream, api string, found *jetstream.StreamConfig, asides *aside) {
 	const check = "reading back"
 	var faults []string
 	may := func(permission string, question func(ctx context.Context) error) bool {
@@ -421,10 +421,10 @@ func (d *doctor) examineReading(ctx context.Context, js jetstream.JetStream, fou
 		consumer, err = js.OrderedConsumer(ctx, found.Name, jetstream.OrderedConsumerConfig{HeadersOnly: true, InactiveThreshold: doctorPatience})
 		return err
 	}
-	get, next := "$JS.API.STREAM.MSG.GET."+found.Name, "$JS.API.CONSUMER.MSG.NEXT."+found.Name+"."
+	get, next := api+"STREAM.MSG.GET."+found.Name, api+"CONSUMER.MSG.NEXT."+found.Name+"."
 	may(get, request(get, `{"seq":1}`))
 	// A stream that removes what was consumed is not read back.
-	if found.Retention == jetstream.LimitsPolicy && may("$JS.API.CONSUMER.CREATE."+found.Name+".>", create) {
+	if found.Retention == jetstream.LimitsPolicy && may(api+"CONSUMER.CREATE."+found.Name+".>", create) {
 		name := consumer.CachedInfo().Name
 		may(next+">", request(next+name, `{"batch":1,"no_wait":true}`))
 		_ = asides.ask(ctx, func(ctx context.Context) error { return js.DeleteConsumer(ctx, found.Name, name) }) // Otherwise the server does.
@@ -437,9 +437,9 @@ func (d *doctor) examineReading(ctx context.Context, js jetstream.JetStream, fou
 }
 
 // examineBucket examines what relays are elected by, if that is in NATS.
-func (d *doctor) examineBucket(ctx context.Context, conn *nats.Conn, setup stream.Setup) {
+func (d *doctor) examineBucket(ctx context.Context, conn *nats.Conn, domain string, setup stream.Setup) {
 	const check = "bucket"
-	switch err := election.VerifyBucket(ctx, conn, election.KeyValueOptions{}); {
+	switch err := election.VerifyBucket(ctx, conn, election.KeyValueOptions{Domain: domain}); {
 	case err == nil:
 		d.ok(check, "%q is there for the election", election.DefaultBucket)
 	case errors.Is(err, jetstream.ErrBucketNotFound):
