@@ -73,6 +73,7 @@ func (t *term) recovered(ctx context.Context, r recovery) error {
 		t.warn(ctx, r.fence.Warning)
 	}
 	t.checkpoint, t.untouched = r.checkpoint, false
+	t.blind.since = time.Time{} // What goes wrong from here on is news.
 	t.audit = audit{looking: t.audit.looking, void: t.audit.looking}
 	r.Skipped, t.skipped = t.skipped, false
 	if r.Found+r.Lost > 0 {
