@@ -51,6 +51,7 @@ type term struct {
 	read    chan recovery   // The answer to the recovery under way.
 	looked  chan inspection // The answer to the look at the stream under way.
 
+	handed    chan error    // The answer to the handing over under way.
 	standbys  chan standbys // The answer to the look for standbys under way.
 	originals chan original // The answer to the look at a double under way.
 	examining bool
@@ -71,7 +72,8 @@ type term struct {
 	reason   string
 	stopping bool
 
-	blind blindness
+	blind   blindness
+	handing handing
 }
 
 // gate says which events may be handed to the publisher.
@@ -109,6 +111,7 @@ func (r *Relay) lead(ctx context.Context, lease *election.Lease, stop <-chan str
 		looked:  make(chan inspection, 1),
 		healthy: healthy,
 
+		handed:    make(chan error, 1),
 		standbys:  make(chan standbys, 1),
 		originals: make(chan original, 1),
 	}
@@ -251,6 +254,8 @@ func (t *term) loop(ctx context.Context) error {
 			t.inspected(ctx, i)
 		case o := <-t.originals:
 			t.examined(ctx, o, time.Now())
+		case err := <-t.handed:
+			t.left(ctx, err)
 		case s := <-t.standbys:
 			if err := t.soughtStandby(s, time.Now()); err != nil {
 				return err
@@ -508,7 +513,7 @@ func (t *term) exchange(ctx context.Context, now time.Time) (done bool) {
 		return false
 	default:
 		request, due = t.core.settle()
-		done = !due
+		done = !due && !t.handOver(ctx, now)
 	}
 	if due {
 		t.workers.Go(func() {

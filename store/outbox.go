@@ -70,7 +70,10 @@ type Outbox struct {
 	checked    uint64 // The session's generation when the tables were found ready by Stand; 0 before.
 	stream     string // That the term publishes to,
 	term       int64  // and the term's number.
-	archive    archive
+
+	streamCreated time.Time // When the stream was created that the checkpoint is of.
+
+	archive archive
 }
 
 // Open prepares access to the outbox behind dsn, a Postgres URL or keyword string. It makes no connection
@@ -342,7 +345,7 @@ select $1, greatest(1, $3::bigint), $2, clock_timestamp(), coalesce(l.part, 0), 
 	if created != nil {
 		term.Checkpoint = Checkpoint{Created: *created, Sequence: uint64(sequence), Before: uint64(before)} //nolint:gosec // As they were recorded.
 	}
-	o.stream, o.term = stream, term.Number
+	o.stream, o.term, o.streamCreated = stream, term.Number, term.Checkpoint.Created
 	o.floor.at, o.scanFrom = scanFrom, scanFrom
 	o.archive.filled = time.Now().Add(o.archiveSpan() - partAge)
 	return nil
