@@ -563,7 +563,7 @@ func (s *simulation) readBack(c *core) {
 		}
 	}
 	s.recoveries++
-	c.recovered(uint64(len(s.stored)+s.recoveries), ok, nil, s.now)
+	c.recovered(uint64(len(s.stored)+s.recoveries), ok, nil, false, s.now)
 }
 
 // exchange carries out the round trip under way.
