@@ -67,7 +67,9 @@ func (e *DeposedError) Error() string {
 // Unfenced is Fence for an outbox that has never published to the stream, so
 // that there is nothing to fence off: it stores no message. Ordered batches
 // begin as long as nobody else has put up a fence.
-func (p *Publisher) Unfenced(ctx context.Context, outbox string, term int64) (Fence, error) {
+func (p *Publisher) Unfenced(ctx context.Context, outbox string, term int64) (f Fence, err error) {
+	ctx, done := p.ask(ctx)
+	defer done(&err)
 	conn, subject := p.control(outbox)
 	if conn == nil {
 		return Fence{}, Classify(nats.ErrInvalidConnection)
@@ -108,7 +110,9 @@ func (p *Publisher) control(outbox string) (*nats.Conn, string) {
 // Its error is a *DeposedError if a later term has begun, and an *Error
 // otherwise. After that last kind it is open whether the fence is there; it
 // does no harm if it is.
-func (p *Publisher) Fence(ctx context.Context, outbox string, term int64) (Fence, error) {
+func (p *Publisher) Fence(ctx context.Context, outbox string, term int64) (f Fence, err error) {
+	ctx, done := p.ask(ctx)
+	defer done(&err)
 	conn, subject := p.control(outbox)
 	if conn == nil {
 		return Fence{}, Classify(nats.ErrInvalidConnection)
