@@ -483,7 +483,8 @@ func (p *Publisher) batchRefused(b *batch, at uint64, reason *jetstream.APIError
 		fault := Classify(reason)
 		if at > b.known && at <= b.sent {
 			of := b.open[at-b.known-1].sizes
-			fault = p.sized(fault, of)
+			p.quotaNeeded(fault)
+			fault = p.inWords(p.sized(fault, of))
 			if at == 1 && fault.Code == codeMessageTooLarge {
 				// By itself it is smaller, and may be taken.
 				fault.permanent = p.maxMessage > 0 && int64(of.data) > p.maxMessage

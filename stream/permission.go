@@ -241,6 +241,8 @@ func (p *Publisher) ask(ctx context.Context) (asking context.Context, done func(
 		p.mu.Unlock()
 		if fault, denied := errors.AsType[*Error](context.Cause(asking)); denied && *err != nil && ctx.Err() == nil {
 			*err = &Error{Fault: fault.Fault, Err: fmt.Errorf("stream %q: %w", p.Stream(), fault.Err), refused: true}
+		} else if *err != nil {
+			*err = p.explain(*err)
 		}
 		refuse(nil)
 	}

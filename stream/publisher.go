@@ -89,6 +89,9 @@ type Publisher struct {
 	asked   requests             // Wait for an answer.
 	unheard *Error               // That we may not hear the answers on this connection; nil if we may.
 	denied  map[uint64]time.Time // Until when events of a subject do not go in ordered batches.
+
+	asksQuota bool   // The next opening asks for
+	quota     string // what the account uses of its limits; empty if that is not known.
 }
 
 // NewPublisher returns a publisher that has yet to be opened. It connects to
@@ -126,6 +129,15 @@ func (p *Publisher) Stream() string { return p.options.Setup.Stream }
 // whether there is any point in going on. The warnings name conditions of the
 // exactly-once claim that do not hold. The error is an *Error.
 func (p *Publisher) Open(ctx context.Context) (warnings []string, err error) {
+	warnings, err = p.open(ctx)
+	if err == nil {
+		p.askQuota(ctx)
+	}
+	return warnings, err
+}
+
+// open is Open.
+func (p *Publisher) open(ctx context.Context) (warnings []string, err error) {
 	ctx, done := p.ask(ctx)
 	defer done(&err)
 	conn := p.usable()
@@ -345,7 +357,8 @@ func (p *Publisher) outcome(sent *publish, msg *nats.Msg) Outcome {
 		if is[*LostError](fault) {
 			p.lose(fault)
 		}
-		return unstored(sent.seq, p.sized(fault, sent.sizes))
+		p.quotaNeeded(fault)
+		return unstored(sent.seq, p.inWords(p.sized(fault, sent.sizes)))
 	}
 	if !duplicate {
 		p.highest, p.proved = max(p.highest, sequence), time.Now()
