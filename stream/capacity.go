@@ -323,8 +323,6 @@ func (p *Publisher) explain(err error) error {
 	defer p.mu.Unlock()
 	p.quotaNeeded(fault)
 	whole := *fault
-	if err != error(fault) {
-		whole.Err = err
-	}
+	whole.Err = err
 	return p.inWords(&whole)
 }

@@ -232,19 +232,19 @@ func classifyCode(api *jetstream.APIError) (fault Fault, refused bool) {
 		return FaultSetup, true
 
 	case // answers to looking a stream up or creating it
-		10003, // bad request
-		10005, // no suitable peers: say, more replicas than servers
-		10025, // invalid JSON: say, a field that an old server does not know
+		10003,             // bad request
+		10005,             // no suitable peers: say, more replicas than servers
+		10025,             // invalid JSON: say, a field that an old server does not know
 		codeConsumersMost, // likewise a consumer: too many of them
 		codeStreamsMost,
 		codeInvalidConfig,
-		10058, // the name is in use, with another configuration
-		10059, // stream not found
-		10065, // another stream listens on the subjects
-		10074, // replicas without a cluster
+		10058,                // the name is in use, with another configuration
+		10059,                // stream not found
+		10065,                // another stream listens on the subjects
+		10074,                // replicas without a cluster
 		codeMaxBytesDemanded, // by the account
 		codeMaxBytesTooLarge, // likewise
-		10185: // the request needs a newer server
+		10185:                // the request needs a newer server
 		return FaultSetup, true
 
 	case

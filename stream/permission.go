@@ -108,11 +108,8 @@ func violation(err error) (*PermissionError, bool) {
 	if parts == nil {
 		return nil, false
 	}
-	subject, unquoteErr := strconv.Unquote(parts[2])
-	if unquoteErr != nil {
-		return nil, false
-	}
-	return &PermissionError{Subject: subject, Subscribe: parts[1] == "Subscription", cause: err}, true
+	subject, unquoting := strconv.Unquote(parts[2])
+	return &PermissionError{Subject: subject, Subscribe: parts[1] == "Subscription", cause: err}, unquoting == nil
 }
 
 // deniedFault is the fault of an event of a denied subject. It is not permanent: a

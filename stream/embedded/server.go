@@ -247,8 +247,8 @@ func (l *logger) Errorf(format string, v ...any) {
 	l.log(slog.LevelError, format, v)
 	l.notice(format, v)
 }
-func (l *logger) Debugf(format string, v ...any)  { l.log(slog.LevelDebug, format, v) }
-func (l *logger) Tracef(format string, v ...any)  { l.log(slog.LevelDebug, format, v) }
+func (l *logger) Debugf(format string, v ...any) { l.log(slog.LevelDebug, format, v) }
+func (l *logger) Tracef(format string, v ...any) { l.log(slog.LevelDebug, format, v) }
 
 func (l *logger) log(level slog.Level, format string, v []any) {
 	l.to.Log(context.Background(), level, "embedded NATS server", "says", fmt.Sprintf(format, v...))
