@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,12 +18,12 @@ import (
 // acknowledge, or age. Otherwise all events wait for a person, and it is the
 // set-up's fault.
 
-// A Limit is one of a stream's, with how much of it is used.
+// A Limit is one of a stream or of an account, with how much of it is used.
 type Limit struct {
-	// Name is its name in the stream's configuration, such as "max_msgs".
+	// Name is its name in the configuration, such as "max_msgs".
 	Name string
 
-	// Used and Most count messages, bytes or consumers.
+	// Used and Most count messages, bytes, consumers or streams.
 	Used, Most int64
 
 	// Discards says that the stream makes room by removing its oldest messages;
@@ -45,14 +47,21 @@ const (
 	limitMessages  = "max_msgs"
 	limitBytes     = "max_bytes"
 	limitConsumers = "max_consumers"
+
+	limitStorage = "max_file"
+	limitMemory  = "max_mem"
+	limitStreams = "max_streams"
 )
 
 func (l Limit) unit() string {
-	switch l.Name {
-	case limitBytes:
+	name, _, _ := strings.Cut(l.Name, " ")
+	switch name {
+	case limitBytes, limitStorage, limitMemory:
 		return "bytes"
 	case limitConsumers:
 		return "consumers"
+	case limitStreams:
+		return "streams"
 	}
 	return "messages"
 }
@@ -259,31 +268,40 @@ func quotaOf(ctx context.Context, js jetstream.JetStream) string {
 	if err != nil {
 		return ""
 	}
-	return Quota(info)
+	return quotaText(info)
 }
 
-// Quota tells what an account uses of its limits; empty if it has none.
-func Quota(info *jetstream.AccountInfo) string {
+// quotaText tells what an account uses of its limits; empty if it has none.
+func quotaText(info *jetstream.AccountInfo) string {
+	var parts []string
+	for _, l := range AccountLimits(info) {
+		parts = append(parts, l.String())
+	}
+	return strings.Join(parts, ", ")
+}
+
+// AccountLimits returns the limits that an account has.
+func AccountLimits(info *jetstream.AccountInfo) []Limit {
 	tiers := map[string]jetstream.Tier{"": info.Tier}
 	if len(info.Tiers) > 0 {
 		tiers = info.Tiers
 	}
-	var parts []string
-	for name, tier := range tiers {
-		if name != "" {
-			name = " in tier " + name
-		}
-		add := func(used uint64, most int64, what string) {
+	var limits []Limit
+	for _, name := range slices.Sorted(maps.Keys(tiers)) {
+		tier := tiers[name]
+		add := func(used, most int64, limit string) {
+			if name != "" {
+				limit += " of tier " + name
+			}
 			if most > 0 {
-				parts = append(parts, fmt.Sprintf("%d of %d %s%s", used, most, what, name))
+				limits = append(limits, Limit{Name: limit, Used: used, Most: most})
 			}
 		}
-		add(max(tier.Store, tier.ReservedStore), tier.Limits.MaxStore, "bytes of storage")
-		add(max(tier.Memory, tier.ReservedMemory), tier.Limits.MaxMemory, "bytes of memory")
-		add(uint64(max(tier.Streams, 0)), int64(tier.Limits.MaxStreams), "streams")
-		add(uint64(max(tier.Consumers, 0)), int64(tier.Limits.MaxConsumers), "consumers a stream")
+		add(int64(max(tier.Store, tier.ReservedStore)), tier.Limits.MaxStore, limitStorage)   //nolint:gosec // A number of bytes.
+		add(int64(max(tier.Memory, tier.ReservedMemory)), tier.Limits.MaxMemory, limitMemory) //nolint:gosec // A number of bytes.
+		add(int64(tier.Streams), int64(tier.Limits.MaxStreams), limitStreams)
 	}
-	return strings.Join(parts, ", ")
+	return limits
 }
 
 // quotaNeeded notes that the next opening is to ask for the account's figures. The

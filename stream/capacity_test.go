@@ -143,7 +143,7 @@ func TestLimitsAreToldInWords(t *testing.T) {
 		},
 		"account's storage": {
 			server: account("max_file: 20000, max_mem: 0"), config: &plain, do: fill, fault: stream.FaultSetup,
-			want: " of 20000 bytes of storage): it makes no room by itself",
+			want: " of 20000 bytes (max_file)): it makes no room by itself",
 		},
 		"account that demands max_bytes": {
 			server: account("max_file: 1M, max_bytes: true"), fault: stream.FaultSetup,
