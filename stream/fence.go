@@ -42,6 +42,10 @@ type Fence struct {
 	// lost it.
 	Gaps bool
 
+	// Holes says that messages are missing between others: somebody removed them,
+	// or such a limit did that is not there any more.
+	Holes bool
+
 	// Warning tells of somebody else's message on the control subject, which was
 	// skipped; empty for none.
 	Warning string
@@ -180,7 +184,7 @@ func (p *Publisher) fencedAt(ctx context.Context, conn *nats.Conn, sequence uint
 	}
 	return Fence{
 		Sequence: sequence, Created: info.Created, First: info.State.FirstSeq,
-		Gaps: info.Config.MaxMsgsPerSubject > 0, Consumed: info.Config.Retention != jetstream.LimitsPolicy,
+		Gaps: info.Config.MaxMsgsPerSubject > 0, Holes: info.State.NumDeleted > 0, Consumed: info.Config.Retention != jetstream.LimitsPolicy,
 	}, nil
 }
 
