@@ -69,14 +69,14 @@ func (o ConnectOptions) BatchAdvice(conn *nats.Conn, stream string, has bool) st
 	switch {
 	case has && tooOld:
 		return fmt.Sprintf("the stream has allow_batched, which nats-server %.40s does not know: upgrade it to %v or newer, or take it away with a server that knows it: %s",
-			version, batchServer, updateCommand(o.api(), stream, false))
+			version, batchServer, updateCommand(o.API(), stream, false))
 	case has:
 		return fmt.Sprintf("available: backlogs are published with them; servers before %v do not know the stream's allow_batched, so before a downgrade run %s",
-			batchServer, updateCommand(o.api(), stream, false))
+			batchServer, updateCommand(o.API(), stream, false))
 	case tooOld:
 		return fmt.Sprintf("not available, which only costs speed: they need nats-server %v, this is %.40s", batchServer, version)
 	}
-	return "not available, which only costs speed: the stream needs allow_batched: run " + updateCommand(o.api(), stream, true)
+	return "not available, which only costs speed: the stream needs allow_batched: run " + updateCommand(o.API(), stream, true)
 }
 
 // updateCommand is the command that sets allow_batched. It talks to the API
