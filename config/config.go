@@ -125,6 +125,10 @@ type Stream struct {
 	// Name is the stream's name. Default OUTBOX.
 	Name string
 
+	// Adopt lets a relay take an outbox to this stream that went to another
+	// one. Default false: such a relay is refused.
+	Adopt bool
+
 	// Subject is the template of an event's subject. Default
 	// outbox.{topic}.{aggregate_type}.{aggregate_id}.
 	Subject string

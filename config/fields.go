@@ -176,6 +176,11 @@ func Fields() []Field {
 			form: streamName(func(c *Config) *string { return &c.Stream.Name }),
 		},
 		{
+			Key: "adopt_stream", Env: "OUTBOX_ADOPT_STREAM",
+			Doc:  "Take the outbox to this stream although it went to another one. Otherwise a relay that names another stream is refused.",
+			form: boolean(func(c *Config) *bool { return &c.Stream.Adopt }),
+		},
+		{
 			Key: "subject", Env: "OUTBOX_SUBJECT",
 			Doc:  "Subject of an event; {topic}, {aggregate_type}, {aggregate_id} and {event_type} stand for its own.",
 			form: subjectTemplate(func(c *Config) *string { return &c.Stream.Subject }),

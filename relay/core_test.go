@@ -563,7 +563,7 @@ func (s *simulation) readBack(c *core) {
 		}
 	}
 	s.recoveries++
-	c.recovered(uint64(len(s.stored)+s.recoveries), ok, nil, s.now)
+	c.recovered(uint64(len(s.stored)+s.recoveries), ok, nil, false, s.now)
 }
 
 // exchange carries out the round trip under way.
@@ -702,7 +702,7 @@ func TestRowsKeptByRecoveryAreHeld(t *testing.T) {
 	if !c.recover() {
 		t.Fatal("no recovery at the beginning of a term")
 	}
-	c.recovered(100, true, []store.Ref{{Seq: 24}}, now)
+	c.recovered(100, true, []store.Ref{{Seq: 24}}, false, now)
 	fetch := c.mustExchange(t, now).Fetch
 	expect(t, "held", fetch.Held, []int64{24})
 	if fetch.Highest < 24 || c.ledger.unsettled[c.ledger.epoch&1] != 1 {

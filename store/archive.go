@@ -123,7 +123,8 @@ func (o *Outbox) truncate(ctx context.Context, conn *pgx.Conn, parts []string, m
 type Checkpoint struct {
 	// Created is when the stream was created that the sequences are of, to the microsecond.
 	Created time.Time
-	// Sequence is the bound, Before the one that was recorded before it.
+	// Sequence is the bound, Before the one that was recorded before it. A Before that is higher says that the leader who
+	// recorded it left in order: no row in the outbox has been published.
 	Sequence, Before uint64
 }
 
@@ -268,10 +269,20 @@ func (o *Outbox) PutBack(ctx context.Context, lost []Archived, checkpoint Checkp
 	if checkpoint == (Checkpoint{}) {
 		return back, nil
 	}
-	if err := o.disown(ctx, checkpoint.Created); err != nil {
-		return back, o.explain("adjust the archive to the new stream", err)
+	if !checkpoint.Created.Equal(o.streamCreated) {
+		if err := o.disown(ctx, checkpoint.Created); err != nil {
+			return back, o.explain("adjust the archive to the new stream", err)
+		}
 	}
-	err = o.inOfficeTx(ctx, func(tx pgx.Tx) error { return o.record(ctx, tx, checkpoint) })
+	err = o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
+		if err := o.inOffice(); err != nil {
+			return err
+		}
+		return o.record(ctx, conn, checkpoint)
+	})
+	if err == nil {
+		o.streamCreated = checkpoint.Created
+	}
 	return back, o.explain("record the checkpoint", err)
 }
 
@@ -334,13 +345,11 @@ update `+o.table.published()+` set after = 0
 	})
 }
 
-// record records a checkpoint, on disk: what has been published is only looked for behind it.
-func (o *Outbox) record(ctx context.Context, tx pgx.Tx, c Checkpoint) error {
-	if _, err := tx.Exec(ctx, `set local synchronous_commit = on`); err != nil {
-		return err
-	}
-	tag, err := tx.Exec(ctx, `
-update `+o.table.relay()+` set stream_created = $2, checkpoint = $3, checkpoint_before = $4 where stream = $1 and term = $5`,
+// record records a checkpoint, on disk: what has been published is only looked for after it.
+func (o *Outbox) record(ctx context.Context, conn *pgx.Conn, c Checkpoint) error {
+	tag, err := conn.Exec(ctx, `
+update `+o.table.relay()+` set stream_created = $2, checkpoint = $3, checkpoint_before = $4
+  from set_config('synchronous_commit', 'on', true) where stream = $1 and term = $5`,
 		o.stream, c.Created, int64(c.Sequence), int64(c.Before), o.term)
 	if err == nil && tag.RowsAffected() == 0 {
 		return errDeposed

@@ -290,7 +290,7 @@ func (i *Inspection) Obstacles() []Hazard {
 	}
 	for n := range i.LeaderLocks {
 		if l := &i.LeaderLocks[n]; l.Stranger() {
-			add("leader's lock", Harmful, fmt.Sprintf("it is held by a session that is no relay's, %s, so none can lead: run `select pg_terminate_backend(%d)`", l.Holder, l.Holder.PID))
+			add("leader's lock", Harmful, l.obstacle())
 		}
 	}
 	if len(i.LeaderLocks) > 1 {
@@ -298,4 +298,9 @@ func (i *Inspection) Obstacles() []Hazard {
 			i.LeaderLocks[0].Holder, i.LeaderLocks[1].Holder, i.LeaderLocks[0].Key, i.LeaderLocks[1].Key))
 	}
 	return found
+}
+
+// obstacle says why no relay can lead.
+func (l *LeaderLock) obstacle() string {
+	return fmt.Sprintf("it is held by a session that is no relay's, %s, so none can lead: run `select pg_terminate_backend(%d)`", l.Holder, l.Holder.PID)
 }

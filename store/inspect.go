@@ -59,6 +59,8 @@ type Inspection struct {
 	Locked *bool
 	// LeaderLocks are who holds it. More than one means that relays compete for different locks, and both lead.
 	LeaderLocks []LeaderLock
+	// Candidates are the relays that say that they could lead, and perhaps do.
+	Candidates []Candidate
 	// LockWaits are the sessions that have been waiting for a lock on one of the tables, and those of relays that have
 	// been waiting for any, for a second.
 	LockWaits []LockWait
@@ -102,6 +104,10 @@ func (o *Outbox) Inspect(ctx context.Context) (found Inspection, err error) {
 		}
 		look("who leads", func() error { return t.terms(ctx, conn, &found.Terms) })
 		look("whether somebody leads", func() error { return t.locked(ctx, conn, &found) })
+		look("who stands by", func() (err error) {
+			found.Candidates, err = t.candidates(ctx, conn)
+			return err
+		})
 		look("who waits for locks", func() (err error) {
 			found.LockWaits, err = t.lockWaitsOfOutbox(ctx, conn)
 			return err

@@ -27,7 +27,7 @@ func NATSServer(tb testing.TB, version string) (program string) {
 	if _, err := os.Stat(program); err == nil {
 		return program
 	}
-	if err := os.MkdirAll(cache, 0o755); err != nil { //nolint:gosec // As the cache directories of other programs.
+	if err := os.MkdirAll(cache, 0o755); err != nil {
 		tb.Skipf("nowhere to keep nats-server %s: %v", version, err)
 	}
 	dir, err := os.MkdirTemp(cache, "build-")

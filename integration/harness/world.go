@@ -329,7 +329,7 @@ func read(ctx context.Context, js jetstream.JetStream, name string) ([]*jetstrea
 				return nil, err
 			}
 			if m.Headers().Get("Outbox-Term") == "" {
-				messages = append(messages, &jetstream.RawStreamMsg{Subject: m.Subject(), Sequence: metadata.Sequence.Stream, Header: m.Headers(), Data: m.Data()})
+				messages = append(messages, &jetstream.RawStreamMsg{Subject: m.Subject(), Sequence: metadata.Sequence.Stream, Header: m.Headers(), Data: m.Data(), Time: metadata.Timestamp})
 			}
 			seen++
 			if metadata.NumPending > 0 {

@@ -56,6 +56,8 @@ func planOf(c config.Config, o Options) (plan, error) {
 			Retain:   c.Relay.Retain,
 			Logger:   o.Logger,
 
+			AdoptStream: c.Stream.Adopt,
+
 			DSNFile:       c.DatabaseDSNFile,
 			PasswordFile:  c.DatabasePasswordFile,
 			BeforeConnect: o.BeforeConnect,

@@ -259,6 +259,7 @@ func (d *doctor) examineContents(ctx context.Context, outbox *store.Outbox) {
 		d.ok("locks", "nobody waits for any, and no old transaction holds up vacuum to a degree that matters")
 	}
 	d.noteHazards(obstacles)
+	d.noteHazards([]store.Hazard{found.CheckStream(d.config.Stream.Name, d.config.Stream.Adopt)})
 	switch latest := found.Terms; {
 	case len(latest) == 0:
 		d.ok("leader", "none so far")
