@@ -81,5 +81,5 @@ func (o ConnectOptions) BatchAdvice(conn *nats.Conn, stream string, has bool) st
 // itself, since "nats stream edit" has no flag for that.
 func (o ConnectOptions) updateCommand(stream string, allow bool) string {
 	return fmt.Sprintf("`nats request '%[1]sSTREAM.UPDATE.%[2]s' \"$(nats request --raw '%[1]sSTREAM.INFO.%[2]s' '' | jq -c '.config + {allow_batched: %[3]t}')\"`",
-		o.api(), stream, allow)
+		o.API(), stream, allow)
 }
