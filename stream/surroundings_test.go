@@ -119,7 +119,7 @@ func TestJetStreamDomain(t *testing.T) {
 		jetstream { domain: hub }
 		leafnodes { listen: "127.0.0.1:-1" }`)
 	for name, config := range map[string]string{
-		"a leaf node without JetStream":       ``,
+		"a leaf node without JetStream":        ``,
 		"a leaf node with a domain of its own": `jetstream { domain: leaf }`,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -298,7 +298,6 @@ func TestPlacementTags(t *testing.T) {
 		}
 		addr, _ := l.Addr().(*net.TCPAddr)
 		ports[i] = addr.Port
-		defer func() { _ = l.Close() }()
 		_ = l.Close()
 	}
 	var servers []*server.Server
@@ -314,7 +313,9 @@ func TestPlacementTags(t *testing.T) {
 			cluster { name: c, listen: "127.0.0.1:%d", routes: [ "nats://127.0.0.1:%d", "nats://127.0.0.1:%d", "nats://127.0.0.1:%d" ] }`,
 			i, strings.ReplaceAll(tags, "[disk: hdd]", `["hdd"]`), port, ports[0], ports[1], ports[2])))
 	}
-	eventually(t, func() bool { return servers[0].JetStreamIsLeader() || servers[1].JetStreamIsLeader() || servers[2].JetStreamIsLeader() })
+	eventually(t, func() bool {
+		return servers[0].JetStreamIsLeader() || servers[1].JetStreamIsLeader() || servers[2].JetStreamIsLeader()
+	})
 	options := stream.PublisherOptions{
 		Connect: stream.ConnectOptions{URL: servers[0].ClientURL()},
 		Setup:   stream.Setup{Create: true, PlacementTags: []string{"ssd", "mars"}},
