@@ -146,6 +146,21 @@ func Fields() []Field {
 			form: filePath(func(c *Config) *string { return &c.NATS.TLSKey }),
 		},
 		{
+			Key: "nats_tls_first", Env: "OUTBOX_NATS_TLS_FIRST",
+			Doc:  "Begin with TLS, for servers that want it so (handshake_first). Not with ws and wss.",
+			form: boolean(func(c *Config) *bool { return &c.NATS.TLSFirst }),
+		},
+		{
+			Key: "nats_domain", Env: "OUTBOX_NATS_DOMAIN",
+			Doc:  "JetStream domain the stream is in, if not that of the servers in nats_url, say, of the hub of a leaf node.",
+			form: domainName(func(c *Config) *string { return &c.NATS.Domain }),
+		},
+		{
+			Key: "nats_inbox_prefix", Env: "OUTBOX_NATS_INBOX_PREFIX",
+			Doc:  "What the subjects of answers begin with instead of _INBOX, for a user who may subscribe to others only.",
+			form: inboxPrefix(func(c *Config) *string { return &c.NATS.InboxPrefix }),
+		},
+		{
 			Key: "nats_listen", Env: "OUTBOX_NATS_LISTEN",
 			Doc:  "Where the embedded server listens.",
 			form: listenAddr(func(c *Config) *string { return &c.NATS.Listen }),
@@ -159,6 +174,11 @@ func Fields() []Field {
 			Key: "stream", Env: "OUTBOX_STREAM",
 			Doc:  "The JetStream stream events are stored in.",
 			form: streamName(func(c *Config) *string { return &c.Stream.Name }),
+		},
+		{
+			Key: "adopt_stream", Env: "OUTBOX_ADOPT_STREAM",
+			Doc:  "Take the outbox to this stream although it went to another one. Otherwise a relay that names another stream is refused.",
+			form: boolean(func(c *Config) *bool { return &c.Stream.Adopt }),
 		},
 		{
 			Key: "subject", Env: "OUTBOX_SUBJECT",
@@ -189,6 +209,21 @@ func Fields() []Field {
 			Key: "stream_storage", Env: "OUTBOX_STREAM_STORAGE",
 			Doc:  "What a stream the relay creates is stored on.",
 			form: choice(func(c *Config) *Storage { return &c.Stream.Storage }, StorageFile, StorageMemory),
+		},
+		{
+			Key: "stream_max_bytes", Env: "OUTBOX_STREAM_MAX_BYTES",
+			Doc:  "Bytes a stream the relay creates keeps: of more, the oldest messages are removed. 0 is no limit; some accounts demand one.",
+			form: integer(func(c *Config) *int64 { return &c.Stream.MaxBytes }, 0, 1<<50),
+		},
+		{
+			Key: "stream_compression", Env: "OUTBOX_STREAM_COMPRESSION",
+			Doc:  "How a stream the relay creates is compressed.",
+			form: choice(func(c *Config) *Compression { return &c.Stream.Compression }, CompressionNone, CompressionS2),
+		},
+		{
+			Key: "stream_placement_tags", Env: "OUTBOX_STREAM_PLACEMENT_TAGS",
+			Doc:  "Tags that the servers must have which keep a stream the relay creates; empty for any servers.",
+			form: tags(func(c *Config) *string { return &c.Stream.PlacementTags }),
 		},
 		{
 			Key: "cloudevents_source", Env: "OUTBOX_CLOUDEVENTS_SOURCE",

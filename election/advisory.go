@@ -1,6 +1,7 @@
 package election
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,10 @@ import (
 
 	"github.com/jackc/pgx/v5"
 )
+
+// DefaultLockRetry is how often a standby of an [AdvisoryLock] tries to get the lock: nobody tells it that the leader was
+// killed. A graceful resignation is heard at once.
+const DefaultLockRetry = 200 * time.Millisecond
 
 // Time budgets of the advisory-lock elector.
 const (
@@ -45,7 +50,7 @@ type AdvisoryLockOptions struct {
 	Table int32
 	// ResignChannel is the NOTIFY channel on which a leader says that it goes. Empty: standbys only poll.
 	ResignChannel string
-	// Retry is how often a standby tries to get the lock. The default is DefaultRetry.
+	// Retry is how often a standby tries to get the lock. The default is DefaultLockRetry.
 	Retry time.Duration
 	// Fatal tells errors that end Run from those it waits out. The default waits out all of them.
 	Fatal func(error) bool
@@ -63,7 +68,7 @@ type AdvisoryLock struct {
 
 // NewAdvisoryLock returns an elector that takes its lock on session.
 func NewAdvisoryLock(session Session, options AdvisoryLockOptions) *AdvisoryLock {
-	return &AdvisoryLock{newCampaign(LeaseDuration, options.Retry, options.Fatal, options.Logger), session, options}
+	return &AdvisoryLock{newCampaign(LeaseDuration, cmp.Or(options.Retry, DefaultLockRetry), options.Fatal, options.Logger), session, options}
 }
 
 // Run campaigns until it is elected, calls lead, and campaigns again when lead has returned, until ctx ends. The
@@ -218,5 +223,5 @@ func fold(key int64) int32 {
 	if key < math.MinInt32 || key > math.MaxInt32 {
 		key ^= key >> 32
 	}
-	return int32(key) //nolint:gosec // Folding is meant.
+	return int32(key)
 }

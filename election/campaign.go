@@ -14,7 +14,7 @@ import (
 const (
 	// LeaseDuration is how long a leader may act after the start of its last good round trip to whoever elected it.
 	LeaseDuration = 5 * time.Second
-	// DefaultRetry is how often a standby tries to be elected. A graceful resignation is heard at once.
+	// DefaultRetry is how often a standby of a [KeyValue] looks at the entry, beside watching it.
 	DefaultRetry = 750 * time.Millisecond
 	// reconnectWait is the pause after an attempt for which the server could not be reached, doubling to reconnectWaitMax.
 	reconnectWait    = 100 * time.Millisecond
@@ -45,6 +45,8 @@ type campaign struct {
 	log   *slog.Logger
 
 	standingBy atomic.Pointer[time.Time] // When another was last seen to lead; nil if none was since.
+	trouble    atomic.Pointer[string]    // Why it cannot campaign; nil if it can.
+	pulse      Pulse                     // Beats during a term.
 }
 
 // newCampaign fills in what the options left out.
@@ -70,6 +72,7 @@ func (c *campaign) run(ctx context.Context, acquire func(ctx context.Context) (t
 		case err == nil:
 			wait, said = reconnectWait, ""
 			c.standingBy.Store(nil)
+			c.trouble.Store(nil)
 			if err := c.serve(ctx, won, lead); err != nil {
 				if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 					return nil // Lead says only that it was stopped.
@@ -85,11 +88,14 @@ func (c *campaign) run(ctx context.Context, acquire func(ctx context.Context) (t
 				level = slog.LevelDebug // An outage is told once, not every second.
 			}
 			said = err.Error()
+			trouble := said
+			c.trouble.Store(&trouble)
 			c.log.LogAttrs(ctx, level, "cannot campaign for leadership; trying again", slog.Any("error", err), slog.Duration("in", wait))
 			pause(ctx, wait)
 			wait = min(2*wait, reconnectWaitMax)
 		}
 	}
+	c.trouble.Store(nil) // Nobody campaigns any more.
 	return nil
 }
 
@@ -104,10 +110,11 @@ func (c *campaign) serve(ctx context.Context, won tenure, lead func(ctx context.
 	defer cancel(nil)
 
 	var renewing sync.WaitGroup
+	renewing.Go(func() { c.pulse.Run(leading, nil) })
 	renewing.Go(func() {
 		if err := won.renew(leading); err != nil {
 			over.Store(true)
-			cancel(err)
+			cancel(c.explained(err))
 		}
 	})
 	err := lead(leading, lease)
@@ -125,10 +132,27 @@ func (c *campaign) serve(ctx context.Context, won tenure, lead func(ctx context.
 	return nil
 }
 
+// explained puts before the end of a lease what caused it, if nobody else is to blame.
+func (c *campaign) explained(err error) error {
+	if gap := c.pulse.Gap(); gap > 0 {
+		return fmt.Errorf("this process did not run for %v: it or its machine was stopped, or it got no processor (%w)", gap.Round(time.Millisecond), err)
+	}
+	return err
+}
+
+// Trouble says why the elector cannot campaign; empty if it can.
+func (c *campaign) Trouble() string {
+	if trouble := c.trouble.Load(); trouble != nil {
+		return *trouble
+	}
+	return ""
+}
+
 // standBy notes that another was seen to lead, which is news at first.
 func (c *campaign) standBy(ctx context.Context, news bool, leader ...slog.Attr) {
 	now := time.Now()
 	c.standingBy.Store(&now)
+	c.trouble.Store(nil)
 	if news {
 		c.log.LogAttrs(ctx, slog.LevelInfo, "standing by: another relay leads", leader...)
 	}

@@ -28,6 +28,9 @@
 //     failed round trip, is left to the duplicate window.
 //   - Postgres stops: everybody campaigns until it is back.
 //
+// A leader whose own process did not run finds that out by a [Pulse], and says so, rather than that Postgres did not
+// answer.
+//
 // # States of a KeyValue
 //
 //	campaigning   no connection, or the entry is somebody else's; watches it, and looks at it every Retry

@@ -171,7 +171,7 @@ func TestHold(t *testing.T) {
 }
 
 // Not parallel: it measures times.
-func TestFailover(t *testing.T) { //nolint:paralleltest // See above.
+func TestFailover(t *testing.T) {
 	w := harness.NewWorld(t, harness.Options{})
 	leader := w.Relay()
 	leader.Leads()
@@ -209,7 +209,7 @@ func TestStartsFirst(t *testing.T) {
 	w := harness.NewWorld(t, harness.Options{NoNATS: true})
 	conn := w.Connect()
 	relay := w.Relay()
-	relay.WaitFor(regexp.MustCompile(`(publishing paused)`))
+	relay.WaitFor(regexp.MustCompile(`(not fit to lead)`))
 	if code := relay.Get("/readyz"); code != 503 {
 		t.Errorf("without a broker: /readyz is %d, want 503", code)
 	}

@@ -56,6 +56,7 @@ type core struct {
 	noted   int   // What of that the table says.
 
 	ledger ledger
+	old    oldRows
 
 	readsBack  bool // The publisher can: otherwise there is no doubt, only the stream's duplicate window.
 	doubt      bool // The stream may hold rows that are in the table.
@@ -100,6 +101,7 @@ const (
 type exchange struct {
 	request store.Request
 	buried  []aggregate // Those whose rows are given up.
+	clears  bool        // With it the last of the old rows are settled.
 	epochs  []uint64    // Of each of request.Settled.
 }
 
@@ -142,6 +144,7 @@ type item struct {
 	lane   *lane
 	next   *item
 	flying bool
+	old    bool   // It was in the table when the stream had been read back.
 	epoch  uint64 // In which it was sent; 0 if it was not.
 }
 
@@ -189,8 +192,9 @@ func (c *core) recover() bool {
 
 // recovered takes note that no row in the table has been published to the stream up to the fence, if the stream could
 // be read. What was read before there was new reason for doubt is out of date: then it has to be read once more. Kept are
-// events that the stream holds and the database does not let go.
-func (c *core) recovered(fence uint64, ok bool, kept []store.Ref, now time.Time) {
+// events that the stream holds and the database does not let go. InOrder says that the former term had left nothing in
+// flight.
+func (c *core) recovered(fence uint64, ok bool, kept []store.Ref, inOrder bool, now time.Time) {
 	c.recovering = false
 	if !ok {
 		return
@@ -202,7 +206,8 @@ func (c *core) recovered(fence uint64, ok bool, kept []store.Ref, now time.Time)
 	c.ready = fifo[*lane]{}
 	c.open, c.openBytes = 0, 0
 	c.stored, c.twice, c.doubles = [2][]int64{}, [2][]int64{}, nil
-	c.ledger.restart(fence, now)
+	c.ledger.restart(fence, now, inOrder)
+	c.old = oldRows{gathering: !inOrder}
 	c.aside = nil
 	for _, ref := range kept {
 		c.setAside(aside{seq: ref.Seq, epoch: c.ledger.epoch}, now)
@@ -233,6 +238,7 @@ func (c *core) goBack(to int64) {
 func (c *core) setAside(a aside, now time.Time) {
 	c.aside = append(c.aside, a)
 	c.asideAt = now.Add(asideRetry)
+	c.highest = max(c.highest, a.seq) // It has been held, if perhaps by an earlier term.
 }
 
 // retryAside has the rows removed again that the database did not let go.
@@ -352,6 +358,7 @@ func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
 			c.storedAt = now
 		}
 		c.stored[it.epoch&1] = append(c.stored[it.epoch&1], seq)
+		c.old.stored(it)
 		if c.oldest.IsZero() || it.row.CreatedAt.Before(c.oldest) {
 			c.oldest = it.row.CreatedAt
 		}
@@ -444,6 +451,7 @@ func (c *core) forget(l *lane, seq int64) {
 		gone := it
 		it = it.next
 		c.ledger.unsent(gone)
+		c.old.dropped(gone)
 		delete(c.hands, gone.row.Seq)
 		c.open--
 		c.openBytes -= gone.row.Size()
@@ -480,10 +488,12 @@ func (c *core) add(rows []store.Row, now time.Time) {
 			continue // It is one of too many to be named, or was blocked while the fetch was under way.
 		}
 		if it.row.Unfit != "" {
+			c.old.lost = true
 			c.unfit = append(c.unfit, refusal{*it.row, errors.New(it.row.Unfit), c.refuse(it.row, a, it.row.Unfit, true, now)})
 			continue
 		}
 		c.hands[it.row.Seq] = it
+		c.old.hold(it)
 		c.open++
 		c.openBytes += it.row.Size()
 		l := c.lanes[a]
@@ -587,6 +597,13 @@ func (c *core) recordable() int {
 	return len(c.stored[0]) + len(c.stored[1]) + len(c.twice[0]) + len(c.twice[1])
 }
 
+// inOrder reports whether nothing that was sent is open, or may still arrive, or is in the table: whoever leads next need
+// not look for it.
+func (c *core) inOrder(now time.Time) bool {
+	return c.readsBack && !c.doubt && !c.recovering && c.under == nil && c.flying == 0 && c.ledger.free(now) && c.ledger.unsettled == [2]int{} &&
+		c.recordable()+len(c.failed)+len(c.dead)+len(c.doubles)+len(c.aside) == 0
+}
+
 // settle returns the round trip that records what is left at the end of a term.
 func (c *core) settle() (store.Request, bool) {
 	if c.under != nil || c.recovering || c.recordable()+len(c.failed)+len(c.dead) == 0 {
@@ -609,6 +626,7 @@ func (c *core) start(fetch bool, sleep store.SleepChange) store.Request {
 		}
 	}
 	request.Checkpoint = c.ledger.checkpoint()
+	c.under.clears = c.old.allStored() && len(c.doubles)+len(c.aside) == 0
 	if c.noted != c.maxData {
 		request.MaxPayload = c.maxData
 	}
@@ -648,11 +666,12 @@ func (c *core) fetch() *store.Fetch {
 func (c *core) exchanged(reply store.Reply, now time.Time) {
 	done := c.under
 	c.under = nil
-	if reply.Remaining == 0 { // Otherwise it is not known which of them are gone.
+	if reply.Remaining == nil { // Otherwise it is not known which of them are gone.
 		for i, s := range done.request.Settled {
 			c.ledger.settled(done.epochs[i], len(s.Seqs))
 		}
 		c.keep(done, reply.Kept, now)
+		c.ledger.clear = c.ledger.clear || done.clears && len(reply.Kept) == 0
 	}
 	for _, a := range done.buried {
 		if from, ok := c.blocked.recorded(a); ok {
@@ -673,6 +692,10 @@ func (c *core) exchanged(reply store.Reply, now time.Time) {
 		return
 	}
 	c.add(reply.Rows, now)
+	if c.old.gathering && !reply.Full {
+		c.old.gathering = false
+		c.old.lost = c.old.lost || len(c.blocked.of)+len(c.aside) > 0
+	}
 	c.more = c.more || reply.Full
 	switch {
 	case c.asleep:

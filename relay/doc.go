@@ -44,12 +44,24 @@
 // # States
 //
 //	stopped       before Run and after it
-//	campaigning   not elected: another leads, or the elector's server is away
+//	campaigning   not elected: another leads, or something that a leader needs cannot be reached
 //	leading       fetches, publishes, settles; asleep while there is nothing to do
 //	paused        leading, but the broker or the stream is not fit: see below
 //
-// [Relay.Status] tells which. A term of office ends when the lease does, when a round trip to the outbox fails, or
-// when the relay is to stop. The next term begins with nothing in hand.
+// [Relay.Status] tells which, and why the relay is not ready. A term of office ends when the lease does, when a round trip
+// to the outbox fails, when the relay is to stop, or when another relay could publish and this one cannot. The next term
+// begins with nothing in hand.
+//
+// # Fit to lead
+//
+// A relay campaigns once it has reached Postgres, the broker and the stream, and no longer than it does: it looks every two
+// seconds. It tells the others through the outbox that it could publish ([Store].Stand). A leader that has been unable to
+// publish for three seconds asks whether another one could (Standbys), and makes way if so: it stays out of the
+// election for five seconds and until it could publish again. Without such a standby it stays.
+//
+// A standby knows that it can connect and that the stream is there, not that an event would be stored. If all are kept from
+// publishing, as by a stream that is full, each that makes way does not say that it could publish for ten seconds, then
+// for twice as long, up to ten minutes. So they do not go on making way for each other.
 //
 // # Failures
 //

@@ -57,11 +57,13 @@ type glance struct {
 	err   error
 }
 
-// readingBack is a recovery under way. It cannot be copied in the middle of production's code, so it is run again up to
+// readingBack is a recovery under way, or the handing over of a leader that stops. It cannot be copied in the middle of production's code, so it is run again up to
 // where it was, with the answers that it got, to find out what it asks for next.
 type readingBack struct {
 	checkpoint store.Checkpoint
 	untouched  bool
+	leaving    bool // It hands over.
+	acked      uint64
 	answers    []answer // Never changed in place.
 	at         int
 	next       answer // What it asks for.
@@ -76,6 +78,7 @@ type answer struct {
 	checkpoint store.Checkpoint
 
 	fence    stream.Fence
+	sight    stream.Sight
 	found    []stream.Found
 	archived []store.Archived
 	n        int
@@ -97,7 +100,7 @@ func (o *candidate) clone() *candidate {
 			number: t.number, checkpoint: t.checkpoint, untouched: t.untouched, id: t.id,
 			woken: t.woken, replies: t.replies, opened: t.opened, read: t.read, looked: t.looked, originals: t.originals,
 			audit: t.audit, gate: t.gate, opening: t.opening, lost: t.lost, reopenAt: t.reopenAt, troubles: t.troubles,
-			piped: t.piped, reason: t.reason, stopping: t.stopping,
+			piped: t.piped, reason: t.reason, stopping: t.stopping, handed: t.handed, handing: t.handing,
 		}
 	}
 	return &n
@@ -171,6 +174,7 @@ type port struct {
 	opened    chan opening
 	read      chan recovery
 	looked    chan inspection
+	handed    chan error
 	originals chan original
 	forever   time.Time
 	outboxID  uuid.UUID
@@ -179,7 +183,7 @@ type port struct {
 func newPort(s *scenario) *port {
 	p := &port{
 		woken: make(chan struct{}, 1), replies: make(chan reply, 1), opened: make(chan opening, 1),
-		read: make(chan recovery, 1), looked: make(chan inspection, 1), originals: make(chan original, 1), forever: time.Now().Add(24 * time.Hour), outboxID: uuid.UUID{1},
+		read: make(chan recovery, 1), looked: make(chan inspection, 1), handed: make(chan error, 1), originals: make(chan original, 1), forever: time.Now().Add(24 * time.Hour), outboxID: uuid.UUID{1},
 	}
 	options, err := Options{BatchSize: s.batch, Window: 16, Name: "relay", Logger: slog.New(slog.DiscardHandler)}.validated()
 	if err != nil {
@@ -194,7 +198,7 @@ func (p *port) newTerm() *term {
 	lease := election.NewLease(func() (time.Time, bool) { return p.forever, p.candidate.lease || p.world.sabotage.anyLease })
 	t := &term{
 		Relay: p.relay, lease: lease, core: newCore(p.relay.options), healthy: func() {},
-		woken: p.woken, replies: p.replies, opened: p.opened, read: p.read, looked: p.looked, originals: p.originals,
+		woken: p.woken, replies: p.replies, opened: p.opened, read: p.read, looked: p.looked, handed: p.handed, originals: p.originals,
 	}
 	t.core.pipeFrom = max(p.world.pipeFrom, 1)
 	return t
@@ -212,6 +216,9 @@ func (p *port) pump(now time.Time) (done bool) {
 		t.core.ledger.from = now.Add(time.Hour) // What the ledger waits for has not happened.
 	} else {
 		t.core.ledger.from = time.Time{}
+	}
+	if p.world.sabotage.strayBlind {
+		t.core.ledger.clear = true
 	}
 	if p.world.sabotage.earlyBound {
 		t.core.ledger.unsettled = [2]int{}
@@ -256,6 +263,7 @@ func (p *port) join() {
 		case <-p.opened:
 		case <-p.read:
 		case <-p.looked:
+		case <-p.handed:
 		default:
 			return
 		}
@@ -267,6 +275,9 @@ func (p *port) Begin(_ context.Context, _, _ string, atLeast int64) (store.Term,
 	w.terms = max(w.terms+1, atLeast)
 	return store.Term{Outbox: p.outboxID, Number: w.terms, Checkpoint: w.checkpoint, First: !w.recorded}, nil
 }
+
+func (p *port) Stand(context.Context, string, bool) (string, error) { return "", nil }
+func (p *port) Standbys(context.Context) (int, error)               { return 0, nil } // What comes of a term's end is covered by others.
 
 func (p *port) End(context.Context) error                  { return nil } // Only a sleeping producer would notice.
 func (p *port) Listen(context.Context, func()) error       { return nil }
@@ -287,6 +298,10 @@ func (p *port) Open(context.Context) ([]string, error) {
 }
 
 func (p *port) Look(_ context.Context, before stream.Sight, acked uint64) (stream.Sight, error) {
+	if p.candidate.term.handing == handingOver {
+		a := p.ask(answer{kind: "look", above: acked})
+		return a.sight, a.err
+	}
 	p.candidate.looks = append(p.candidate.looks, glance{before: before, remembered: p.candidate.mark, acked: acked})
 	return stream.Sight{}, errUnanswered
 }
@@ -295,7 +310,7 @@ func (p *port) Look(_ context.Context, before stream.Sight, acked uint64) (strea
 func (p *port) ask(request answer) answer {
 	o := p.candidate
 	if o.recovery == nil {
-		o.recovery = &readingBack{checkpoint: o.term.checkpoint, untouched: o.term.untouched}
+		o.recovery = &readingBack{checkpoint: o.term.checkpoint, untouched: o.term.untouched, leaving: o.term.handing == handingOver, acked: o.term.audit.acked}
 	}
 	r := o.recovery
 	if r.at < len(r.answers) {
@@ -347,6 +362,15 @@ func (p *port) answered(a answer) (recovery, bool) {
 	o := p.candidate
 	r := o.recovery
 	r.answers, r.at, r.next = append(r.answers, a), 0, answer{}
+	if r.leaving {
+		err := o.term.leaveInOrder(context.Background(), o.term.audit.sight, r.acked)
+		if errors.Is(err, errUnanswered) {
+			return recovery{}, false
+		}
+		o.recovery = nil
+		o.term.left(context.Background(), err)
+		return recovery{err: err}, true
+	}
 	result := o.term.readBack(context.Background(), r.checkpoint, r.untouched)
 	if errors.Is(result.err, errUnanswered) {
 		return recovery{}, false
@@ -538,7 +562,7 @@ func (e *encoder) candidate(w *world, o *candidate) {
 	e.flag(o.recovery != nil)
 	if r := o.recovery; r != nil {
 		e.checkpoint(r.checkpoint)
-		e.flag(r.untouched)
+		e.flag(r.untouched, r.leaving)
 		e.number(uint64(len(r.answers)))
 		for i := range r.answers {
 			e.answer(&r.answers[i])
@@ -548,14 +572,14 @@ func (e *encoder) candidate(w *world, o *candidate) {
 	e.flag(a.sight.Created.IsZero(), !a.sight.Created.IsZero() && w.marked(a.sight.Last) == o.mark, a.looking, a.void, a.busy, a.due.IsZero(),
 		a.epoch == 0, a.epoch == t.core.ledger.epoch)
 	e.number(a.sight.Last, a.acked)
-	e.number(uint64(t.gate), uint64(t.number))
+	e.number(uint64(t.gate), uint64(t.number), uint64(t.handing))
 	e.flag(t.opening, t.lost != nil, t.reopenAt.IsZero(), t.troubles > 0, t.reason != "", t.untouched, t.stopping)
 	e.checkpoint(t.checkpoint)
 	e.core(t.core, int64(len(w.rows)))
 }
 
 func (e *encoder) answer(a *answer) {
-	e.number(a.fence.Sequence, a.fence.First, a.fence.Former, a.above, uint64(a.n), uint64(len(a.found)))
+	e.number(a.fence.Sequence, a.fence.First, a.fence.Former, a.above, uint64(a.n), uint64(len(a.found)), a.sight.Last)
 	e.number(uint64(max(a.fence.Created.Sub(birth)/time.Hour, -1) + 1))
 	for _, f := range a.found {
 		e.number(uint64(f.Seq), f.Stored)
@@ -580,7 +604,7 @@ func (e *encoder) core(c *core, rows int64) {
 			continue
 		}
 		e.number(1, age(it.epoch))
-		e.flag(it.flying, it.lane.waiting == it, it.lane.first == it, it.lane.queued)
+		e.flag(it.flying, it.old, it.lane.waiting == it, it.lane.first == it, it.lane.queued)
 		if it.next != nil {
 			e.number(uint64(it.next.row.Seq))
 		}
@@ -599,8 +623,10 @@ func (e *encoder) core(c *core, rows int64) {
 		e.set(c.twice[parity])
 	}
 	e.number(min(l.epoch, 2))
-	e.flag(l.unrecorded, c.under != nil)
+	e.number(uint64(c.old.left))
+	e.flag(l.unrecorded, l.clear, c.old.gathering, c.old.lost, c.under != nil)
 	if c.under != nil {
+		e.flag(c.under.clears)
 		r := &c.under.request
 		e.number(uint64(len(r.Settled)))
 		for _, s := range r.Settled {

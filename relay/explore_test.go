@@ -338,7 +338,7 @@ func (w *world) possible(faults int) (steps []step) {
 			switch r.next.kind {
 			case "scan":
 				add(readingFails, i, 0)
-			case "fence":
+			case "fence", "look":
 				add(readsOnUnanswered, i, 0)
 			case "settle", "put back":
 				if o.session {
@@ -499,7 +499,12 @@ func (x *explorer) take(w *world, s step) {
 		pump(now)
 	case readsOn, readsOnUnanswered, readingFails:
 		a := o.recovery.next
-		w.tell("relay %d reads back: %s", name, a.kind)
+		if o.recovery.leaving {
+			w.tell("relay %d hands over: %s", name, a.kind)
+		} else {
+			w.tell("relay %d reads back: %s", name, a.kind)
+		}
+		leaving := o.recovery.leaving
 		w.readOn(o, &a)
 		if s.kind != readsOn {
 			w.aside("that fails, or the answer is lost")
@@ -515,7 +520,12 @@ func (x *explorer) take(w *world, s step) {
 		if !over {
 			break
 		}
-		w.aside("that was all: %d found, %d put back", result.Found, result.Lost)
+		if leaving {
+			w.aside("that was all: %v", result.err)
+			pump(now)
+			break
+		}
+		w.aside("that was all: %d found, %d put back, in order: %v", result.Found, result.Lost, result.inOrder)
 		if err := t.recovered(ctx, result); err != nil {
 			failed(err)
 			break
@@ -669,11 +679,18 @@ func (w *world) readOn(o *candidate, a *answer) {
 	switch a.kind {
 	case "fence", "unfenced":
 		a.fence, a.err = w.fence(o, a.kind == "unfenced")
+		if w.sabotage.trustsFence && isHandOver(o.term.checkpoint) {
+			a.fence.Former = o.term.checkpoint.Sequence
+		}
 	case "archive":
 		a.archived = w.archive(a.above)
 	case "scan":
 		a.found, a.err = w.scan(a.above, a.fence)
 		w.aside("from %d to %d it finds %d", a.above, a.fence.Sequence, len(a.found))
+	case "look":
+		g := glance{before: o.term.audit.sight, remembered: o.mark, acked: a.above}
+		w.look(&g)
+		a.sight, a.err = g.sight, g.err
 	case "settle":
 		for _, ref := range a.refs {
 			if w.settle(ref.Seq, a.above) {
@@ -774,6 +791,8 @@ func TestExploreSabotaged(t *testing.T) {
 		"a pipe without order":          {bounds: bounds{1, 0}, pipeFrom: 1, sabotage: sabotage{looseOrder: true}},
 		"deaf":                          {bounds: bounds{1, 0}, sabotage: sabotage{deaf: true}},
 		"no archive":                    {bounds: bounds{1, 0}, sabotage: sabotage{noArchive: true}},
+		"blind for strays":              {durable: true, bounds: bounds{2, 0}, sabotage: sabotage{strayBlind: true}},
+		"trusts a fence unseen":         {bounds: bounds{2, 0}, sabotage: sabotage{trustsFence: true}},
 		"early checkpoint":              {aggregates: "ab", bounds: bounds{2, 0}, sabotage: sabotage{earlyBound: true}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -46,6 +46,8 @@ type sabotage struct {
 	looseOrder    bool // A pipe goes on behind a message that got lost.
 	deaf          bool // Nobody is told that the stream has lost something, and nobody sees it.
 	noArchive     bool // Nothing is retained.
+	strayBlind    bool // Nobody waits for the rows of which strays may arrive.
+	trustsFence   bool // A checkpoint that was handed over is believed whatever became of the fence at it.
 	earlyBound    bool // The checkpoint moves although something that was sent before is not settled.
 }
 

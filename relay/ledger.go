@@ -2,7 +2,7 @@ package relay
 
 import "time"
 
-// ledger keeps the lower bounds that make reading the stream back short: behind which of its sequences are the rows
+// ledger keeps the lower bounds that make reading the stream back short: after which of its sequences are the rows
 // that were sent? Sending is divided into epochs. Each begins with a sequence that the stream was seen to have given,
 // so that whatever is sent in it is stored behind that; and when all rows of the epochs before it have been settled,
 // that sequence is the new checkpoint.
@@ -15,12 +15,21 @@ type ledger struct {
 	start      [2]uint64 // The sequences with which the present and the last one began, by parity.
 	unsettled  [2]int    // Rows sent in them that have not been settled.
 	began      time.Time // When the present one did,
-	from       time.Time // and when the next one may at the earliest, whatever else speaks for it.
-	unrecorded bool      // Its beginning is not the checkpoint yet.
+	rows       int       // and how many rows were sent in it.
+	from       time.Time // Until when strays may arrive,
+	clear      bool      // unless none of a row in the table can: see restart.
+	unrecorded bool      // The present epoch's beginning is not the checkpoint yet.
 }
 
-// epochLength is how often the checkpoint moves, at most: each time costs the table of the relay's state an update.
-const epochLength = time.Second
+const (
+	// epochLength is how often the checkpoint moves: each time costs the table of the relay's state an update. After a crash
+	// two epochs are read back, at most.
+	epochLength = time.Second
+	// shortEpoch is the length of one in which so many rows were sent as epochRows: what is read back then takes as long as
+	// that of a second with fewer.
+	shortEpoch = 250 * time.Millisecond
+	epochRows  = 2500
+)
 
 // after returns a sequence that what was sent in this epoch is stored behind.
 func (l *ledger) after(epoch uint64) uint64 { return l.start[epoch&1] }
@@ -29,6 +38,7 @@ func (l *ledger) after(epoch uint64) uint64 { return l.start[epoch&1] }
 func (l *ledger) sent(it *item) {
 	l.unsent(it)
 	it.epoch = l.epoch
+	l.rows++
 	l.unsettled[it.epoch&1]++
 }
 
@@ -50,12 +60,16 @@ func (l *ledger) drained() bool { return !l.unrecorded && l.unsettled[(l.epoch-1
 // seen takes note of a sequence that the stream has given, at a time at which it was drained and after the last epoch
 // began. Early lets a new one begin before its time.
 func (l *ledger) seen(sequence uint64, now time.Time, early bool) {
-	if sequence <= l.after(l.epoch) || now.Before(l.from) || !early && now.Sub(l.began) < epochLength {
+	length := epochLength
+	if l.rows >= epochRows {
+		length = shortEpoch
+	}
+	if sequence <= l.after(l.epoch) || !l.free(now) || !early && now.Sub(l.began) < length {
 		return
 	}
 	l.epoch++
 	l.start[l.epoch&1] = sequence
-	l.began, l.unrecorded = now, true
+	l.began, l.rows, l.unrecorded = now, 0, true
 }
 
 // checkpoint returns the sequence to be recorded as the checkpoint with the rows that are being settled; 0 for none.
@@ -67,12 +81,24 @@ func (l *ledger) checkpoint() uint64 {
 	return l.after(l.epoch)
 }
 
+// free reports whether no stray of a row in the table can arrive any more.
+func (l *ledger) free(now time.Time) bool { return l.clear || !now.Before(l.from) }
+
 // restart begins anew at a fence: nothing that is in the table is in the stream up to there.
 //
-// For some time a message may still arrive that somebody sent before, outside of an ordered batch. Its row is then
-// acknowledged as a duplicate of it, and stored where it was and not behind what was seen when it was sent again. So until
-// that time has passed everything counts as stored behind the fence, and no other. It is the only thing in recovery that
-// goes by a clock.
-func (l *ledger) restart(fence uint64, now time.Time) {
-	*l = ledger{epoch: 1, start: [2]uint64{fence, fence}, from: now.Add(MinDuplicateWindow(0))}
+// A stray is a message that somebody sent before, outside of an ordered batch, and that arrives after the fence. Its row is
+// then acknowledged as a duplicate of it, and stored where it was and not after what was seen when it was sent again. So as
+// long as there may be strays of rows in the table, everything counts as stored after the fence, and no other epoch begins.
+//
+// Invariant: an epoch begins only if no row in the table has a stray that is yet to arrive, or has arrived after the fence.
+//
+// Why: one of three holds.
+//  1. The former term has left in order (see term.handOver): what it had sent was acknowledged and settled.
+//  2. All rows that were in the table when the stream had been read back have been settled since (see core.old). A row that
+//     came later was never sent by anybody before: who leads no longer fetches no longer.
+//  3. The time has passed for which a message may be on its way. It is the only thing in recovery that goes by a clock.
+//
+// Test: TestExplore; TestExploreSabotaged leaves the second out.
+func (l *ledger) restart(fence uint64, now time.Time, inOrder bool) {
+	*l = ledger{epoch: 1, start: [2]uint64{fence, fence}, from: now.Add(MinDuplicateWindow(0)), clear: inOrder}
 }

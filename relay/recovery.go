@@ -37,6 +37,7 @@ type recovery struct {
 	fence      stream.Fence
 	checkpoint store.Checkpoint
 	kept       []store.Ref // Events that the stream holds and the database does not let go.
+	inOrder    bool        // The former leader has left in order, so that there was nothing to read.
 	err        error       // An *stream.Error if the stream failed, and otherwise the outbox.
 }
 
@@ -56,7 +57,7 @@ func (t *term) recover(ctx context.Context) {
 
 // recovered takes the answer to the recovery under way.
 func (t *term) recovered(ctx context.Context, r recovery) error {
-	t.core.recovered(r.fence.Sequence, r.err == nil, r.kept, time.Now())
+	t.core.recovered(r.fence.Sequence, r.err == nil, r.kept, r.inOrder, time.Now())
 	if errors.Is(r.err, store.ErrKept) {
 		t.pause(ctx, keptFault(r.err), time.Now())
 		return nil
@@ -73,6 +74,7 @@ func (t *term) recovered(ctx context.Context, r recovery) error {
 		t.warn(ctx, r.fence.Warning)
 	}
 	t.checkpoint, t.untouched = r.checkpoint, false
+	t.blind.since = time.Time{} // What goes wrong from here on is news.
 	t.audit = audit{looking: t.audit.looking, void: t.audit.looking}
 	r.Skipped, t.skipped = t.skipped, false
 	if r.Found+r.Lost > 0 {
@@ -104,15 +106,22 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, untouched bo
 		}
 		var err error
 		if r.fence, err = fence(patient, t.id, t.number); err != nil {
-			return err //nolint:wrapcheck // It says what it was.
+			return err
 		}
-		created := r.fence.Created.Truncate(time.Microsecond) // As precise as the table can keep it.
+		created := createdAt(r.fence)
 		r.checkpoint = store.Checkpoint{Created: created, Sequence: r.fence.Sequence, Before: r.fence.Sequence}
 		if untouched || r.fence.Consumed || mutant("recover") {
 			_, err := t.store.PutBack(ctx, nil, r.checkpoint)
 			return err
 		}
 		known := last.Created.Equal(created)
+		if isHandOver(last) {
+			if r.inOrder = known && r.fence.Former == last.Sequence; r.inOrder {
+				_, err := t.store.PutBack(ctx, nil, r.checkpoint)
+				return err
+			}
+			last.Before = last.Sequence
+		}
 		if !known {
 			last.Before = 0 // Of another stream than the last one nothing is known.
 		}
@@ -283,7 +292,7 @@ func (t *term) scan(ctx context.Context, above uint64, r *recovery, missing map[
 	if err == nil && len(chunk) > 0 {
 		err = settle(r.fence.Sequence)
 	}
-	return kept, err //nolint:wrapcheck // It says what it was.
+	return kept, err
 }
 
 var errStalled = fmt.Errorf("no progress for %v", recoveryPatience)

@@ -107,6 +107,11 @@ type Store interface {
 	// Begin prepares for a term of office: it verifies that the outbox is fit to be worked on, records who
 	// leads, and returns the term's number, at least atLeast, and what the former leader left behind.
 	Begin(ctx context.Context, stream, leader string, atLeast int64) (store.Term, error)
+	// Stand tells others whether this relay, which does not lead, could publish to stream. Its error says why it could not
+	// lead, as far as the database is concerned, and obstacle why nobody can be elected; empty for nothing.
+	Stand(ctx context.Context, stream string, fit bool) (obstacle string, err error)
+	// Standbys returns how many other relays say that they could publish to the term's stream.
+	Standbys(ctx context.Context) (int, error)
 	// End ends it, if the session is still there that it rested on.
 	End(ctx context.Context) error
 	// Exchange records outcomes and fetches rows, in one transaction.
@@ -226,8 +231,10 @@ type Relay struct {
 	log       *slog.Logger
 	hooks     Hooks
 
-	status  status
-	atLeast int64 // The least number of the next term; belongs to the term in office.
+	status   status
+	watchdog watchdog
+	pulse    election.Pulse
+	atLeast  int64 // The least number of the next term; belongs to the term in office.
 
 	mu      sync.Mutex // Protects what follows.
 	running bool
@@ -262,7 +269,7 @@ func New(outbox Store, publisher Publisher, elector Elector, options Options) (*
 	if limited, ok := publisher.(Limited); ok {
 		r.limited = limited
 	}
-	r.status.set(Status{State: Stopped})
+	r.status.set(Status{State: Stopped, Trouble: "it has not been started"})
 	return r, nil
 }
 
@@ -276,7 +283,7 @@ var ErrRunning = errors.New("relay: already running")
 //
 // Run may be called again after it has returned. So it leaves the outbox's session open, without the leader's lock;
 // store.Outbox.Close ends it.
-func (r *Relay) Run(ctx context.Context) error {
+func (r *Relay) Run(ctx context.Context) (err error) {
 	r.mu.Lock()
 	if r.running {
 		r.mu.Unlock()
@@ -285,7 +292,12 @@ func (r *Relay) Run(ctx context.Context) error {
 	r.running = true
 	r.mu.Unlock()
 	defer func() {
-		r.status.set(Status{State: Stopped})
+		trouble := "it was stopped"
+		if err != nil {
+			trouble = err.Error()
+		}
+		r.watchdog.rest()
+		r.status.set(Status{State: Stopped, Trouble: trouble})
 		r.mu.Lock()
 		r.running = false
 		r.mu.Unlock()
@@ -318,35 +330,76 @@ func (r *Relay) Run(ctx context.Context) error {
 		}
 	})
 
-	r.status.set(Status{State: Campaigning, Since: time.Now()})
+	watching.Go(func() { r.pulse.Run(campaign, r.missed(ctx)) })
+	r.status.set(Status{State: Campaigning, Since: time.Now(), Trouble: "finding out whether Postgres, NATS and the stream can be used"})
+	err = r.campaign(campaign, office, abort)
+	close(finished)
+	abort()
+	watching.Wait()
+	r.publisher.Close()
+	if err != nil {
+		return fmt.Errorf("relay: %w", err)
+	}
+	return nil
+}
+
+// missed returns what tells of a time in which this process did not run.
+func (r *Relay) missed(ctx context.Context) func(gap time.Duration) {
+	return func(gap time.Duration) {
+		r.log.WarnContext(ctx, "this process did not run for a while: it or its machine was stopped, or it got no processor", slog.Duration("for", gap.Round(time.Millisecond)))
+	}
+}
+
+// campaign takes part in elections, and serves the terms, until ctx ends or no further term can be served.
+func (r *Relay) campaign(ctx context.Context, office *office, abort func()) error {
+	scout := &scout{Relay: r}
 	setbacks := backoff{first: 100 * time.Millisecond, most: 5 * time.Second}
 	failures := 0
-	err := r.elector.Run(campaign, func(lead context.Context, lease *election.Lease) error {
+	lead := func(leading context.Context, lease *election.Lease) error {
 		if !office.enter() {
 			abort()
 			return nil
 		}
+		scout.rest()
+		defer scout.resume()
 		defer func() {
 			r.status.set(Status{State: Campaigning, Since: time.Now()})
 			if office.leave() {
 				abort()
 			}
 		}()
-		err := r.lead(lead, lease, office.stop, func() { failures = 0 })
+		err := r.lead(leading, lease, office.stop, func() { failures = 0 })
 		var setback *setbackError
 		if !errors.As(err, &setback) {
 			return err
 		}
 		failures++
 		wait := setbacks.after(failures)
-		r.log.WarnContext(ctx, "term ended early", slog.Any("error", setback.err), slog.Duration("next_in", wait))
-		sleep(lead, ctx.Done(), wait)
+		reason := setback.err
+		if gap := r.pulse.Gap(); gap > 0 {
+			reason = fmt.Errorf("this process did not run for %v (%w)", gap.Round(time.Millisecond), reason)
+		}
+		r.log.WarnContext(ctx, "term ended early", slog.Any("error", reason), slog.Duration("next_in", wait))
+		sleep(leading, office.stop, wait)
 		return nil
-	})
-	close(finished)
-	watching.Wait()
-	if err != nil {
-		return fmt.Errorf("relay: %w", err)
+	}
+	for ctx.Err() == nil {
+		if err := scout.ready(ctx); err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		published := r.status.get().Published
+		err := scout.campaign(ctx, func(standing context.Context) error { return r.elector.Run(standing, lead) })
+		var unfit *unfitError
+		switch {
+		case errors.As(err, &unfit):
+			r.log.WarnContext(ctx, "made way for another relay", slog.Any("error", unfit))
+			scout.madeWay(r.status.get().Published > published)
+		case err != nil:
+			return err
+		}
 	}
 	return nil
 }

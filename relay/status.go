@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"fmt"
 	"sync"
 	"time"
 )
@@ -12,7 +13,7 @@ type State string
 const (
 	// Stopped: Run has not been called, or has returned.
 	Stopped State = "stopped"
-	// Campaigning: it wants to lead and does not: another leads, or the elector cannot be reached.
+	// Campaigning: it wants to lead and does not: another leads, or something that it needs cannot be reached.
 	Campaigning State = "campaigning"
 	// Leading: it publishes, unless Status.Publishing says otherwise.
 	Leading State = "leading"
@@ -23,27 +24,44 @@ type Status struct {
 	State State
 	// Since is when State began.
 	Since time.Time
-	// Standby reports that a campaigning relay knows another to lead: all is well.
-	Standby bool
+	// Standby reports that a campaigning relay knows another to lead, and Fit that it could lead itself: it has reached
+	// Postgres, the broker and the stream just now. With both all is well.
+	Standby, Fit bool
 	// Term numbers the terms of office of all relays of an outbox. 0 while not leading.
 	Term int64
-	// Publishing reports that a leading relay has the broker's ear. If not, Trouble says why.
+	// Publishing reports that a leading relay has the broker's ear.
 	Publishing bool
-	Trouble    string
+	// Trouble says why the relay is not ready. It is empty if it is.
+	Trouble string
+	// Stalled is for how long the relay's loop has not turned, if that is too long: then it hangs, and is to be restarted.
+	Stalled time.Duration
 	// Published counts the events acknowledged since the relay was made.
 	Published int64
 }
 
-// Ready reports whether the relay does what can be expected of it: it publishes, or another one leads.
-func (s Status) Ready() bool { return s.Publishing || s.Standby }
+// Ready reports whether the relay does what can be expected of it: it publishes, or it could and another one leads.
+func (s Status) Ready() bool { return s.Stalled == 0 && (s.Publishing || s.Standby && s.Fit) }
+
+// Alive reports whether the relay runs and its loop turns.
+func (s Status) Alive() bool { return s.State != Stopped && s.Stalled == 0 }
 
 // Status returns what the relay is doing. It may be called at any time from anywhere.
 func (r *Relay) Status() Status {
 	s := r.status.get()
+	s.Stalled = r.watchdog.stalled(time.Now())
 	if s.State == Campaigning {
 		if candidate, ok := r.elector.(interface{ Standby() bool }); ok {
 			s.Standby = candidate.Standby()
 		}
+		if candidate, ok := r.elector.(interface{ Trouble() string }); ok && s.Trouble == "" {
+			s.Trouble = candidate.Trouble()
+		}
+		if s.Trouble == "" && !s.Ready() {
+			s.Trouble = "it has not been elected yet"
+		}
+	}
+	if s.Stalled > 0 {
+		s.Trouble = fmt.Sprintf("its loop has not turned for %v", s.Stalled.Round(time.Second))
 	}
 	return s
 }
@@ -72,6 +90,15 @@ func (s *status) published(events int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.current.Published += int64(events)
+}
+
+// scouted notes whether a relay that does not lead could, and why not.
+func (s *status) scouted(fit bool, trouble string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.current.State == Campaigning {
+		s.current.Fit, s.current.Trouble = fit, trouble
+	}
 }
 
 func (s *status) publishing() {

@@ -51,6 +51,8 @@ type term struct {
 	read    chan recovery   // The answer to the recovery under way.
 	looked  chan inspection // The answer to the look at the stream under way.
 
+	handed    chan error    // The answer to the handing over under way.
+	standbys  chan standbys // The answer to the look for standbys under way.
 	originals chan original // The answer to the look at a double under way.
 	examining bool
 	findings  int  // How often that has failed, in a row.
@@ -69,6 +71,9 @@ type term struct {
 	piped    bool          // Ordered batches have been used, and the log says so.
 	reason   string
 	stopping bool
+
+	blind   blindness
+	handing handing
 }
 
 // gate says which events may be handed to the publisher.
@@ -106,6 +111,8 @@ func (r *Relay) lead(ctx context.Context, lease *election.Lease, stop <-chan str
 		looked:  make(chan inspection, 1),
 		healthy: healthy,
 
+		handed:    make(chan error, 1),
+		standbys:  make(chan standbys, 1),
 		originals: make(chan original, 1),
 	}
 	if guarded, ok := r.publisher.(Guarded); ok && !mutant("lease") {
@@ -123,6 +130,9 @@ func (r *Relay) lead(ctx context.Context, lease *election.Lease, stop <-chan str
 		r.publisher.Close()
 	})
 
+	r.status.set(Status{State: Leading, Since: time.Now(), Trouble: "beginning a term"})
+	t.open(ctx, time.Now()) // Meanwhile.
+	r.watchdog.rest()       // Postgres may take any time, if it says that it needs it.
 	number, err := t.begin(ctx)
 	if err != nil {
 		return err
@@ -132,7 +142,7 @@ func (r *Relay) lead(ctx context.Context, lease *election.Lease, stop <-chan str
 			r.atLeast = deposed.Term + 1 // If we are elected again, that is who we are.
 		}
 	}()
-	r.status.set(Status{State: Leading, Since: time.Now(), Term: number, Publishing: false})
+	r.status.set(Status{State: Leading, Since: time.Now(), Term: number, Trouble: "making sure of the stream"})
 	r.log.InfoContext(ctx, "leading", slog.Int64("term", number), slog.String("stream", r.publisher.Stream()))
 	r.hooks.Elected(number)
 	err = t.loop(ctx)
@@ -155,6 +165,9 @@ func (t *term) begin(ctx context.Context) (number int64, err error) {
 	}
 	t.number, t.checkpoint, t.id = term.Number, term.Checkpoint, term.Outbox.String()
 	t.untouched = term.First
+	if term.Adopted != "" {
+		t.log.WarnContext(ctx, "the outbox goes to another stream from now on, as adopt_stream asks for", slog.String("from", term.Adopted), slog.String("to", t.publisher.Stream()))
+	}
 	t.core.begin(term, t.reader != nil, time.Now())
 	t.workers.Go(func() {
 		if err := t.store.Listen(ctx, t.wake); err != nil {
@@ -199,9 +212,11 @@ func (t *term) loop(ctx context.Context) error {
 	stop := t.stop
 	for {
 		now := time.Now()
+		t.watchdog.turn(now)
 		t.open(ctx, now)
 		t.recover(ctx)
 		t.look(ctx, now)
+		t.seekStandby(ctx, now)
 		t.examine(ctx)
 		t.publish(ctx, now)
 		if done := t.exchange(ctx, now); done {
@@ -239,6 +254,12 @@ func (t *term) loop(ctx context.Context) error {
 			t.inspected(ctx, i)
 		case o := <-t.originals:
 			t.examined(ctx, o, time.Now())
+		case err := <-t.handed:
+			t.left(ctx, err)
+		case s := <-t.standbys:
+			if err := t.soughtStandby(s, time.Now()); err != nil {
+				return err
+			}
 		case <-timer.C:
 			t.refusals.flush(ctx, t.log, time.Now())
 		}
@@ -248,26 +269,24 @@ func (t *term) loop(ctx context.Context) error {
 // arm sets the timer to when there is something to do that nothing else signals.
 func (t *term) arm(timer *time.Timer, now time.Time) {
 	if t.stopping { // Only outcomes and replies are waited for.
-		timer.Stop()
+		timer.Reset(turnsEvery)
 		return
 	}
-	at := t.core.deadline()
+	at := now.Add(turnsEvery)
 	earlier := func(due time.Time) {
-		if !due.IsZero() && (at.IsZero() || due.Before(at)) {
+		if !due.IsZero() && due.Before(at) {
 			at = due
 		}
 	}
+	earlier(t.core.deadline())
 	if t.gate == shut && !t.opening {
 		earlier(t.reopenAt)
 	}
+	earlier(t.blind.due(t.gate))
 	if t.reader != nil && t.gate == wide && !t.core.doubt && !t.audit.looking {
 		earlier(t.audit.due)
 	}
 	earlier(t.refusals.due())
-	if at.IsZero() {
-		timer.Stop()
-		return
-	}
 	timer.Reset(max(at.Sub(now), 0))
 }
 
@@ -414,8 +433,9 @@ func (t *term) pause(ctx context.Context, fault *stream.Error, now time.Time) {
 // setback notes that publishing is not possible now and why.
 func (t *term) setback(ctx context.Context, fault *stream.Error, now time.Time) {
 	t.troubles++
+	t.blind.begin(fault, now)
 	t.reopenAt = now.Add(reopen.after(t.troubles))
-	if errors.Is(fault, store.ErrKept) {
+	if errors.Is(fault, store.ErrKept) || errors.Is(fault, store.ErrUnarchived) {
 		t.reopenAt = now.Add(resettle.after(t.troubles)) // Each attempt reads back the stream.
 	}
 	if reason := fault.Error(); reason != t.reason {
@@ -476,7 +496,7 @@ func (t *term) resume(ctx context.Context) {
 		t.log.InfoContext(ctx, "publishing again")
 		t.hooks.Resumed()
 	}
-	t.gate, t.troubles, t.reason = wide, 0, ""
+	t.gate, t.troubles, t.reason, t.blind = wide, 0, "", blindness{asking: t.blind.asking}
 	t.status.publishing()
 }
 
@@ -493,7 +513,7 @@ func (t *term) exchange(ctx context.Context, now time.Time) (done bool) {
 		return false
 	default:
 		request, due = t.core.settle()
-		done = !due
+		done = !due && !t.handOver(ctx, now)
 	}
 	if due {
 		t.workers.Go(func() {
@@ -525,8 +545,8 @@ func (t *term) exchanged(ctx context.Context, answer store.Reply) {
 		t.kept(ctx, k)
 	}
 	switch {
-	case answer.Remaining > 0:
-		t.pause(ctx, keptFault(store.StillThere(answer.Remaining)), now)
+	case answer.Remaining != nil:
+		t.pause(ctx, keptFault(answer.Remaining), now)
 	case len(t.core.aside) > asideMost:
 		t.pause(ctx, keptFault(fmt.Errorf("%w: more than %d of them; see the reasons given for the first", store.ErrKept, asideMost)), now)
 	}

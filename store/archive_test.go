@@ -148,7 +148,7 @@ func TestSettleFoundAmongMany(t *testing.T) {
 
 // The checkpoint moves with what is settled, and keeps its predecessor.
 func TestCheckpoint(t *testing.T) {
-	f := newFixture(t, store.Options{})
+	f := newFixture(t, store.Options{AdoptStream: true})
 	first := f.begin(t)
 	if !first.First || first.Checkpoint != (store.Checkpoint{}) || first.Number != 1 || first.Outbox == uuid.Nil {
 		t.Errorf("the first term begins with %+v", first)

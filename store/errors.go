@@ -33,6 +33,10 @@ var (
 	ErrRowSecurity = errors.New("row-level security applies to the relay's role")
 	// ErrKept: the database keeps rows that were removed, so what was published would be published again.
 	ErrKept = errors.New("the database keeps the rows of published events")
+	// ErrUnarchived: the archive does not have what was put into it, so it could not be published again.
+	ErrUnarchived = errors.New("the archive does not keep what is put into it")
+	// ErrOtherStream: the outbox is relayed to another stream than the one that is asked for.
+	ErrOtherStream = errors.New("the outbox is relayed to another stream")
 	// ErrNoDeadLetter: no dead letter has that seq or id.
 	ErrNoDeadLetter = errors.New("no such dead letter")
 	// ErrNotArchived: the archive has no event of that id (any more).
@@ -43,7 +47,7 @@ var (
 // schema, so that going on trying would only hide it. Outages, missing tables and missing privileges are
 // not fatal: migrations and grants often come a moment after the relay.
 func Fatal(err error) bool {
-	for _, target := range []error{ErrForeignTable, ErrNewSchema, ErrPooler, ErrServerVersion, ErrParameter} {
+	for _, target := range []error{ErrForeignTable, ErrNewSchema, ErrPooler, ErrServerVersion, ErrParameter, ErrOtherStream} {
 		if errors.Is(err, target) {
 			return true
 		}

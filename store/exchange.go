@@ -120,9 +120,10 @@ type Reply struct {
 	Asleep bool
 	// Kept are rows for which the database refused what was asked, each for its own sake: the rest was done.
 	Kept []Kept
-	// Remaining is how many of the Settled rows are still in the outbox although Postgres reported no error: something in
-	// the database keeps them. Nothing may be published until it is known why.
-	Remaining int
+	// Remaining is an [ErrKept] if some of the Settled rows are still in the outbox although Postgres reported no error, or
+	// more than those are gone, and an [ErrUnarchived] if the archive does not have them: something in the database did
+	// otherwise. Nothing may be published until it is known what.
+	Remaining error
 }
 
 // Kept is a row that could not be recorded as asked.
@@ -191,10 +192,11 @@ func (t Table) queries(holdDead bool, sequence string) queries {
 		drawn = `(select case when is_called then last_value else last_value - 1 end from ` + sequence + `)`
 	}
 	// A seq names the row that was fetched only as long as the sequence goes on: one that was set back gives the seqs again.
-	goesOn := func(known string) string { return ` and coalesce(` + drawn + ` >= ` + known + `::bigint, true)` }
+	goesOn := func(known string) string { return `coalesce(` + drawn + ` >= ` + known + `::bigint, true)` }
 	q := queries{
-		near:  t.removal(near+goesOn("$4"), "$5", "$6"),
-		far:   t.removal(far+goesOn("$2"), "$3", "$4"),
+		// It is a bound of the scan: as a condition it would be asked of each row.
+		near:  t.removal(near+` and o.seq <= (select case when `+goesOn("$4")+` then $2::bigint end)`, "$5", "$6"),
+		far:   t.removal(far+` and `+goesOn("$2"), "$3", "$4"),
 		found: t.removal(found, "$3", "$4"),
 		// The parameters are arrays: a row's values have the place in the others that its seq has in $1.
 		fail: `
@@ -315,7 +317,18 @@ func (o *Outbox) text(reason string) string {
 }
 
 // tally is how many rows left the outbox, and for the archive.
-type tally struct{ asked, removed, archived int64 }
+type tally struct{ asked, removed, toArchive, archived int64 }
+
+// differs says how what was done differs from what was asked, if it does in a way that no count of what is left can tell.
+func (t Table) differs(n tally) error {
+	switch {
+	case n.removed > n.asked:
+		return fmt.Errorf("%w: %d rows of the outbox %s were removed where %d were named; look for a trigger or rule that removes others (outbox-relay doctor names it) and drop it", ErrKept, n.removed, t, n.asked)
+	case n.archived < n.toArchive:
+		return fmt.Errorf("%w: of %d rows that left the outbox %s, %d are there; look for a trigger or rule on %s_published and its parts, and drop it, or set relay.retain to 0", ErrUnarchived, n.toArchive, t, n.archived, t)
+	}
+	return nil
+}
 
 // remove queues a removal by these parameters, and returns the query that removes.
 func (o *Outbox) remove(batch *pgx.Batch, n *tally, r removal, archive bool, after uint64, keys ...any) {
@@ -326,9 +339,15 @@ func (o *Outbox) remove(batch *pgx.Batch, n *tally, r removal, archive bool, aft
 		}
 	}
 	if o.retain > 0 && archive {
-		batch.Queue(r.archive[o.archive.part], append(slices.Clone(keys), o.stream, int64(after))...).Exec(count(&n.archived)) //nolint:gosec // A stream ends long before.
+		batch.Queue(r.archive[o.archive.part], append(slices.Clone(keys), o.stream, int64(after))...).Exec(count(&n.archived))
 	}
-	batch.Queue(r.remove, keys...).Exec(count(&n.removed))
+	batch.Queue(r.remove, keys...).Exec(func(tag pgconn.CommandTag) error {
+		n.removed += tag.RowsAffected()
+		if o.retain > 0 && archive {
+			n.toArchive += tag.RowsAffected()
+		}
+		return nil
+	})
 }
 
 // removeSettled queues the removal of rows that the stream has stored.
@@ -365,7 +384,7 @@ func (o *Outbox) failures(of []Failure) failures {
 // mostAttempts is the highest number of attempts that is recorded or believed.
 const mostAttempts = 1_000_000
 
-func clampAttempts(n int) int32 { return int32(min(max(n, 0), mostAttempts)) } //nolint:gosec // As just bounded.
+func clampAttempts(n int) int32 { return int32(min(max(n, 0), mostAttempts)) }
 
 // failuresAtOnce is how many failures one statement records: it looks each up in its arrays.
 const failuresAtOnce = 500
@@ -454,7 +473,7 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 		now := time.Now()
 		if o.floor.stuck(now) {
 			batch.Queue(o.queries.clear, strconv.FormatUint(o.floor.xid&math.MaxUint32, 10)).QueryRow(func(row pgx.Row) error {
-				return row.Scan(&unheld) //nolint:wrapcheck // Exchange wraps it.
+				return row.Scan(&unheld)
 			})
 		}
 		o.queueFetch(batch, f, &read)
@@ -463,8 +482,9 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 		if f != nil {
 			o.floor.doubt() // Whatever was recorded about it may not have come to pass.
 		}
-		return Reply{}, err //nolint:wrapcheck // Exchange wraps it.
+		return Reply{}, err
 	}
+	reply.Remaining = o.table.differs(n)
 	if n.removed < n.asked {
 		if err := o.look(ctx, conn, request.Settled, &reply); err != nil {
 			return Reply{}, err
@@ -521,7 +541,14 @@ func (o *Outbox) look(ctx context.Context, conn *pgx.Conn, settled []Settled, re
 	for _, s := range settled {
 		seqs = append(seqs, s.Seqs...)
 	}
-	return conn.QueryRow(ctx, o.queries.remaining, seqs).Scan(&reply.Remaining) //nolint:wrapcheck // Exchange wraps it.
+	var remaining int
+	if err := conn.QueryRow(ctx, o.queries.remaining, seqs).Scan(&remaining); err != nil {
+		return err
+	}
+	if remaining > 0 {
+		reply.Remaining = o.table.stillThere(remaining)
+	}
+	return nil
 }
 
 // lowest returns the lowest seq that the relay holds after an exchange, if it holds any.

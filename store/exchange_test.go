@@ -269,7 +269,7 @@ func TestFailedRowsAreMarked(t *testing.T) {
 }
 
 func TestBegin(t *testing.T) {
-	f := newFixture(t, store.Options{})
+	f := newFixture(t, store.Options{AdoptStream: true})
 	begin := func(stream, leader string) (int64, []store.Blocked) {
 		t.Helper()
 		term, err := f.Begin(t.Context(), stream, leader, 0)

@@ -31,7 +31,7 @@ func TestInspectNothing(t *testing.T) {
 }
 
 func TestInspect(t *testing.T) {
-	f := newFixture(t, store.Options{Retain: time.Hour})
+	f := newFixture(t, store.Options{Retain: time.Hour, AdoptStream: true})
 	created := time.Now().Truncate(time.Microsecond)
 	if _, err := f.Begin(t.Context(), "former", "somebody", 0); err != nil {
 		t.Fatal(err)

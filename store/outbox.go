@@ -23,6 +23,10 @@ type Options struct {
 	// acknowledged it is put back. They are gone by one and a half times as long, while a relay leads. 0 turns the
 	// archive off, and empties it.
 	Retain time.Duration
+	// AdoptStream lets Begin and Stand go on with another stream than the one that the outbox has been relayed to. The
+	// default, false, refuses it with ErrOtherStream: what is still in the outbox would go to one stream and what was
+	// published before to another.
+	AdoptStream bool
 	// DSNFile names a file that has the DSN, which Open is not given then. PasswordFile names one that has the password, and
 	// goes before what the DSN says. Both have one line. They are read at each connection, as is a passfile, so that a
 	// rotated secret needs no restart. Another server or database in DSNFile does.
@@ -41,6 +45,7 @@ type Options struct {
 type Outbox struct {
 	table    Table
 	retain   time.Duration
+	adopt    bool
 	holdDead bool
 	log      *slog.Logger
 
@@ -62,9 +67,13 @@ type Outbox struct {
 	arena      arena
 	large      bool   // The latest page came upon a row that is not small.
 	generation uint64 // The session's, at the last Begin; 0 before.
+	checked    uint64 // The session's generation when the tables were found ready by Stand; 0 before.
 	stream     string // That the term publishes to,
 	term       int64  // and the term's number.
-	archive    archive
+
+	streamCreated time.Time // When the stream was created that the checkpoint is of.
+
+	archive archive
 }
 
 // Open prepares access to the outbox behind dsn, a Postgres URL or keyword string. It makes no connection
@@ -92,6 +101,7 @@ func Open(dsn string, options Options) (*Outbox, error) {
 	return &Outbox{
 		table:     table,
 		retain:    options.Retain,
+		adopt:     options.AdoptStream,
 		log:       log,
 		holdDead:  options.HoldDead,
 		connector: connector,
@@ -168,11 +178,14 @@ type Term struct {
 	// First tells that no checkpoint has been recorded yet, so nothing of this outbox has ever been published to this
 	// stream.
 	First bool
+	// Adopted is the stream that the outbox was relayed to until now, if that is another one: see Options.AdoptStream.
+	Adopted string
 }
 
 // Begin prepares for a term of office: it checks the schema, records leader (a name for humans) as publishing
 // to stream, and returns what the former leader left behind. The term's number is above the last one's, and at least
-// atLeast, which is for an outbox that was restored from a backup: the stream may know of later terms.
+// atLeast, which is for an outbox that was restored from a backup: the stream may know of later terms. If the outbox is
+// relayed to another stream that is an [ErrOtherStream], unless Options.AdoptStream is set.
 func (o *Outbox) Begin(ctx context.Context, stream, leader string, atLeast int64) (term Term, err error) {
 	err = o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
 		o.floor, o.large, o.complete, o.generation = newFloor(), false, false, o.session.next.Load()
@@ -207,7 +220,7 @@ select (select format('%I.%I', n.nspname, c.relname) from pg_catalog.pg_class c 
          where c.oid = to_regclass(pg_get_serial_sequence($1, 'seq')) and has_sequence_privilege(c.oid, 'SELECT')),
        current_setting('server_encoding') = 'UTF8'`, o.table.outbox()).Scan(&sequence, &o.unicode)
 	if err != nil {
-		return err //nolint:wrapcheck // The caller explains it.
+		return err
 	}
 	o.drawn = math.MinInt64 // Until the first exchange says.
 	if sequence == nil {
@@ -230,7 +243,7 @@ func (o *Outbox) readBlocked(ctx context.Context, conn *pgx.Conn, term *Term) er
 	var from *int64
 	err := conn.QueryRow(ctx, `select min(seq) from `+o.table.outbox()+` where retry_at is not null and given_up_at is null`).Scan(&from)
 	if err != nil {
-		return err //nolint:wrapcheck // The caller explains it.
+		return err
 	}
 	if from != nil {
 		o.floor.lower(*from)
@@ -242,7 +255,7 @@ select aggregate_type, aggregate_id,
  where retry_at > clock_timestamp() and given_up_at is null and octet_length(aggregate_type) <= $1::int and octet_length(aggregate_id) <= $1::int
  group by 1, 2 limit $2::int`, blockedNameFits, blockedMost)
 	if err != nil {
-		return err //nolint:wrapcheck // The caller explains it.
+		return err
 	}
 	term.Blocked, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (b Blocked, err error) {
 		var micros int64
@@ -250,7 +263,7 @@ select aggregate_type, aggregate_id,
 		b.For = max(time.Duration(micros)*time.Microsecond, 0)
 		return b, err
 	})
-	return err //nolint:wrapcheck // The caller explains it.
+	return err
 }
 
 // End ends a term whose session is still there: it gives back the lock that tells producers that the relay is asleep. An
@@ -277,36 +290,71 @@ select pg_advisory_unlock($1) from pg_catalog.pg_locks
 
 // takeOffice records the leader, and reads what the one before has recorded. It is on disk when it returns, unlike what
 // the session writes otherwise: no term's number may ever be given twice.
+//
+// Relays of one outbox and different streams may not know of each other, with some electors. So they take turns here, and
+// each sees what the one before has recorded.
 func (o *Outbox) takeOffice(ctx context.Context, conn *pgx.Conn, stream, leader string, atLeast int64, term *Term) error {
 	var (
 		created          *time.Time
 		sequence, before int64
 		partAge          time.Duration
 		scanFrom         int64
+		former           relayed
+		began            bool
+		outranked        bool
+		batch            = &pgx.Batch{}
 	)
+	batch.Queue(`select pg_advisory_xact_lock($1) from set_config('synchronous_commit', 'on', true)`, o.table.officeKey())
+	batch.Queue(o.table.latest()).Query(former.scan)
 	// The parts of the archive are all streams': which is being filled, the latest leader knows.
-	err := conn.QueryRow(ctx, `
+	batch.Queue(`
 insert into `+o.table.relay()+` as r (stream, term, leader, leader_since, part, part_since)
 select $1, greatest(1, $3::bigint), $2, clock_timestamp(), coalesce(l.part, 0), coalesce(l.part_since, clock_timestamp())
-  from set_config('synchronous_commit', 'on', true)
-  left join (select part, part_since from `+o.table.relay()+` order by leader_since desc limit 1) l on true
+  from (values (1)) one
+  left join (select stream, part, part_since from `+o.table.relay()+` order by leader_since desc limit 1) l on true
+ where coalesce(l.stream = $1, true) or $4::boolean
     on conflict (stream) do update
    set term = greatest(r.term + 1, $3), leader = excluded.leader, leader_since = excluded.leader_since,
        part = excluded.part, part_since = excluded.part_since
- returning term, outbox, stream_created, checkpoint, checkpoint_before, part, clock_timestamp() - part_since, scan_from`, stream, leader, atLeast).
-		Scan(&term.Number, &term.Outbox, &created, &sequence, &before, &o.archive.part, &partAge, &scanFrom)
-	if err != nil {
-		return err //nolint:wrapcheck // The caller explains it.
+ returning term, outbox, stream_created, checkpoint, checkpoint_before, part, clock_timestamp() - part_since, scan_from,
+       exists (select from `+o.table.relay()+` x where x.stream <> r.stream and x.leader_since >= r.leader_since)`, stream, leader, atLeast, o.adopt).
+		Query(func(rows pgx.Rows) error {
+			_, err := pgx.ForEachRow(rows, []any{
+				&term.Number, &term.Outbox, &created, &sequence, &before, &o.archive.part, &partAge, &scanFrom, &outranked,
+			}, func() error { began = true; return nil })
+			return err
+		})
+	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
+		return err
+	}
+	if !began {
+		return o.otherStream(stream, &former)
+	}
+	if outranked { // The clock was set back.
+		if err := o.outrank(ctx, conn, stream); err != nil {
+			return err
+		}
 	}
 	if o.archive.part < 0 || o.archive.part >= archiveParts {
 		return fmt.Errorf("%s: part %d of the archive is being filled, and there are %d: has a newer outbox-relay run? then use that", o.table.relay(), o.archive.part, archiveParts)
 	}
+	if former.stream != stream {
+		term.Adopted = former.stream
+	}
 	term.First = created == nil
 	if created != nil {
-		term.Checkpoint = Checkpoint{Created: *created, Sequence: uint64(sequence), Before: uint64(before)} //nolint:gosec // As they were recorded.
+		term.Checkpoint = Checkpoint{Created: *created, Sequence: uint64(sequence), Before: uint64(before)}
 	}
-	o.stream, o.term = stream, term.Number
+	o.stream, o.term, o.streamCreated = stream, term.Number, term.Checkpoint.Created
 	o.floor.at, o.scanFrom = scanFrom, scanFrom
 	o.archive.filled = time.Now().Add(o.archiveSpan() - partAge)
 	return nil
+}
+
+// outrank makes the leader of a stream the latest of all, whatever the clock said before.
+func (o *Outbox) outrank(ctx context.Context, conn *pgx.Conn, stream string) error {
+	_, err := conn.Exec(ctx, `
+update `+o.table.relay()+` x set leader_since = r.leader_since - interval '1 microsecond'
+  from `+o.table.relay()+` r where r.stream = $1 and x.stream <> r.stream and x.leader_since >= r.leader_since`, stream)
+	return err
 }

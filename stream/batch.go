@@ -302,7 +302,7 @@ func (p *Publisher) enter(seq int64, size int) (b *batch, conn *nats.Conn, err e
 		p.flow = min(p.stretch, max(batchBytes/max(size, 1), 1))
 		b = &batch{used: time.Now(), id: nuid.Next(), flow: p.flow, last: p.highest, most: p.largest()}
 		b.replies = p.replies + b.id + "." + strconv.Itoa(b.flow) + ".fail."
-		if socket := p.line.plain(); socket != nil {
+		if socket := p.line.socket(); socket != nil {
 			b.wired = true
 			p.wire.begin(socket, p.maxPayload)
 		}
@@ -390,7 +390,7 @@ func (p *Publisher) batchFlowed(b *batch, a *answer) {
 		p.endBatch(b, malformed(fmt.Sprintf("it acknowledges message %d of %d that were sent", a.Seq, b.sent)))
 	default:
 		if a.Msgs > 0 {
-			p.flow = int(min(a.Msgs, uint64(b.flow))) //nolint:gosec // At most flow, which is positive.
+			p.flow = int(min(a.Msgs, uint64(b.flow)))
 		}
 		p.batchStored(b, a.Seq, 0)
 	}
@@ -459,7 +459,7 @@ func (p *Publisher) batchStored(b *batch, count, sequence uint64) {
 	if count <= b.known {
 		return
 	}
-	n := int(count - b.known) //nolint:gosec // At most len(b.open).
+	n := int(count - b.known)
 	for _, event := range b.open[:n] {
 		p.done = append(p.done, stored(event.seq, 0, false))
 	}

@@ -163,15 +163,10 @@ func (p *Publisher) Fence(ctx context.Context, outbox string, term int64) (f Fen
 // fencedAt takes note of our fence, or that there is none if its sequence is 0,
 // and looks at the stream in which it stands.
 func (p *Publisher) fencedAt(ctx context.Context, conn *nats.Conn, sequence uint64, subject string) (Fence, error) {
-	js, err := jetstream.New(conn)
+	info, err := p.info(ctx, conn)
 	if err != nil {
-		return Fence{}, Classify(err)
+		return Fence{}, err
 	}
-	str, err := js.Stream(ctx, p.Stream())
-	if err != nil {
-		return Fence{}, Classify(fmt.Errorf("look at stream %q: %w", p.Stream(), err))
-	}
-	info := str.CachedInfo()
 	if info.State.LastSeq < sequence {
 		return Fence{}, Classify(&LostError{fmt.Sprintf("stream %q ends at sequence %d, although it has just acknowledged %d", p.Stream(), info.State.LastSeq, sequence)})
 	}
@@ -276,11 +271,13 @@ type storedMessage struct {
 func (p *Publisher) message(ctx context.Context, conn *nats.Conn, query messageQuery) (*storedMessage, error) {
 	request, err := json.Marshal(query)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // It cannot fail.
+		return nil, err
 	}
-	msg, err := conn.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+p.Stream(), request)
+	msg, err := await(ctx, func() (*nats.Msg, error) {
+		return conn.RequestWithContext(ctx, p.options.Connect.API()+"STREAM.MSG.GET."+p.Stream(), request)
+	})
 	if err != nil {
-		return nil, err //nolint:wrapcheck // The callers say what it was for.
+		return nil, err
 	}
 	return query.answered(msg.Data)
 }
@@ -296,7 +293,7 @@ func (q messageQuery) answered(data []byte) (*storedMessage, error) {
 	case err != nil:
 		return nil, malformed(cut(err.Error()))
 	case answer.Error != nil && answer.Error.ErrorCode == codeNoMessage:
-		return nil, nil //nolint:nilnil // Documented.
+		return nil, nil
 	case answer.Error != nil:
 		return nil, answer.Error
 	}
@@ -315,12 +312,12 @@ func (q messageQuery) answered(data []byte) (*storedMessage, error) {
 
 // publishAwaiting publishes one message and returns its sequence.
 func publishAwaiting(ctx context.Context, conn *nats.Conn, msg *nats.Msg, stream string) (uint64, error) {
-	answer, err := conn.RequestMsgWithContext(ctx, msg)
+	answer, err := await(ctx, func() (*nats.Msg, error) { return conn.RequestMsgWithContext(ctx, msg) })
 	if err != nil {
 		if errors.Is(err, nats.ErrNoResponders) {
 			err = jetstream.ErrNoStreamResponse
 		}
-		return 0, err //nolint:wrapcheck // The caller says what it was for.
+		return 0, err
 	}
 	a, fault := readAnswer(answer, stream)
 	if fault != nil {

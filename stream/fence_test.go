@@ -1,12 +1,14 @@
 package stream_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
@@ -266,7 +268,9 @@ func TestRollupOnTheControlSubject(t *testing.T) {
 
 func scan(t *testing.T, p *stream.Publisher, above uint64, f stream.Fence) (seqs []int64) {
 	t.Helper()
-	err := p.Scan(t.Context(), above, f, func(found stream.Found) error {
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	err := p.Scan(ctx, above, f, func(found stream.Found) error {
 		if !found.Event {
 			return nil // An earlier fence.
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"strconv"
 	"strings"
 	"sync"
@@ -108,7 +107,7 @@ func NewPublisher(options PublisherOptions) (*Publisher, error) {
 	if len(options.Encoder.Template.tokens) == 0 {
 		options.Encoder.Template = options.Setup.Template
 	}
-	err := errors.Join(checkURLs(options.Connect.URL), options.Setup.Validate(), options.Encoder.Validate(), ackErr)
+	err := errors.Join(checkURLs(options.Connect.URL), options.Connect.checkNames(), options.Setup.Validate(), options.Encoder.Validate(), ackErr)
 	if err != nil {
 		return nil, err
 	}
@@ -140,28 +139,27 @@ func (p *Publisher) Open(ctx context.Context) (warnings []string, err error) {
 func (p *Publisher) open(ctx context.Context) (warnings []string, err error) {
 	ctx, done := p.ask(ctx)
 	defer done(&err)
-	conn := p.usable()
-	if conn == nil {
-		if conn, err = p.connect(); err != nil {
-			return nil, err
-		}
-	}
-	if !conn.IsConnected() {
-		reason := conn.LastError()
-		if reason == nil {
-			reason = nats.ErrDisconnected
-		}
-		return nil, Classify(fmt.Errorf("not connected to NATS at %s: %w", RedactURL(p.options.Connect.URL), reason))
-	}
-	js, err := jetstream.New(conn)
+	conn, err := p.connected(ctx)
 	if err != nil {
-		return nil, setupFault(fmt.Errorf("use JetStream: %w", err))
+		return nil, err
 	}
-	report, err := p.options.Setup.Ensure(ctx, js)
+	js, err := p.options.Connect.JetStream(conn)
+	if err != nil {
+		return nil, err
+	}
+	report, err := await(ctx, func() (Report, error) {
+		if err := CheckServer(conn); err != nil {
+			return Report{}, err
+		}
+		return p.options.Setup.Ensure(ctx, js)
+	})
 	if err != nil {
 		return nil, Classify(err)
 	}
-	maxPayload := conn.MaxPayload() // It may wait for the network.
+	maxPayload, err := await(ctx, func() (int64, error) { return conn.MaxPayload(), nil })
+	if err != nil {
+		return nil, Classify(fmt.Errorf("connection to NATS: %w", err))
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if report.Created && p.seen {
@@ -194,32 +192,56 @@ func (p *Publisher) connection() *nats.Conn {
 	return p.conn
 }
 
-// usable returns the connection, unless another one is to be made: nats.go closes
-// one for good after an error that it does not know, and a subscription that was
-// denied remains so.
-func (p *Publisher) usable() *nats.Conn {
+// heard returns the connection; nil if there is none, or if it is of no use, since
+// we may not hear the answers on it: a subscription that was denied remains so.
+func (p *Publisher) heard() *nats.Conn {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.conn == nil || !p.conn.IsClosed() && p.unheard == nil {
+	if p.conn == nil || p.unheard == nil {
 		return p.conn
 	}
-	if !p.conn.IsClosed() {
-		p.line.cut()
-		go p.conn.Close() // Its callbacks may be waiting for us.
-	}
+	p.line.cut()
+	go p.conn.Close() // It waits for the network.
 	return nil
 }
 
-func (p *Publisher) connect() (*nats.Conn, error) {
+// connected returns the connection, or makes one if there is none. Its error is an *Error.
+func (p *Publisher) connected(ctx context.Context) (*nats.Conn, error) {
+	conn := p.heard()
+	if conn == nil {
+		return p.connect(ctx)
+	}
+	type state struct {
+		closed, connected bool
+		reason            error
+	}
+	now, err := await(ctx, func() (state, error) {
+		return state{conn.IsClosed(), conn.IsConnected(), conn.LastError()}, nil
+	})
+	switch {
+	case err != nil: // It is reconnecting, to a server that says nothing.
+		now.reason = err
+	case now.closed: // For good, after an error that nats.go does not know.
+		return p.connect(ctx)
+	case now.connected:
+		return conn, nil
+	case now.reason == nil:
+		now.reason = nats.ErrDisconnected
+	}
+	return nil, Classify(fmt.Errorf("not connected to NATS at %s: %w", RedactURL(p.options.Connect.URL), now.reason))
+}
+
+// connect makes a connection. Its error is an *Error.
+func (p *Publisher) connect(ctx context.Context) (*nats.Conn, error) {
 	p.mu.Lock()
-	line := &line{dialer: net.Dialer{Timeout: connectTimeout}, valid: p.guard}
+	line := newLine(p.guard)
 	if p.batch != nil || !p.window.empty() {
 		p.fail(Classify(fmt.Errorf("connection to NATS closed: %w", nats.ErrConnectionClosed)))
 	}
 	p.conn, p.line, p.replies, p.unheard = nil, line, "", nil // A former connection has nothing to tell any more.
 	p.mu.Unlock()
 	options := p.options.Connect
-	options.dialer = line
+	options.line = line
 	options.OnDisconnect = func(err error) {
 		if err == nil {
 			err = nats.ErrDisconnected
@@ -243,19 +265,40 @@ func (p *Publisher) connect() (*nats.Conn, error) {
 			p.options.Connect.OnReconnect()
 		}
 	}
-	conn, err := Connect(options)
+	conn, err := Connect(ctx, options)
 	if err != nil {
 		return nil, err
 	}
-	replies := conn.NewInbox() + "."
-	if _, err := conn.Subscribe(replies+">", p.answered); err != nil {
+	replies, err := p.listen(ctx, conn)
+	if err != nil {
+		line.cut()
 		conn.Close()
 		return nil, Classify(fmt.Errorf("subscribe to acknowledgements: %w", err))
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.line != line { // Closed meanwhile.
+		line.cut()
+		conn.Close()
+		return nil, Classify(fmt.Errorf("connect to NATS: %w", nats.ErrConnectionClosed))
+	}
 	p.conn, p.line, p.replies = conn, line, replies
 	return conn, nil
+}
+
+// listen subscribes to acknowledgements, and returns what their subjects start with.
+func (p *Publisher) listen(ctx context.Context, conn *nats.Conn) (replies string, err error) {
+	return await(ctx, func() (string, error) {
+		replies := conn.NewInbox() + "."
+		_, err := conn.Subscribe(replies+">", p.answered)
+		if err == nil {
+			err = conn.FlushTimeout(connectTimeout) // By then, a refusal has come.
+		}
+		if err == nil && inboxDenied(conn) {
+			err = noInbox(conn, conn.LastError())
+		}
+		return replies, err
+	})
 }
 
 // Publish sends an event and returns without waiting: what becomes of it is
@@ -496,8 +539,10 @@ func (p *Publisher) Close() {
 		p.timer = nil
 	}
 	p.mu.Unlock()
-	if conn != nil {
+	if line != nil {
 		line.cut()
+	}
+	if conn != nil {
 		conn.Close()
 	}
 	select {

@@ -37,7 +37,7 @@ func (w *window) take(token uint64) (taken publish, open bool) {
 	if token < w.first || token-w.first >= uint64(len(w.entries)-w.head) {
 		return publish{}, false
 	}
-	p := &w.entries[w.head+int(token-w.first)] //nolint:gosec // Within the slice, as just checked.
+	p := &w.entries[w.head+int(token-w.first)]
 	if p.known {
 		return publish{}, false
 	}

@@ -333,16 +333,33 @@ func (p *Process) Ends() int {
 // Get asks the relay's HTTP endpoints and returns the status code.
 func (p *Process) Get(path string) int {
 	p.Helper()
+	code, _ := p.ask(path)
+	return code
+}
+
+// Body is Get for what is answered.
+func (p *Process) Body(path string) string {
+	p.Helper()
+	_, body := p.ask(path)
+	return body
+}
+
+func (p *Process) ask(path string) (code int, body string) {
+	p.Helper()
 	request, err := http.NewRequestWithContext(p.Context(), http.MethodGet, "http://"+p.httpAddr+path, nil)
 	if err != nil {
 		p.Fatal(err)
 	}
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
-		return 0
+		return 0, ""
 	}
-	_ = response.Body.Close()
-	return response.StatusCode
+	defer response.Body.Close()
+	content, err := io.ReadAll(response.Body)
+	if err != nil {
+		return 0, ""
+	}
+	return response.StatusCode, string(content)
 }
 
 // Usage returns the processor time that a running process has used, and its resident memory in bytes, from /proc.

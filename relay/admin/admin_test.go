@@ -33,9 +33,19 @@ func TestHealthAndReadinessFollowTheStatus(t *testing.T) {
 			admin.Report{State: "campaigning", Since: since},
 		},
 		"standing by": {
-			relay.Status{State: relay.Campaigning, Since: since, Standby: true},
+			relay.Status{State: relay.Campaigning, Since: since, Standby: true, Fit: true},
 			200, 200,
-			admin.Report{Ready: true, State: "campaigning", Since: since, Standby: true},
+			admin.Report{Ready: true, State: "campaigning", Since: since, Standby: true, Fit: true},
+		},
+		"standing by without a broker": {
+			relay.Status{State: relay.Campaigning, Since: since, Standby: true, Trouble: "no servers available"},
+			200, 503,
+			admin.Report{State: "campaigning", Since: since, Standby: true, Trouble: "no servers available"},
+		},
+		"hanging": {
+			relay.Status{State: relay.Leading, Since: since, Publishing: true, Stalled: 11 * time.Second, Trouble: "its loop has not turned for 11s"},
+			503, 503,
+			admin.Report{State: "leading", Since: since, Publishing: true, Trouble: "its loop has not turned for 11s"},
 		},
 		"leading without a broker": {
 			relay.Status{State: relay.Leading, Since: since, Term: 3, Trouble: "not connected", Published: 4},

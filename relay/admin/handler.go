@@ -12,16 +12,18 @@ import (
 // Report is the JSON that /healthz and /readyz answer with.
 type Report struct {
 	Identity
-	// Ready tells that the relay publishes or knows another to lead.
+	// Ready tells that the relay publishes, or could and knows another to lead. If not, Trouble says why.
 	Ready bool `json:"ready"`
 	// State is what the relay is doing, since Since.
 	State relay.State `json:"state"`
 	Since time.Time   `json:"since"`
-	// Standby tells that another relay is known to lead.
+	// Standby tells that another relay is known to lead, and Fit that this one, which does not, could: it has reached
+	// Postgres, the broker and the stream just now.
 	Standby bool `json:"standby"`
+	Fit     bool `json:"fit"`
 	// Term is the number of the term of office, 0 while not leading.
 	Term int64 `json:"term"`
-	// Publishing tells that a leader has the broker's ear. If not, Trouble says why.
+	// Publishing tells that a leader has the broker's ear.
 	Publishing bool   `json:"publishing"`
 	Trouble    string `json:"trouble,omitempty"`
 	// Published counts the events that this relay saw acknowledged.
@@ -30,8 +32,8 @@ type Report struct {
 
 const index = `Go Outbox relay
 
-/healthz  200 unless the relay has stopped
-/readyz   200 if it publishes or stands by, otherwise 503
+/healthz  200 unless the relay has stopped or hangs
+/readyz   200 if it publishes, or could and another leads, otherwise 503
 /metrics  for Prometheus
 `
 
@@ -45,7 +47,7 @@ func NewHandler(self Identity, status func() relay.Status, metrics http.Handler)
 	})
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		s := status()
-		report(w, self, s, s.State != relay.Stopped)
+		report(w, self, s, s.Alive())
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		s := status()
@@ -67,6 +69,7 @@ func report(w http.ResponseWriter, self Identity, s relay.Status, good bool) {
 		State:      s.State,
 		Since:      s.Since,
 		Standby:    s.Standby,
+		Fit:        s.Fit,
 		Term:       s.Term,
 		Publishing: s.Publishing,
 		Trouble:    s.Trouble,

@@ -74,6 +74,7 @@ type Assembly struct {
 	ended    bool   // The relay has run.
 	prepared bool   // The tables were found ready.
 	trouble  string // Why they were not.
+	failure  string // Why it ended; empty if it was stopped.
 }
 
 // Validate returns what [New] finds wrong with a configuration, for programs that run the server of nats_url =
@@ -117,15 +118,15 @@ func (a *Assembly) Relay() *relay.Relay { return a.relay }
 
 // Run prepares the tables as [Assembly.Prepare] does, unless that was done before, then relays until ctx ends, and then
 // closes the session. Like relay.Relay.Run it returns nil if it was stopped, and may be called again.
-func (a *Assembly) Run(ctx context.Context) error {
+func (a *Assembly) Run(ctx context.Context) (err error) {
 	if err := a.begin(); err != nil {
 		return err
 	}
-	defer a.end(ctx)
+	defer func() { a.end(ctx, err) }()
 	if !a.retains {
 		a.log.WarnContext(ctx, "a guarantee is weakened", slog.String("because", "retain is 0: "+noArchive))
 	}
-	err := a.Prepare(ctx)
+	err = a.Prepare(ctx)
 	switch {
 	case err == nil:
 	case ctx.Err() != nil:
@@ -142,14 +143,17 @@ func (a *Assembly) begin() error {
 	if a.running {
 		return relay.ErrRunning // Whose session is not ours to close.
 	}
-	a.running, a.ended, a.since = true, false, time.Now()
+	a.running, a.ended, a.since, a.failure = true, false, time.Now(), ""
 	return nil
 }
 
 // end closes the session, and waits for that: a restarted relay is not to find this one's lock.
-func (a *Assembly) end(ctx context.Context) {
+func (a *Assembly) end(ctx context.Context, failure error) {
 	a.mu.Lock()
 	a.ended = true
+	if failure != nil {
+		a.failure = failure.Error()
+	}
 	a.mu.Unlock()
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
@@ -222,8 +226,12 @@ func (a *Assembly) Status() relay.Status {
 	s := a.relay.Status()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if s.State == relay.Stopped && !a.ended {
-		s.State, s.Since, s.Trouble = relay.Campaigning, a.since, a.trouble
+	switch {
+	case s.State != relay.Stopped:
+	case !a.ended:
+		s.State, s.Since, s.Trouble = relay.Campaigning, a.since, cmp.Or(a.trouble, "its tables are not ready yet")
+	case a.failure != "":
+		s.Trouble = a.failure
 	}
 	return s
 }

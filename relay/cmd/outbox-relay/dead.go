@@ -312,7 +312,7 @@ func parseID(arg string) (uuid.UUID, error) {
 	if len(arg) != canonical {
 		return uuid.Nil, fmt.Errorf("%q has %d characters, want %d", arg, len(arg), canonical)
 	}
-	return uuid.Parse(arg) //nolint:wrapcheck // The callers say what they want.
+	return uuid.Parse(arg)
 }
 
 func filterFlags(cmd *cobra.Command, filter *store.DeadFilter) {
