@@ -702,7 +702,7 @@ func TestRowsKeptByRecoveryAreHeld(t *testing.T) {
 	if !c.recover() {
 		t.Fatal("no recovery at the beginning of a term")
 	}
-	c.recovered(100, true, []store.Ref{{Seq: 24}}, now)
+	c.recovered(100, true, []store.Ref{{Seq: 24}}, false, now)
 	fetch := c.mustExchange(t, now).Fetch
 	expect(t, "held", fetch.Held, []int64{24})
 	if fetch.Highest < 24 || c.ledger.unsettled[c.ledger.epoch&1] != 1 {
