@@ -61,9 +61,10 @@ type Outbox struct {
 	unicode    bool // The database's encoding has all characters.
 	ascii      bool // Only those of ASCII are recorded: another may have been what the database refused.
 	floor      floor
-	scanFrom   int64 // What the table says of the floor.
-	drawn      int64 // The highest seq that the sequence had given out by the latest exchange.
-	complete   bool  // The latest page had all rows.
+	scanFrom   int64         // What the table says of the floor.
+	drawn      int64         // The highest seq that the sequence had given out by the latest exchange.
+	complete   bool          // The latest page had all rows.
+	took       time.Duration // The latest fetch.
 	arena      arena
 	large      bool   // The latest page came upon a row that is not small.
 	generation uint64 // The session's, at the last Begin; 0 before.
