@@ -352,7 +352,7 @@ func (r *Relay) missed(ctx context.Context) func(gap time.Duration) {
 
 // campaign takes part in elections, and serves the terms, until ctx ends or no further term can be served.
 func (r *Relay) campaign(ctx context.Context, office *office, abort func()) error {
-	scout := &scout{Relay: r}
+	scout := &scout{Relay: r, working: make(chan struct{}, 1)}
 	setbacks := backoff{first: 100 * time.Millisecond, most: 5 * time.Second}
 	failures := 0
 	lead := func(leading context.Context, lease *election.Lease) error {

@@ -20,7 +20,7 @@ const (
 	openTimeout      = 5 * time.Second
 	openTimeoutFirst = time.Second
 	// endTimeout bounds the last round trip of a term.
-	endTimeout = time.Second
+	endTimeout = 400 * time.Millisecond
 )
 
 // reopen spaces out the attempts to publish again after trouble that is nobody's or the set-up's fault.
