@@ -164,10 +164,11 @@ func (t *term) compare(ctx context.Context, r *recovery, above uint64, archived 
 		archived = nil
 	}
 	missing := make(map[uuid.UUID]struct{}, len(archived))
+	// What the stream itself has removed at its beginning is not lost.
+	expected := func(a store.Archived) bool { return !known || a.After+1 >= r.fence.First }
 	for _, a := range archived {
 		above = min(above, a.After)
-		// What the stream itself has removed at its beginning is not lost.
-		if !known || a.After+1 >= r.fence.First {
+		if expected(a) {
 			missing[a.ID] = struct{}{}
 		}
 	}
@@ -175,12 +176,42 @@ func (t *term) compare(ctx context.Context, r *recovery, above uint64, archived 
 	if kept, err = t.scan(ctx, above, r, missing); err != nil {
 		return nil, 0, err
 	}
+	var newest map[int64]int64
+	if r.fence.Holes {
+		newest = newestOf(archived, func(a store.Archived) bool {
+			_, gone := missing[a.ID]
+			return !gone && expected(a)
+		})
+	}
 	for _, a := range archived {
-		if _, ok := missing[a.ID]; ok {
+		if _, ok := missing[a.ID]; ok && !older(newest, a) {
 			lost = append(lost, a)
 		}
 	}
 	return lost, kept, nil
+}
+
+// older reports whether the stream has a newer event of the same aggregate.
+func older(newest map[int64]int64, a store.Archived) bool {
+	seq, ok := newest[a.Aggregate]
+	return ok && a.Seq < seq
+}
+
+// newestOf returns the highest seq of each aggregate that the stream has of what is archived. An event of the aggregate
+// with a lower seq was stored before that one. A broker loses only a suffix: so if it is missing from a stream that has
+// holes, a person removed it, or a limit on the messages of a subject did that is not there any more. To publish it again
+// would put it after newer events.
+func newestOf(archived []store.Archived, stored func(store.Archived) bool) map[int64]int64 {
+	newest := make(map[int64]int64)
+	for _, a := range archived {
+		if !stored(a) {
+			continue
+		}
+		if seq, ok := newest[a.Aggregate]; !ok || seq < a.Seq { // Any number may be a seq.
+			newest[a.Aggregate] = a.Seq
+		}
+	}
+	return newest
 }
 
 // intact reports whether nothing is lost of the two oldest epochs of what is archived, which are stored between each

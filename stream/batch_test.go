@@ -144,8 +144,9 @@ func TestBatchStops(t *testing.T) {
 		{"first too large", func(c *jetstream.StreamConfig) { c.MaxMsgSize = 1000 }, 1, large, stream.FaultRow},
 		{"fourth too large", func(c *jetstream.StreamConfig) { c.MaxMsgSize = 1000 }, 4, large, stream.FaultRow},
 		{"last too large", func(c *jetstream.StreamConfig) { c.MaxMsgSize = 1000 }, 6, large, stream.FaultRow},
-		{"full", func(c *jetstream.StreamConfig) { c.MaxMsgs, c.Discard = 3, jetstream.DiscardNew }, 4, numbered, stream.FaultWeather},
-		{"full at once", func(c *jetstream.StreamConfig) { c.MaxBytes, c.Discard = 10, jetstream.DiscardNew }, 1, numbered, stream.FaultWeather},
+		{"full", func(c *jetstream.StreamConfig) { c.MaxMsgs, c.Discard = 3, jetstream.DiscardNew }, 4, numbered, stream.FaultSetup},
+		{"full at once", func(c *jetstream.StreamConfig) { c.MaxBytes, c.Discard = 10, jetstream.DiscardNew }, 1, numbered, stream.FaultSetup},
+		{"full for a while", func(c *jetstream.StreamConfig) { c.MaxMsgs, c.Discard, c.MaxAge = 3, jetstream.DiscardNew, time.Hour }, 4, numbered, stream.FaultWeather},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

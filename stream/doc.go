@@ -90,16 +90,22 @@
 //
 // Every failure has one of three faults:
 //
-//	row       too large, or with headers that cannot be sent: only this event
-//	          and its aggregate are concerned
-//	setup     no stream, sealed, other subjects, refused credentials: all
-//	          wait until a person changes something
-//	weather   no server, no leader, full, too slow, fenced off, anything
-//	          unknown: all wait until it passes
+//	row       too large, with headers that cannot be sent, or on a subject
+//	          that is denied or full: only this event and its aggregate are
+//	          concerned
+//	setup     no stream, sealed, other subjects, refused credentials, a denied
+//	          request, full with nothing that makes room: all wait until a
+//	          person changes something
+//	weather   no server, no leader, full until consumers or age make room, too
+//	          slow, fenced off, anything unknown: all wait until it passes
 //
 // and is ambiguous or not: whether the message may have been stored although
 // no acknowledgement came. A row's fault is permanent if trying again within
 // seconds is of no use (Error.Permanent).
+//
+// A violation of a permission names a subject: that of a pending event is this
+// event's fault, that of a request its error, with the permission to give
+// (PermissionError). A refusal at a limit tells the figures, and what to do.
 //
 // # What counts as an answer
 //

@@ -7,16 +7,10 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// Answers to creating a stream that a setting of ours gets past.
+// Further answers to creating a stream that a setting of ours gets past.
 const (
-	codeNoPeers         = 10005
-	codeNoResources     = 10023
-	codeNoMemory        = 10028
-	codeNoDisk          = 10047
-	codeInvalidConfig   = 10052
-	codeNoCluster       = 10074
-	codeMaxBytesNeeded  = 10113
-	codeMaxBytesTooMany = 10122
+	codeNoPeers   = 10005
+	codeNoCluster = 10074
 )
 
 // hint says what to set so that the stream can be created; empty if that is not
@@ -24,11 +18,11 @@ const (
 func (s Setup) hint(e *Error) string {
 	text := strings.ToLower(e.Error())
 	switch e.Code {
-	case codeMaxBytesNeeded:
+	case codeMaxBytesDemanded:
 		return "the account demands that a stream says how much it keeps at most: set stream_max_bytes (Setup.MaxBytes)"
-	case codeMaxBytesTooMany:
+	case codeMaxBytesTooLarge:
 		return fmt.Sprintf("stream_max_bytes (Setup.MaxBytes), %d, exceeds what the account allows one stream: set a lower one", s.MaxBytes)
-	case codeNoResources, codeNoMemory, codeNoDisk:
+	case codeServerExceeded, codeAccountMemory, codeAccountStorage:
 		if s.MaxBytes > 0 {
 			return fmt.Sprintf("the server or the account has no room for stream_max_bytes (Setup.MaxBytes), %d: set a lower one, or raise the limit", s.MaxBytes)
 		}
