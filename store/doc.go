@@ -24,7 +24,7 @@
 //
 // [Outbox.Migrate] creates, for an outbox named t, the tables t (events that wait), t_dead (events that were
 // given up), t_published (the archive, in three parts), t_relay (who leads, and the checkpoint) and t_migrations (the
-// schema's version), the trigger function t_wake and its trigger, and the function t_emit. It upgrades tables that are in use, step by
+// schema's version), the functions t_wake and t_check and their triggers, and the function t_emit. It upgrades tables that are in use, step by
 // step: no producer waits for it, and the relay of the version before goes on beside it (step.go). A row's states:
 //
 //	in t, attempts = 0       waits to be published

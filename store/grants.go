@@ -15,7 +15,7 @@ var producerColumns = []string{"id", "topic", "aggregate_type", "aggregate_id", 
 // ProducerGrants returns the statements that let role insert events, by itself, by store.Insert and by the emit function,
 // and do nothing else to the outbox. Role is put in as it is, so quote it where needed.
 func (t Table) ProducerGrants(role string) string {
-	functions := append(t.checkFunctions(), t.emitted()+"()")
+	functions := []string{t.emitted() + "()"}
 	for _, p := range payloads {
 		functions = append(functions, t.emit()+"(text, text, text, text, "+p.Type+", jsonb, uuid)")
 	}
@@ -26,14 +26,8 @@ func (t Table) ProducerGrants(role string) string {
 // Grants returns the statements that let role run the relay and the operator's commands. Role is put in as it is, so quote it
 // where needed.
 func (t Table) Grants(role string) string {
-	return fmt.Sprintf("GRANT USAGE ON SCHEMA %s TO %s; GRANT SELECT, INSERT, UPDATE, DELETE ON %s, %s, %s TO %s; GRANT SELECT, UPDATE, DELETE ON %s TO %s; GRANT SELECT, INSERT, DELETE, TRUNCATE ON %s TO %s; GRANT SELECT ON %s TO %s; GRANT SELECT ON SEQUENCE %s TO %s; GRANT EXECUTE ON FUNCTION %s TO %s",
-		quote(t.orDefault().Schema), role, t.outbox(), t.dead(), t.relay(), role, t.published(), role, strings.Join(t.parts(), ", "), role, t.migrations(), role, t.sequence(), role, strings.Join(t.checkFunctions(), ", "), role)
-}
-
-// checkFunctions are those that the table's check calls, as whoever inserts or updates.
-func (t Table) checkFunctions() []string {
-	const arguments = "(bigint, uuid, text, text, text, text, jsonb, timestamptz, integer, timestamptz)"
-	return []string{t.quoted("_fit") + arguments, t.quoted("_unfit") + arguments}
+	return fmt.Sprintf("GRANT USAGE ON SCHEMA %s TO %s; GRANT SELECT, INSERT, UPDATE, DELETE ON %s, %s, %s TO %s; GRANT SELECT, UPDATE, DELETE ON %s TO %s; GRANT SELECT, INSERT, DELETE, TRUNCATE ON %s TO %s; GRANT SELECT ON %s TO %s; GRANT SELECT ON SEQUENCE %s TO %s",
+		quote(t.orDefault().Schema), role, t.outbox(), t.dead(), t.relay(), role, t.published(), role, strings.Join(t.parts(), ", "), role, t.migrations(), role, t.sequence(), role)
 }
 
 // MigratorGrants returns the statements that let role create the tables, which it then owns; only their owner may upgrade

@@ -194,7 +194,6 @@ func TestLargeRowsAreGivenUpInPlace(t *testing.T) {
 // Under a running relay somebody drops the constraints.
 func TestNullsAreTold(t *testing.T) {
 	f := newFixture(t, store.Options{})
-	f.exec(t, `alter table outbox drop constraint outbox_fit`)
 	columns := []string{"id", "topic", "aggregate_type", "aggregate_id", "event_type", "data", "created_at", "attempts"}
 	f.insert(t, event("1"))
 	for _, column := range columns {

@@ -31,11 +31,8 @@ const (
 // build does not wait for every transaction in the database.
 const smallTable = 8 << 20
 
-// codes of errors with which a step may be tried again.
-const (
-	codeDeadlock       = "40P01"
-	codeCheckViolation = "23514"
-)
+// codeDeadlock is of an error after which a step may be tried again.
+const codeDeadlock = "40P01"
 
 // upgrade brings tables that are in use to the latest version, step by step. What is done is recorded with each step, so
 // that an upgrade that was interrupted goes on where it stopped.
@@ -133,11 +130,6 @@ func (m *migration) run(ctx context.Context, s step, record func(context.Context
 		return m.briefly(ctx, s, transaction)
 	case concurrentStep:
 		if err := m.index(ctx, s); err != nil {
-			return err
-		}
-		return record(ctx, m.conn)
-	case validateStep:
-		if err := m.validateRows(ctx, s); err != nil {
 			return err
 		}
 		return record(ctx, m.conn)
@@ -245,40 +237,6 @@ func (m *migration) explainIndex(ctx context.Context, err error) error {
 	}
 	return fmt.Errorf("creating an index waited for longer than %v for older transactions, of %s: end them, or run this again later; it goes on where it stopped: %w",
 		m.patience, m.activity(ctx, `backend_xmin is not null`), err)
-}
-
-// validateRows validates constraints. Rows that violate one are older than it, and no reason to fail: the relay copes.
-func (m *migration) validateRows(ctx context.Context, s step) error {
-	all := func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, s.sql)
-		return err
-	}
-	err := m.patiently(ctx, all)
-	if pg, ok := errors.AsType[*pgconn.PgError](err); !ok || pg.Code != codeCheckViolation {
-		return err
-	}
-	rows, err := m.conn.Query(ctx, `
-select violated, count(*)
-  from (select `+m.table.quoted("_unfit")+`(seq, id, topic, aggregate_type, aggregate_id, event_type, headers, created_at, attempts, retry_at) as violated
-          from only `+s.table+` where last_error is null) checked
- where violated is not null group by 1 order by 1`)
-	if err != nil {
-		return err
-	}
-	type check struct {
-		Name string
-		Rows int64
-	}
-	checks, err := pgx.CollectRows(rows, pgx.RowToStructByPos[check])
-	if err != nil {
-		return err
-	}
-	for _, c := range checks {
-		m.log.WarnContext(ctx, "rows that are older than a check violate it; the relay publishes what the broker takes and gives up the others as dead letters; new rows are checked",
-			slog.String("table", m.table.String()), slog.String("check", c.Name), slog.Int64("rows", c.Rows),
-			slog.String("once_they_are_gone", `alter table `+s.table+` validate constraint outbox_fit`))
-	}
-	return nil
 }
 
 // holders names the transactions that have a lock on a table, the oldest first.

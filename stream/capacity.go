@@ -148,17 +148,10 @@ func heals(config *jetstream.StreamConfig) bool {
 	return config.Retention != jetstream.LimitsPolicy || config.MaxAge > 0
 }
 
-// Further codes of refusals at a limit.
+// Further codes of refusals at a limit; see hint for the others.
 const (
-	codeAccountExceeded  = 10002 // The account's quota is used up,
-	codeAccountMemory    = 10028 // likewise, of memory
-	codeAccountStorage   = 10047 // likewise, of disk.
-	codeServerExceeded   = 10023 // The server's memory or disk is full.
-	codeConsumersMost    = 10026
-	codeStreamsMost      = 10027
-	codeInvalidConfig    = 10052
-	codeMaxBytesDemanded = 10113
-	codeMaxBytesTooLarge = 10122
+	codeAccountExceeded = 10002 // The account's quota is used up.
+	codeStreamsMost     = 10027
 )
 
 // The texts of 10077, by which alone its reasons differ.
@@ -196,7 +189,7 @@ func (p *Publisher) explanation(fault *Error) (text string, setup bool) {
 		config = &jetstream.StreamConfig{Name: p.Stream()}
 	}
 	if fault.Code != codeStoreFailed {
-		return explanationOf(fault, p.Stream(), config, p.quota)
+		return explanationOf(fault, config, p.quota)
 	}
 	reason := fault.Err.Error()
 	full := func(name string, most int64) (string, bool) {
@@ -217,33 +210,19 @@ func (p *Publisher) explanation(fault *Error) (text string, setup bool) {
 	return "", false
 }
 
-// explanationOf is explanation for the limits of consumers, accounts and servers.
+// explanationOf is explanation for the limits of accounts and servers.
 // Quota tells what the account uses; empty if that is not known.
-func explanationOf(fault *Error, stream string, config *jetstream.StreamConfig, quota string) (text string, setup bool) {
+func explanationOf(fault *Error, config *jetstream.StreamConfig, quota string) (text string, setup bool) {
 	if quota != "" {
 		quota = " (" + quota + ")"
 	}
 	switch fault.Code {
-	case codeAccountExceeded, codeAccountMemory, codeAccountStorage:
+	case codeAccountExceeded, codeNoMemory, codeNoDisk:
 		return fmt.Sprintf("the JetStream limits of the NATS account are used up%s: it makes no room by itself, unless its streams have a max_age, or consumers whose acknowledgements make room: raise the account's limits, or remove messages or streams of it (`nats account info`, `nats stream report`)", quota), !heals(config)
-	case codeServerExceeded:
+	case codeNoResources:
 		return "the NATS server has used up its memory or disk for JetStream: raise max_file_store or max_memory_store, make room on its disk, or remove streams (`nats server report jetstream`)", !heals(config)
-	case codeConsumersMost:
-		most := ""
-		if config.MaxConsumers > 0 {
-			most = fmt.Sprintf(", %d (max_consumers)", config.MaxConsumers)
-		}
-		return fmt.Sprintf("stream %q has as many consumers as it, the account or the server allows%s, and the relay needs one to read back what is stored: remove those that nobody uses (`nats consumer ls %s`), or raise the limit%s", stream, most, stream, quota), true
 	case codeStreamsMost:
 		return fmt.Sprintf("the NATS account has as many streams as it may%s: raise its limit, or remove streams (`nats stream ls`)", quota), true
-	case codeMaxBytesDemanded:
-		return "the NATS account demands that each stream has max_bytes: set OUTBOX_STREAM_MAX_BYTES (stream_max_bytes), or create the stream with `nats stream add`", true
-	case codeMaxBytesTooLarge:
-		return fmt.Sprintf("the stream's max_bytes is more than the NATS account allows%s: set OUTBOX_STREAM_MAX_BYTES (stream_max_bytes) to less, or raise the account's limit", quota), true
-	case codeInvalidConfig:
-		if strings.Contains(fault.Err.Error(), "duplicates window can not be larger then server limit") {
-			return "the NATS server allows no such duplicate window: set OUTBOX_DUPLICATE_WINDOW (duplicate_window) to its limit at most, or raise the server's jetstream.limits.duplicate_window", true
-		}
 	}
 	return "", false
 }
@@ -254,7 +233,7 @@ const quotaPatience = 500 * time.Millisecond
 // ofQuota says whether the account's figures explain a fault.
 func ofQuota(fault *Error) bool {
 	switch fault.Code {
-	case codeAccountExceeded, codeAccountMemory, codeAccountStorage, codeStreamsMost, codeMaxBytesTooLarge:
+	case codeAccountExceeded, codeNoMemory, codeNoDisk, codeStreamsMost, codeMaxBytesTooMany:
 		return true
 	}
 	return false

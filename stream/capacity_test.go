@@ -17,8 +17,8 @@ import (
 	"github.com/go-outbox/go-outbox/stream/streamtest"
 )
 
-// configured makes a server with the accounts and limits of a configuration file, whose user is "relay".
-func configured(t *testing.T, text string) func(*server.Options) {
+// withConfigFile makes a server with the accounts and limits of a configuration file, whose user is "relay".
+func withConfigFile(t *testing.T, text string) func(*server.Options) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "nats.conf")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
@@ -147,15 +147,15 @@ func TestLimitsAreToldInWords(t *testing.T) {
 		},
 		"account that demands max_bytes": {
 			server: account("max_file: 1M, max_bytes: true"), fault: stream.FaultSetup,
-			want: "demands that each stream has max_bytes: set OUTBOX_STREAM_MAX_BYTES",
+			want: "set stream_max_bytes",
 		},
 		"consumers": {
 			config: with(func(c *jetstream.StreamConfig) { c.MaxConsumers = 1 }), do: consumer, fault: stream.FaultSetup,
-			want: "1 (max_consumers), and the relay needs one to read back what is stored: remove those that nobody uses (`nats consumer ls OUTBOX`)",
+			want: "it has as many consumers as its own limit",
 		},
 		"duplicate window": {
 			server: "jetstream { limits { duplicate_window: \"1m\" } }", window: time.Hour, fault: stream.FaultSetup,
-			want: "the NATS server allows no such duplicate window: set OUTBOX_DUPLICATE_WINDOW",
+			want: "the server does not allow a duplicate window of 1h0m0s: set duplicate_window",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -163,7 +163,7 @@ func TestLimitsAreToldInWords(t *testing.T) {
 			if text == "" {
 				text = "jetstream {}"
 			}
-			srv := streamtest.Start(t, configured(t, text))
+			srv := streamtest.Start(t, withConfigFile(t, text))
 			if tt.config != nil {
 				str, err := srv.JetStream(t).CreateStream(t.Context(), *tt.config)
 				if err != nil {

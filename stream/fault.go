@@ -232,26 +232,26 @@ func classifyCode(api *jetstream.APIError) (fault Fault, refused bool) {
 		return FaultSetup, true
 
 	case // answers to looking a stream up or creating it
-		10003,             // bad request
-		10005,             // no suitable peers: say, more replicas than servers
-		10025,             // invalid JSON: say, a field that an old server does not know
-		codeConsumersMost, // likewise a consumer: too many of them
+		10003, // bad request
+		10005, // no suitable peers: say, more replicas than servers
+		10025, // invalid JSON: say, a field that an old server does not know
+		10026, // likewise a consumer: too many of them
 		codeStreamsMost,
 		codeInvalidConfig,
-		10058,                // the name is in use, with another configuration
-		10059,                // stream not found
-		10065,                // another stream listens on the subjects
-		10074,                // replicas without a cluster
-		codeMaxBytesDemanded, // by the account
-		codeMaxBytesTooLarge, // likewise
-		10185:                // the request needs a newer server
+		10058,               // the name is in use, with another configuration
+		10059,               // stream not found
+		10065,               // another stream listens on the subjects
+		10074,               // replicas without a cluster
+		codeMaxBytesNeeded,  // by the account
+		codeMaxBytesTooMany, // likewise
+		10185:               // the request needs a newer server
 		return FaultSetup, true
 
 	case
-		codeServerExceeded,
+		codeNoResources,
 		codeAccountExceeded,
-		codeAccountMemory,
-		codeAccountStorage,
+		codeNoMemory,
+		codeNoDisk,
 		10167, // 429: the stream's ingest queue is full
 		10210, // 429: too many atomic batches in flight
 		10211, // 429: too many ordered batches in flight

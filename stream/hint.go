@@ -7,10 +7,16 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// Further answers to creating a stream that a setting of ours gets past.
+// Answers to creating a stream that a setting of ours gets past.
 const (
-	codeNoPeers   = 10005
-	codeNoCluster = 10074
+	codeNoPeers         = 10005
+	codeNoResources     = 10023
+	codeNoMemory        = 10028
+	codeNoDisk          = 10047
+	codeInvalidConfig   = 10052
+	codeNoCluster       = 10074
+	codeMaxBytesNeeded  = 10113
+	codeMaxBytesTooMany = 10122
 )
 
 // hint says what to set so that the stream can be created; empty if that is not
@@ -18,11 +24,11 @@ const (
 func (s Setup) hint(e *Error) string {
 	text := strings.ToLower(e.Error())
 	switch e.Code {
-	case codeMaxBytesDemanded:
+	case codeMaxBytesNeeded:
 		return "the account demands that a stream says how much it keeps at most: set stream_max_bytes (Setup.MaxBytes)"
-	case codeMaxBytesTooLarge:
+	case codeMaxBytesTooMany:
 		return fmt.Sprintf("stream_max_bytes (Setup.MaxBytes), %d, exceeds what the account allows one stream: set a lower one", s.MaxBytes)
-	case codeServerExceeded, codeAccountMemory, codeAccountStorage:
+	case codeNoResources, codeNoMemory, codeNoDisk:
 		if s.MaxBytes > 0 {
 			return fmt.Sprintf("the server or the account has no room for stream_max_bytes (Setup.MaxBytes), %d: set a lower one, or raise the limit", s.MaxBytes)
 		}

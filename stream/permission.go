@@ -62,9 +62,14 @@ func (e *PermissionError) Error() string {
 	}
 	text := fmt.Sprintf("the relay's NATS user may not %s to %s", verb, cutTo(e.Subject, maxRefusal/4))
 	if permission := e.Permission(); permission != e.Subject {
-		return fmt.Sprintf("%s: permit it to %s to %s", text, verb, permission)
+		text = fmt.Sprintf("%s: permit it to %s to %s", text, verb, permission)
+	} else {
+		text += ": permit it"
 	}
-	return text + ": permit it"
+	if e.Subscribe {
+		text += ", or set nats_inbox_prefix (ConnectOptions.InboxPrefix) to what it may subscribe to"
+	}
+	return text
 }
 
 // Unwrap returns the violation as nats.go tells it.
@@ -77,8 +82,8 @@ func (e *PermissionError) Permission() string {
 	if tokens[0] == controlPrefix && len(tokens) == 3 {
 		return strings.Join(tokens[:2], ".") + ".*"
 	}
-	if e.Subscribe && len(tokens) > 1 {
-		return tokens[0] + ".>"
+	if e.Subscribe {
+		return inboxesOf(tokens)
 	}
 	for i, token := range tokens {
 		// $JS.API.CONSUMER.CREATE.<stream>.<consumer>[.<filter>], and others with an operation of two words.
@@ -94,6 +99,15 @@ func (e *PermissionError) Permission() string {
 		}
 	}
 	return e.Subject
+}
+
+// inboxesOf returns the subject of all inboxes, of which one is <prefix>.<unique>
+// and may have further tokens that are wildcards.
+func inboxesOf(tokens []string) string {
+	for len(tokens) > 2 && (tokens[len(tokens)-1] == ">" || tokens[len(tokens)-1] == "*") {
+		tokens = tokens[:len(tokens)-1]
+	}
+	return strings.Join(tokens[:max(len(tokens)-1, 1)], ".") + ".>"
 }
 
 var violationText = regexp.MustCompile(`Permissions Violation for (Publish|Subscription) to ("(?:[^"\\]|\\.)*")`)

@@ -192,6 +192,19 @@ func (p *Publisher) connection() *nats.Conn {
 	return p.conn
 }
 
+// heard returns the connection; nil if there is none, or if it is of no use, since
+// we may not hear the answers on it: a subscription that was denied remains so.
+func (p *Publisher) heard() *nats.Conn {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.conn == nil || p.unheard == nil {
+		return p.conn
+	}
+	p.line.cut()
+	go p.conn.Close() // It waits for the network.
+	return nil
+}
+
 // connected returns the connection, or makes one if there is none. Its error is an *Error.
 func (p *Publisher) connected(ctx context.Context) (*nats.Conn, error) {
 	conn := p.heard()
@@ -216,20 +229,6 @@ func (p *Publisher) connected(ctx context.Context) (*nats.Conn, error) {
 		now.reason = nats.ErrDisconnected
 	}
 	return nil, Classify(fmt.Errorf("not connected to NATS at %s: %w", RedactURL(p.options.Connect.URL), now.reason))
-}
-
-// heard returns the connection, unless another one is to be made: a subscription that was denied remains so.
-func (p *Publisher) heard() *nats.Conn {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.unheard == nil {
-		return p.conn
-	}
-	if p.conn != nil {
-		p.line.cut()
-		go p.conn.Close() // Its callbacks may be waiting for us.
-	}
-	return nil
 }
 
 // connect makes a connection. Its error is an *Error.

@@ -365,17 +365,20 @@ func (s Setup) explain(ctx context.Context, js jetstream.JetStream, err error) *
 	if ofQuota(e) {
 		quota = quotaOf(ctx, js)
 	}
-	limit, _ := explanationOf(e, s.Stream, &jetstream.StreamConfig{Name: s.Stream}, quota)
+	limit := s.hint(e)
+	if limit == "" {
+		limit, _ = explanationOf(e, &jetstream.StreamConfig{Name: s.Stream}, quota)
+	} else if quota != "" {
+		limit += " (" + quota + ")"
+	}
 	switch {
-	case limit != "":
+	case is[*jetstream.APIError](err) && limit != "":
 		e.Fault, e.told = FaultSetup, true
 		e.Err = fmt.Errorf("stream %q: %s: %w", s.Stream, limit, err)
 	case errors.Is(err, nats.ErrNoResponders):
 		e.Err = fmt.Errorf("stream %q: JetStream does not answer: it is just starting, or not enabled on the server or for this account, or the stream is in another JetStream domain: then set nats_domain (ConnectOptions.Domain): %w", s.Stream, err)
 	case e.Code == int(jetstream.JSErrCodeJetStreamNotEnabled), e.Code == int(jetstream.JSErrCodeJetStreamNotEnabledForAccount):
 		e.Err = fmt.Errorf("stream %q: JetStream is not enabled on the server or for this account: %w", s.Stream, err)
-	case is[*jetstream.APIError](err) && s.hint(e) != "":
-		e.Fault, e.Err = FaultSetup, fmt.Errorf("stream %q: %s: %w", s.Stream, s.hint(e), err)
 	case inboxDenied(js.Conn()):
 		e = Classify(fmt.Errorf("stream %q: %w", s.Stream, noInbox(js.Conn(), err)))
 	case e.Code == 10065:
