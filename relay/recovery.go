@@ -16,7 +16,7 @@ import (
 )
 
 // The stream is the truth: what it holds is published, what it does not hold is not. So a term begins, and goes on
-// after an open outcome, by putting up a fence, behind which nothing comes any more that was sent before, and reading
+// after an open outcome, by putting up a fence, after which nothing comes any more that was sent before, and reading
 // back what is stored up to there. Neither a clock nor the stream's duplicate window has a part in that; only the next
 // checkpoint waits for a time, see ledger.
 
@@ -133,9 +133,10 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, untouched bo
 		if err != nil {
 			return err
 		}
-		// What a broker loses is the latest. So it has lost no more than was compared if it still has something that it
-		// stored behind all that was not: from the checkpoint on, since what was sent in an epoch is not stored behind
-		// the one after the next (see ledger). Any archived event is such a thing, and so is the last fence.
+		// A broker loses only a suffix of the stream. So if a message is still there that was stored after everything that
+		// was not compared, nothing of that is lost. Each message from the checkpoint on was: what was sent in an epoch is
+		// not stored after the beginning of the next but one (see ledger). Any archived event will do, and so will the
+		// last fence.
 		sure := kept >= last.Sequence || r.fence.Former == last.Sequence
 		if !sure && last.Before > 0 {
 			all, err := t.store.Archive(ctx, 0)
@@ -157,7 +158,7 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, untouched bo
 	return r
 }
 
-// compare settles what the stream holds above a sequence, or behind the archived events, and is still in the table. It
+// compare settles what the stream holds above a sequence, or after the archived events, and is still in the table. It
 // returns which of those events the stream has not, though it should, and the highest sequence of those that it has.
 func (t *term) compare(ctx context.Context, r *recovery, above uint64, archived []store.Archived, known bool) (lost []store.Archived, kept uint64, err error) {
 	if r.fence.Gaps {
@@ -297,7 +298,7 @@ func (t *term) scan(ctx context.Context, above uint64, r *recovery, missing map[
 
 var errStalled = fmt.Errorf("no progress for %v", recoveryPatience)
 
-// audit looks at the stream from time to time: it may have lost what it acknowledged, and it tells behind which
+// audit looks at the stream from time to time: it may have lost what it acknowledged, and it tells after which
 // sequence later events will be stored.
 type audit struct {
 	sight   stream.Sight // The latest.

@@ -138,7 +138,7 @@ type Ref struct {
 type Archived struct {
 	Ref
 
-	// After is a sequence of the stream which the event was stored behind.
+	// After is a sequence of the stream after which the event was stored.
 	After uint64
 	// Size is that of its payload in bytes.
 	Size int
@@ -177,7 +177,7 @@ func (o *Outbox) Archive(ctx context.Context, from uint64) (events []Archived, e
 
 // Settle removes those of the events that are still in the outbox, for the archive if there is one, and returns how many
 // those were: they were found in the stream after a sequence. Kept are those that the database does not let go, each for
-// its own sake. Like Exchange it works on the session, for the leader only.
+// a reason of its own. Like Exchange it works on the session, for the leader only.
 //
 // Rows that are still there although the database reported no error are an [ErrKept].
 func (o *Outbox) Settle(ctx context.Context, found []Ref, after uint64) (settled int, kept []Ref, err error) {

@@ -90,7 +90,7 @@ const (
 // Settled are rows that the stream has acknowledged. They leave the outbox, for the archive if there is one.
 type Settled struct {
 	Seqs []int64
-	// After is a sequence of the stream which all of them are stored behind.
+	// After is a sequence of the stream after which all of them are stored.
 	After uint64
 	// Unarchived tells that they are not in the stream: it has another event with the id of each.
 	Unarchived bool
@@ -118,7 +118,7 @@ type Reply struct {
 	// Asleep reports that FallAsleep succeeded. If it did and Rows is empty, whatever is inserted from now on
 	// causes a notification. If it did not, a producer's transaction is under way.
 	Asleep bool
-	// Kept are rows for which the database refused what was asked, each for its own sake: the rest was done.
+	// Kept are rows for which the database refused what was asked, each for a reason of its own: the rest was done.
 	Kept []Kept
 	// Remaining is an [ErrKept] if some of the Settled rows are still in the outbox although Postgres reported no error, or
 	// more than those are gone, and an [ErrUnarchived] if the archive does not have them: something in the database did
@@ -257,7 +257,7 @@ select seq, id from ` + t.outbox() + ` o` + wanted(blocked == 1, 8) + hold + ` o
 // session. Only the leader calls it, one at a time. If it fails, nothing of the request has happened, or its
 // outcome is unknown; repeating what was to be recorded is harmless.
 //
-// What the database refuses for a row's own sake does not fail it: see [Reply.Kept]. It may take as long as Postgres
+// What the database refuses for a reason of one row's own does not fail it: see [Reply.Kept]. It may take as long as Postgres
 // works on it.
 func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
 	if len(request.Settled)+len(request.Failed)+len(request.Dead) == 0 && request.Checkpoint == 0 && request.MaxPayload == 0 && request.Sleep == KeepSleep && request.Fetch == nil {

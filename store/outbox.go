@@ -184,7 +184,7 @@ type Term struct {
 }
 
 // Begin prepares for a term of office: it checks the schema, records leader (a name for humans) as publishing
-// to stream, and returns what the former leader left behind. The term's number is above the last one's, and at least
+// to stream, and returns what the former leader left. The term's number is above the last one's, and at least
 // atLeast, which is for an outbox that was restored from a backup: the stream may know of later terms. If the outbox is
 // relayed to another stream that is an [ErrOtherStream], unless Options.AdoptStream is set.
 func (o *Outbox) Begin(ctx context.Context, stream, leader string, atLeast int64) (term Term, err error) {

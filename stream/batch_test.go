@@ -127,7 +127,7 @@ func TestBatch(t *testing.T) {
 	}
 }
 
-// Whatever stops a batch at message k: all before it is stored, nothing behind.
+// Whatever stops a batch at message k: all before it is stored, nothing after it.
 func TestBatchStops(t *testing.T) {
 	large := func(seq int64) *stream.Event {
 		ev := numbered(seq)
@@ -172,7 +172,7 @@ func TestBatchStops(t *testing.T) {
 				case seq == tt.at && (o.Err == nil || o.Err.Fault != tt.fault || o.Again):
 					t.Errorf("the failed one: got %v, want a fault of the %v", o.Err, tt.fault)
 				case seq > tt.at && (o.Err == nil || o.Err.Fault == stream.FaultRow || o.Again != (tt.fault == stream.FaultRow)):
-					t.Errorf("event %d, behind the failed one: %v, again %v", seq, o.Err, o.Again)
+					t.Errorf("event %d, after the failed one: %v, again %v", seq, o.Err, o.Again)
 				}
 			}
 			if got, want := payloads(t, server), numbers(int(tt.at)-1); !slices.Equal(got, want) {

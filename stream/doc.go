@@ -46,11 +46,11 @@
 //     known. It works with every server that has JetStream.
 //   - In an ordered batch (PublishInOrder): the fast-ingest protocol of ADR-50,
 //     nats-server 2.14 and later, on a stream with allow_batched, as Ensure
-//     creates it. All before a failed event is stored and nothing behind it, so
+//     creates it. All before a failed event is stored and nothing after it, so
 //     nobody has to wait; and acknowledgements come for hundreds at once, which
-//     makes it the faster one for a backlog. Over plain TCP its messages are
-//     written to the connection past nats.go, at a third of the cost; with TLS or
-//     over a WebSocket, through it. Pipeline tells whether it can be
+//     makes it the faster one for a backlog. Its messages are written to the
+//     connection past nats.go, at a third of the cost, over TCP and TLS alike;
+//     over a WebSocket they go through nats.go. Pipeline tells whether it can be
 //     used now: not in a cluster for some seconds after a batch ended badly, nor
 //     for a minute after the server would not take one.
 //
@@ -78,8 +78,9 @@
 //
 // A connection is made once (Connect; one attempt, so that the caller decides
 // about the next) and from then on reconnects for ever, unless nats.go closes it:
-// then Open makes another. While it is down,
-// publishes fail at once; nothing is kept to be sent later, out of its time.
+// then Open makes another. While it is down, publishes fail at once; nothing is
+// kept to be sent later, out of its time. Servers before 2.9 are refused by name
+// (CheckServer). Every wait ends with its context.
 //
 // A stream is absent, unusable, usable with warnings, or usable. Ensure
 // creates an absent one, if it may; refuses an unusable one with all that is
