@@ -19,7 +19,7 @@ func TestDoctorComparesLimits(t *testing.T) {
 		code     int
 		want     []string
 	}{
-		"none": {func(*jetstream.StreamConfig) {}, 3, 0, []string{"ok limits: the stream has none: it grows with its disk", "ok ordered batches: nats-server 2.11 and 2.12 take such a stream offline"}},
+		"none": {func(*jetstream.StreamConfig) {}, 3, 0, []string{"ok limits: the stream has none: it grows with its disk", "ok ordered batches: so before a downgrade run"}},
 		"age":  {func(c *jetstream.StreamConfig) { c.MaxAge = time.Hour }, 3, 0, []string{"ok limits: the stream keeps messages for 1h0m0s (max_age)"}},
 		"room": {
 			func(c *jetstream.StreamConfig) { c.MaxMsgs, c.Discard = 100, jetstream.DiscardNew }, 3, 0,
