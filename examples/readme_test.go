@@ -14,7 +14,7 @@ import (
 )
 
 // readmes are the documents that have code.
-var readmes = []string{"../README.md", "../store/README.md", "../relay/README.md", "../config/README.md", "../integration/README.md"}
+var readmes = []string{"../README.md", "../store/README.md", "../relay/README.md", "../config/README.md", "../integration/README.md"} //nolint:gochecknoglobals // Immutable.
 
 // The documents' snippets of Go are parts of the examples, so they compile and work.
 func TestReadmeGo(t *testing.T) {

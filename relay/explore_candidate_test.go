@@ -263,7 +263,8 @@ func (p *port) join() {
 		case <-p.opened:
 		case <-p.read:
 		case <-p.looked:
-		case <-p.handed:
+		case err := <-p.handed:
+			_ = err // There was nobody to hand over to.
 		default:
 			return
 		}

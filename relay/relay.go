@@ -401,7 +401,7 @@ func (r *Relay) campaign(ctx context.Context, office *office, abort func()) erro
 			return err
 		}
 	}
-	return nil
+	return nil //nolint:nilerr // It was asked to stop.
 }
 
 // warn logs a condition that weakens the guarantees, once.
