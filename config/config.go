@@ -2,6 +2,7 @@ package config
 
 import (
 	"log/slog"
+	"strings"
 	"time"
 )
 
@@ -94,6 +95,17 @@ type NATS struct {
 	// TLSKey is the file of TLSCert's key. Default none.
 	TLSKey string
 
+	// TLSFirst does the TLS handshake before the server says anything, for
+	// servers that want it so. Default false.
+	TLSFirst bool
+
+	// Domain is the JetStream domain that the stream is in. Default that of the
+	// servers in URL.
+	Domain string
+
+	// InboxPrefix is what the subjects of answers begin with. Default _INBOX.
+	InboxPrefix string
+
 	// Listen is where the embedded server listens. Default 127.0.0.1:4222.
 	Listen string
 
@@ -138,6 +150,17 @@ type Stream struct {
 	// Storage of a stream the relay creates. Default [StorageFile].
 	Storage Storage
 
+	// MaxBytes is how much a stream the relay creates keeps, 0 for no limit. Of
+	// more, the oldest messages are removed. Default 0.
+	MaxBytes int64
+
+	// Compression of a stream the relay creates. Default [CompressionNone].
+	Compression Compression
+
+	// PlacementTags, separated by commas, are what the servers must be tagged with
+	// that keep a stream the relay creates. Default none.
+	PlacementTags string
+
 	// CloudEventsSource is the source attribute of the CloudEvents headers.
 	// Default empty: no such headers are sent.
 	CloudEventsSource string
@@ -152,11 +175,11 @@ type Relay struct {
 	// BatchSize is how many rows one fetch reads. Default 1000.
 	BatchSize int
 
-	// BatchBytes is how many bytes of payload one fetch reads. Default 2 MiB.
+	// BatchBytes is how many bytes of all columns one fetch reads. Default 2 MiB.
 	BatchBytes int
 
-	// MaxAttempts is how often a row that is refused for its own sake is
-	// tried. An outage costs no attempts. Default 3.
+	// MaxAttempts is how often an event is tried that the broker refuses for a
+	// reason of the event's own. An outage costs no attempts. Default 3.
 	MaxAttempts int
 
 	// OnDead is what happens to an aggregate of which an event was given up.
@@ -206,6 +229,30 @@ const (
 	// StorageMemory does not.
 	StorageMemory Storage = "memory"
 )
+
+// Compression is how a stream is compressed.
+type Compression string
+
+// The kinds of compression.
+const (
+	// CompressionNone stores messages as they are.
+	CompressionNone Compression = "none"
+
+	// CompressionS2 takes processor time and saves disk.
+	CompressionS2 Compression = "s2"
+)
+
+// Tags returns PlacementTags one by one.
+func (s Stream) Tags() []string {
+	if s.PlacementTags == "" {
+		return nil
+	}
+	tags := strings.Split(s.PlacementTags, ",")
+	for i, tag := range tags {
+		tags[i] = strings.TrimSpace(tag)
+	}
+	return tags
+}
 
 // OnDead is what follows an event that was given up.
 type OnDead string
@@ -292,6 +339,7 @@ func Default() Config {
 			Create:          true,
 			Replicas:        1,
 			Storage:         StorageFile,
+			Compression:     CompressionNone,
 		},
 		Relay: Relay{
 			PollInterval:    time.Second,

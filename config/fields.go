@@ -146,6 +146,21 @@ func Fields() []Field {
 			form: filePath(func(c *Config) *string { return &c.NATS.TLSKey }),
 		},
 		{
+			Key: "nats_tls_first", Env: "OUTBOX_NATS_TLS_FIRST",
+			Doc:  "Begin with TLS, for servers that want it so (handshake_first). Not with ws and wss.",
+			form: boolean(func(c *Config) *bool { return &c.NATS.TLSFirst }),
+		},
+		{
+			Key: "nats_domain", Env: "OUTBOX_NATS_DOMAIN",
+			Doc:  "JetStream domain the stream is in, if not that of the servers in nats_url, say, of the hub of a leaf node.",
+			form: domainName(func(c *Config) *string { return &c.NATS.Domain }),
+		},
+		{
+			Key: "nats_inbox_prefix", Env: "OUTBOX_NATS_INBOX_PREFIX",
+			Doc:  "What the subjects of answers begin with instead of _INBOX, for a user who may subscribe to others only.",
+			form: inboxPrefix(func(c *Config) *string { return &c.NATS.InboxPrefix }),
+		},
+		{
 			Key: "nats_listen", Env: "OUTBOX_NATS_LISTEN",
 			Doc:  "Where the embedded server listens.",
 			form: listenAddr(func(c *Config) *string { return &c.NATS.Listen }),
@@ -196,6 +211,21 @@ func Fields() []Field {
 			form: choice(func(c *Config) *Storage { return &c.Stream.Storage }, StorageFile, StorageMemory),
 		},
 		{
+			Key: "stream_max_bytes", Env: "OUTBOX_STREAM_MAX_BYTES",
+			Doc:  "Bytes a stream the relay creates keeps: of more, the oldest messages are removed. 0 is no limit; some accounts demand one.",
+			form: integer(func(c *Config) *int64 { return &c.Stream.MaxBytes }, 0, 1<<50),
+		},
+		{
+			Key: "stream_compression", Env: "OUTBOX_STREAM_COMPRESSION",
+			Doc:  "How a stream the relay creates is compressed.",
+			form: choice(func(c *Config) *Compression { return &c.Stream.Compression }, CompressionNone, CompressionS2),
+		},
+		{
+			Key: "stream_placement_tags", Env: "OUTBOX_STREAM_PLACEMENT_TAGS",
+			Doc:  "Tags that the servers must have which keep a stream the relay creates; empty for any servers.",
+			form: tags(func(c *Config) *string { return &c.Stream.PlacementTags }),
+		},
+		{
 			Key: "cloudevents_source", Env: "OUTBOX_CLOUDEVENTS_SOURCE",
 			Doc:  "Source attribute of the CloudEvents headers; empty sends no such headers.",
 			form: uriReference(func(c *Config) *string { return &c.Stream.CloudEventsSource }),
@@ -212,12 +242,12 @@ func Fields() []Field {
 		},
 		{
 			Key: "relay.batch_bytes", Env: "OUTBOX_BATCH_BYTES",
-			Doc:  "Bytes of payload one fetch reads.",
+			Doc:  "Bytes one fetch reads, of all columns.",
 			form: integer(func(c *Config) *int { return &c.Relay.BatchBytes }, 64<<10, 1<<30),
 		},
 		{
 			Key: "relay.max_attempts", Env: "OUTBOX_MAX_ATTEMPTS",
-			Doc:  "Attempts at a row that is refused for its own sake before it is given up. An outage costs none.",
+			Doc:  "How often an event is tried that the broker refuses for a reason of the event's own, such as its size. An outage costs no attempts.",
 			form: integer(func(c *Config) *int { return &c.Relay.MaxAttempts }, 1, 1000),
 		},
 		{

@@ -379,6 +379,25 @@ func electionKey(at func(*Config) *string) form {
 	})
 }
 
+func domainName(at func(*Config) *string) form {
+	return checked(at, "a name without spaces and . * >, or empty", func(s string) (string, bool) {
+		return "", printable(s) && !strings.ContainsFunc(s, unicode.IsSpace) && !strings.ContainsAny(s, ".*>")
+	})
+}
+
+func inboxPrefix(at func(*Config) *string) form {
+	return checked(at, "a subject without wildcards and without a dot at its end, such as _INBOX_relay, or empty", func(s string) (string, bool) {
+		whole := s == "" || !slices.Contains(strings.Split(s, "."), "")
+		return "", whole && printable(s) && !strings.ContainsFunc(s, unicode.IsSpace) && !strings.ContainsAny(s, "*>")
+	})
+}
+
+func tags(at func(*Config) *string) form {
+	return checked(at, "tags separated by commas, or empty", func(s string) (string, bool) {
+		return "", s == "" || printable(s) && !slices.ContainsFunc(strings.Split(s, ","), func(tag string) bool { return strings.TrimSpace(tag) == "" })
+	})
+}
+
 func subjectTemplate(at func(*Config) *string) form {
 	return checked(at, "a subject without spaces, with the placeholders {topic}, {aggregate_type}, {aggregate_id}, {event_type}", checkSubject)
 }

@@ -223,5 +223,5 @@ func fold(key int64) int32 {
 	if key < math.MinInt32 || key > math.MaxInt32 {
 		key ^= key >> 32
 	}
-	return int32(key) //nolint:gosec // Folding is meant.
+	return int32(key)
 }

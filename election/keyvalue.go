@@ -49,10 +49,24 @@ type KeyValueOptions struct {
 	// Replicas is the number of servers that keep a bucket that the elector creates, 1 to 5. The default is 1; in a cluster,
 	// 3 lets the election outlast a server.
 	Replicas int
+	// Domain is the JetStream domain that the bucket is in. The default is that of the servers to which the connection is.
+	Domain string
 	// Fatal tells errors that end Run from those it waits out. The default waits out all of them but an unfit bucket.
 	Fatal func(error) bool
 	// Logger receives what the elector waits for. The default discards it.
 	Logger *slog.Logger
+}
+
+// jetStream returns JetStream as a connection reaches it.
+func (o KeyValueOptions) jetStream(conn *nats.Conn) (jetstream.JetStream, error) {
+	js, err := jetstream.New(conn)
+	if o.Domain != "" {
+		js, err = jetstream.NewWithDomain(conn, o.Domain)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("use JetStream: %w", err)
+	}
+	return js, nil
 }
 
 // validated fills in the defaults. Its error lists every option that is out of range.

@@ -649,8 +649,8 @@ func TestOneLeadsAtATimeOnAnUnreliableNetwork(t *testing.T) {
 				s := &fakeSeat{}
 				var running sync.WaitGroup
 				for i := range terms {
-					chance := rand.New(rand.NewPCG(seed, uint64(i)))                         //nolint:gosec // It is to be repeatable.
-					n := &network{seat: s, rand: rand.New(rand.NewPCG(seed, uint64(i)+100))} //nolint:gosec // Likewise.
+					chance := rand.New(rand.NewPCG(seed, uint64(i)))
+					n := &network{seat: s, rand: rand.New(rand.NewPCG(seed, uint64(i)+100))}
 					c := newCandidacy(t, n)
 					running.Go(func() {
 						err := c.run(ctx, c.acquire, func(ctx context.Context, lease *Lease) error {

@@ -578,3 +578,45 @@ func TestVerifyBucketCreatesNone(t *testing.T) {
 		t.Errorf("with a lease out of range: got %v", err)
 	}
 }
+
+// An account may demand that each stream says how much it keeps, a bucket's too; and the bucket may be in another
+// JetStream domain than the servers that the connection is to.
+func TestBucketInOtherSurroundings(t *testing.T) {
+	t.Parallel()
+	t.Run("max_bytes demanded", func(t *testing.T) {
+		t.Parallel()
+		natsServer := streamtest.Start(t)
+		limits := map[string]server.JetStreamAccountLimits{"": {MaxMemory: -1, MaxStore: 100 << 20, MaxStreams: -1, MaxConsumers: -1, MaxBytesRequired: true}}
+		if err := natsServer.NATS().GlobalAccount().UpdateJetStreamLimits(limits); err != nil {
+			t.Fatal(err)
+		}
+		campaign(t, contender{elector: newHolder(t, natsServer, election.KeyValueOptions{})}).elected(t)
+	})
+	t.Run("domain", func(t *testing.T) {
+		t.Parallel()
+		hub := streamtest.Start(t, func(o *server.Options) {
+			o.JetStreamDomain, o.LeafNode.Host, o.LeafNode.Port = "hub", "127.0.0.1", -1
+		})
+		varz, err := hub.NATS().Varz(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		remote := &url.URL{Scheme: "nats", Host: fmt.Sprintf("127.0.0.1:%d", varz.LeafNode.Port)}
+		leaf := streamtest.Start(t, func(o *server.Options) {
+			o.ServerName, o.JetStreamDomain = "leaf", "leaf"
+			o.LeafNode.Remotes = []*server.RemoteLeafOpts{{URLs: []*url.URL{remote}}}
+		})
+		for deadline := time.Now().Add(10 * time.Second); leaf.NATS().NumLeafNodes() == 0; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("the servers do not connect")
+			}
+		}
+		campaign(t, contender{elector: newHolder(t, leaf, election.KeyValueOptions{Domain: "hub"})}).elected(t)
+		conn := leaf.Conn(t)
+		for domain, want := range map[string]error{"hub": nil, "leaf": jetstream.ErrBucketNotFound} {
+			if err := election.VerifyBucket(t.Context(), conn, election.KeyValueOptions{Domain: domain}); !errors.Is(err, want) {
+				t.Errorf("the bucket in domain %s: %v, want %v", domain, err, want)
+			}
+		}
+	})
+}

@@ -101,9 +101,9 @@ func (l *link) open(ctx context.Context) (seat, error) {
 		}
 		return nil, fmt.Errorf("not connected to NATS: %w", reason)
 	}
-	js, err := jetstream.New(l.conn)
+	js, err := l.options.jetStream(l.conn)
 	if err != nil {
-		return nil, fmt.Errorf("use JetStream: %w", err)
+		return nil, err
 	}
 	e := &entry{conn: l.conn, options: l.options}
 	err = e.find(ctx, js)
@@ -126,9 +126,9 @@ func VerifyBucket(ctx context.Context, conn *nats.Conn, options KeyValueOptions)
 	if err != nil {
 		return fmt.Errorf("key-value election: %w", err)
 	}
-	js, err := jetstream.New(conn)
+	js, err := options.jetStream(conn)
 	if err != nil {
-		return fmt.Errorf("use JetStream: %w", err)
+		return err
 	}
 	return (&entry{conn: conn, options: options}).find(ctx, js)
 }
@@ -168,19 +168,33 @@ func (e *entry) find(ctx context.Context, js jetstream.JetStream) error {
 // create creates the bucket, unless somebody else just did. Its entries do not expire: the servers would judge that by
 // their wall clocks.
 func (e *entry) create(ctx context.Context, js jetstream.JetStream) error {
-	err := e.ask(ctx, "create", func(ctx context.Context) error {
-		_, err := js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
-			Bucket:      e.options.Bucket,
-			Description: "Which relay of an outbox leads.",
-			Replicas:    max(e.options.Replicas, 1),
-		})
+	config := jetstream.KeyValueConfig{
+		Bucket:      e.options.Bucket,
+		Description: "Which relay of an outbox leads.",
+		Replicas:    max(e.options.Replicas, 1),
+	}
+	create := func(ctx context.Context) error {
+		_, err := js.CreateKeyValue(ctx, config)
 		return err
-	})
+	}
+	err := e.ask(ctx, "create", create)
+	if refusal, ok := errors.AsType[*jetstream.APIError](err); ok && refusal.ErrorCode == codeMaxBytesNeeded {
+		config.MaxBytes = bucketBytes
+		err = e.ask(ctx, "create", create)
+	}
 	if errors.Is(err, jetstream.ErrBucketExists) {
 		return nil
 	}
 	return err
 }
+
+const (
+	// codeMaxBytesNeeded: the account demands that a stream says how much it keeps at most.
+	codeMaxBytesNeeded = 10113
+
+	// bucketBytes is what a bucket keeps where it has to say so: an entry takes less than 1 KiB.
+	bucketBytes = 1 << 20
+)
 
 // expiryMargin is how much longer than it may be held an entry has to live, if it does not for ever. The servers' wall
 // clocks may be set by that much at a time.

@@ -171,7 +171,7 @@ func TestHold(t *testing.T) {
 }
 
 // Not parallel: it measures times.
-func TestFailover(t *testing.T) { //nolint:paralleltest // See above.
+func TestFailover(t *testing.T) {
 	w := harness.NewWorld(t, harness.Options{})
 	leader := w.Relay()
 	leader.Leads()

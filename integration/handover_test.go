@@ -69,7 +69,7 @@ func gapIn(stored []time.Time, from, to time.Time) time.Duration {
 // soon as it has read back what was published lately, however short the term before was.
 //
 // Not parallel: it measures times. OUTBOX_RATE is the load, in events a second.
-func TestHandOver(t *testing.T) { //nolint:paralleltest // See above.
+func TestHandOver(t *testing.T) {
 	rate := 5000
 	if text := os.Getenv("OUTBOX_RATE"); text != "" {
 		var err error

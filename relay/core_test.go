@@ -600,3 +600,137 @@ func (s *simulation) exchange(c *core) {
 	}
 	c.exchanged(reply, s.now)
 }
+
+// A row that can never be published was not read: it is given up at once, and blocks nobody whose name it does not tell.
+func TestUnfitRows(t *testing.T) {
+	now := time.Now()
+	unfit := row(1, "a")
+	unfit.Unfit, unfit.Data, unfit.Unread = "too large", nil, 1<<20
+	nameless := store.Row{Seq: 3, AggregateType: "A", Unfit: "the id is too long", Nameless: true}
+	other := nameless
+	other.Seq = 4
+	c := loaded(t, Options{}, now, unfit, row(2, "a"), nameless, other, row(5, ""))
+	expect(t, "published", c.drain(), []int64{5})
+	if len(c.unfit) != 3 {
+		t.Errorf("%d refusals are to be told, want 3", len(c.unfit))
+	}
+	request := c.mustExchange(t, now)
+	if len(request.Dead) != 3 || request.Dead[0].Size < 1<<20 || request.Dead[0].Attempts != 1 {
+		t.Errorf("dead: %+v", request.Dead)
+	}
+	c.exchanged(store.Reply{}, now)
+	request = c.mustExchange(t, now)
+	if !request.Fetch.Back || request.Fetch.BackTo != 1 {
+		t.Errorf("after they were recorded: %+v, want to go back to row 1", request.Fetch)
+	}
+}
+
+// Rows of blocked aggregates are passed over once: by the aggregate's name, or by their seqs where there are too many.
+func TestBlockedRowsArePassedOver(t *testing.T) {
+	now := time.Now()
+	c := newTestCore(t, Options{RetryBackoff: time.Second})
+	c.begin(store.Term{}, false, now)
+	c.mustExchange(t, now)
+	var rows []store.Row
+	for i := range int64(namesMost + 500) {
+		rows = append(rows, row(i+1, fmt.Sprint(i)))
+	}
+	c.exchanged(store.Reply{Rows: rows}, now)
+	for _, seq := range c.drain() {
+		c.resolved(seq, errRow, now)
+	}
+	c.mustExchange(t, now)
+	c.exchanged(store.Reply{}, now)
+	c.wake()
+	request := c.mustExchange(t, now)
+	if len(request.Fetch.BlockedIDs) != namesMost || len(request.Fetch.Passed) != 0 {
+		t.Fatalf("%d names and %d seqs are left out, want %d and none", len(request.Fetch.BlockedIDs), len(request.Fetch.Passed), namesMost)
+	}
+	named := make(map[string]bool)
+	for _, id := range request.Fetch.BlockedIDs {
+		named[id] = true
+	}
+	var again []store.Row
+	for i := range int64(namesMost + 500) {
+		if id := fmt.Sprint(i); !named[id] {
+			again = append(again, row(10_000+i, id))
+		}
+	}
+	c.exchanged(store.Reply{Rows: again}, now)
+	expect(t, "published while blocked", c.drain(), nil)
+	c.wake()
+	if request = c.mustExchange(t, now); len(request.Fetch.Passed) != len(again) {
+		t.Errorf("%d seqs are left out, want the %d that were passed over", len(request.Fetch.Passed), len(again))
+	}
+	c.exchanged(store.Reply{}, now)
+	// They go on some at a time, beside what is new.
+	later := now.Add(time.Second)
+	request = c.mustExchange(t, later)
+	if got := namesMost + 500 - len(c.blocked.of); got != releasedAtOnce || !request.Fetch.Back {
+		t.Errorf("%d aggregates go on at once, want %d, and a fetch that goes back", got, releasedAtOnce)
+	}
+}
+
+// A stored row that the database does not let go is kept aside: nothing else waits, it is not published again, and the
+// checkpoint does not pass it.
+func TestKeptRowsAreSetAside(t *testing.T) {
+	now := time.Now()
+	c := loaded(t, Options{}, now, row(1, "a"), row(2, "b"))
+	for _, seq := range c.drain() {
+		c.resolved(seq, nil, now)
+	}
+	c.mustExchange(t, now)
+	unsettled := c.ledger.unsettled[c.ledger.epoch&1]
+	c.exchanged(store.Reply{Kept: []store.Kept{{Ref: store.Ref{Seq: 1}, Settle: true, Err: errors.New("no")}}}, now)
+	if got := c.ledger.unsettled[c.ledger.epoch&1]; unsettled != 2 || got != 1 {
+		t.Errorf("unsettled were %d and are %d rows, want 2 and 1", unsettled, got)
+	}
+	c.wake()
+	expect(t, "held", c.mustExchange(t, now).Fetch.Held, []int64{1})
+	c.exchanged(store.Reply{Asleep: true}, now)
+	if at := c.deadline(); at.After(now.Add(asideRetry)) {
+		t.Errorf("the deadline is in %v, want when it is tried again", at.Sub(now))
+	}
+	expect(t, "tried again", settled(c.mustExchange(t, now.Add(asideRetry))), []int64{1})
+}
+
+// A term that finds such a row when it reads back the stream holds it, too.
+func TestRowsKeptByRecoveryAreHeld(t *testing.T) {
+	now := time.Now()
+	c := newTestCore(t, Options{})
+	c.begin(store.Term{}, true, now)
+	if !c.recover() {
+		t.Fatal("no recovery at the beginning of a term")
+	}
+	c.recovered(100, true, []store.Ref{{Seq: 24}}, false, now)
+	fetch := c.mustExchange(t, now).Fetch
+	expect(t, "held", fetch.Held, []int64{24})
+	if fetch.Highest < 24 || c.ledger.unsettled[c.ledger.epoch&1] != 1 {
+		t.Errorf("the highest seq held is %d, and %d rows are unsettled; want 24 and 1", fetch.Highest, c.ledger.unsettled[c.ledger.epoch&1])
+	}
+}
+
+// Of two rows with one id the stream has one. The other is settled, and not archived, once that is known.
+func TestTwoRowsWithOneID(t *testing.T) {
+	now := time.Now()
+	c := loaded(t, Options{}, now, row(1, "a"), row(2, "b"), row(3, "b"))
+	c.drain()
+	c.double(1, 17, now)
+	c.double(2, 18, now)
+	expect(t, "the aggregate goes on", c.drain(), []int64{3})
+	c.wake()
+	request := c.mustExchange(t, now)
+	expect(t, "settled before it is known", settled(request), nil)
+	expect(t, "held", slices.Sorted(slices.Values(request.Fetch.Held)), []int64{1, 2, 3})
+	c.exchanged(store.Reply{}, now)
+	for _, d := range c.doubles {
+		c.resolvedDouble(d, d.ref.Seq == 2, now)
+	}
+	c.doubles = nil
+	c.wake()
+	request = c.mustExchange(t, now)
+	if len(request.Settled) != 2 || request.Settled[0].Unarchived || !request.Settled[1].Unarchived {
+		t.Fatalf("settled: %+v, want one archived and one not", request.Settled)
+	}
+	expect(t, "settled", settled(request), []int64{1, 2})
+}

@@ -73,7 +73,7 @@ func (t *term) leaveInOrder(ctx context.Context, before stream.Sight, acked uint
 	fence, err := t.reader.Fence(ctx, t.id, t.number)
 	switch {
 	case err != nil:
-		return err //nolint:wrapcheck // It says what it was.
+		return err
 	case fence.Consumed:
 		return nil // It is not read back anyway.
 	case fence.Sequence <= acked:
@@ -82,12 +82,12 @@ func (t *term) leaveInOrder(ctx context.Context, before stream.Sight, acked uint
 	sight, err := t.reader.Look(ctx, before, acked)
 	switch {
 	case err != nil:
-		return err //nolint:wrapcheck // As above.
+		return err
 	case !sight.Created.Equal(fence.Created) || sight.Last < fence.Sequence:
 		return fmt.Errorf("the stream has changed since its fence")
 	}
 	_, err = t.store.PutBack(ctx, nil, handOverOf(fence))
-	return err //nolint:wrapcheck // As above.
+	return err
 }
 
 // left takes the answer to the handing over.

@@ -177,7 +177,7 @@ func (s *scout) open(ctx context.Context) error {
 	s.interrupt = nil
 	s.mu.Unlock()
 	if err != nil {
-		return err //nolint:wrapcheck // It says what it was.
+		return err
 	}
 	for _, warning := range warnings {
 		s.warn(ctx, warning)

@@ -152,7 +152,7 @@ func (r *Relay) lead(ctx context.Context, lease *election.Lease, stop <-chan str
 	return err
 }
 
-// begin takes note of what the former leader left behind.
+// begin takes note of what the former leader left.
 func (t *term) begin(ctx context.Context) (number int64, err error) {
 	t.workers.Go(func() { t.store.Watch(ctx, func(f store.Finding) { t.found(ctx, f) }) })
 	term, err := t.store.Begin(ctx, t.publisher.Stream(), t.options.Name, t.atLeast)
@@ -295,7 +295,7 @@ func (t *term) arm(timer *time.Timer, now time.Time) {
 // then: that is a tenth of the time that an event takes.
 func (t *term) publish(ctx context.Context, now time.Time) {
 	if t.gate == ajar && !t.core.doubt && t.core.open == 0 {
-		t.resume(ctx) // What there was to try it with has been refused for its own sake.
+		t.resume(ctx) // What there was to try it with has been refused for a reason of its own.
 	}
 	limit, pipeline := t.options.Window, t.pipeline.Pipeline()
 	if t.reader != nil && t.reader.Alone() {
@@ -414,7 +414,7 @@ func (t *term) resolve(ctx context.Context, o stream.Outcome, now time.Time) {
 	}
 }
 
-// refused tells of an event that was refused for its own sake.
+// refused tells of an event that was refused for a reason of its own.
 func (t *term) refused(ctx context.Context, r refusal, now time.Time) {
 	t.refusals.tell(ctx, t.log, r, now)
 	t.hooks.Refused(Refused{EventType: r.row.EventType, Attempts: r.row.Attempts + 1, Dead: r.verdict == died, Err: r.err})
@@ -435,7 +435,7 @@ func (t *term) setback(ctx context.Context, fault *stream.Error, now time.Time) 
 	t.troubles++
 	t.blind.begin(fault, now)
 	t.reopenAt = now.Add(reopen.after(t.troubles))
-	if errors.Is(fault, store.ErrKept) {
+	if errors.Is(fault, store.ErrKept) || errors.Is(fault, store.ErrUnarchived) {
 		t.reopenAt = now.Add(resettle.after(t.troubles)) // Each attempt reads back the stream.
 	}
 	if reason := fault.Error(); reason != t.reason {
@@ -545,8 +545,8 @@ func (t *term) exchanged(ctx context.Context, answer store.Reply) {
 		t.kept(ctx, k)
 	}
 	switch {
-	case answer.Remaining > 0:
-		t.pause(ctx, keptFault(store.StillThere(answer.Remaining)), now)
+	case answer.Remaining != nil:
+		t.pause(ctx, keptFault(answer.Remaining), now)
 	case len(t.core.aside) > asideMost:
 		t.pause(ctx, keptFault(fmt.Errorf("%w: more than %d of them; see the reasons given for the first", store.ErrKept, asideMost)), now)
 	}

@@ -81,7 +81,7 @@ update `+o.table.relay()+` set part = $1, part_since = clock_timestamp()
 		if err == nil && tag.RowsAffected() == 0 {
 			return errDeposed
 		}
-		return err //nolint:wrapcheck // The caller says what it was for.
+		return err
 	})
 	if err != nil {
 		return err
@@ -94,7 +94,7 @@ update `+o.table.relay()+` set part = $1, part_since = clock_timestamp()
 func (o *Outbox) emptyArchive(ctx context.Context, conn *pgx.Conn) error {
 	var used bool
 	if err := conn.QueryRow(ctx, `select exists (select from `+o.table.published()+`)`).Scan(&used); err != nil {
-		return err //nolint:wrapcheck // The caller says what it was for.
+		return err
 	}
 	if used {
 		if err := o.truncate(ctx, conn, o.table.parts(), nil); err != nil {
@@ -107,12 +107,12 @@ func (o *Outbox) emptyArchive(ctx context.Context, conn *pgx.Conn) error {
 
 // truncate empties parts of the archive and does one thing more in the same transaction.
 func (o *Outbox) truncate(ctx context.Context, conn *pgx.Conn, parts []string, more func(tx pgx.Tx) error) error {
-	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { //nolint:wrapcheck // The caller says what it was for.
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `set local lock_timeout = `+milliseconds(archivePatience)); err != nil {
-			return err //nolint:wrapcheck // As above.
+			return err
 		}
 		if _, err := tx.Exec(ctx, `truncate only `+strings.Join(parts, ", ")); err != nil || more == nil {
-			return err //nolint:wrapcheck // As above.
+			return err
 		}
 		return more(tx)
 	})
@@ -138,10 +138,12 @@ type Ref struct {
 type Archived struct {
 	Ref
 
-	// After is a sequence of the stream which the event was stored behind.
+	// After is a sequence of the stream after which the event was stored.
 	After uint64
 	// Size is that of its payload in bytes.
 	Size int
+	// Aggregate is the same for all events of an aggregate, and differs from that of others.
+	Aggregate int64
 
 	part int        // Where it is:
 	at   pgtype.TID // nothing moves in the archive.
@@ -158,24 +160,24 @@ func (o *Outbox) Archive(ctx context.Context, from uint64) (events []Archived, e
 		return nil, nil
 	}
 	err = o.with(ctx, func(conn *pgx.Conn) error {
-		rows, err := conn.Query(ctx, `select seq, id, after, octet_length(data), part, ctid from `+o.table.published()+` where stream = $1 and after >= $2`, o.stream, int64(from)) //nolint:gosec // A stream ends long before.
+		rows, err := conn.Query(ctx, `select seq, id, after, octet_length(data), coalesce(hashtextextended(aggregate_id, hashtextextended(aggregate_type, 0)), 0), part, ctid from `+o.table.published()+` where stream = $1 and after >= $2`, o.stream, int64(from))
 		if err != nil {
-			return err //nolint:wrapcheck // Explained below.
+			return err
 		}
 		events, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (a Archived, err error) {
 			var after int64
-			err = row.Scan(&a.Seq, &a.ID, &after, &a.Size, &a.part, &a.at)
-			a.After = uint64(after) //nolint:gosec // As it was recorded.
+			err = row.Scan(&a.Seq, &a.ID, &after, &a.Size, &a.Aggregate, &a.part, &a.at)
+			a.After = uint64(after)
 			return a, err
 		})
-		return err //nolint:wrapcheck // Explained below.
+		return err
 	})
 	return events, o.explain("read the archive", err)
 }
 
 // Settle removes those of the events that are still in the outbox, for the archive if there is one, and returns how many
 // those were: they were found in the stream after a sequence. Kept are those that the database does not let go, each for
-// its own sake. Like Exchange it works on the session, for the leader only.
+// a reason of its own. Like Exchange it works on the session, for the leader only.
 //
 // Rows that are still there although the database reported no error are an [ErrKept].
 func (o *Outbox) Settle(ctx context.Context, found []Ref, after uint64) (settled int, kept []Ref, err error) {
@@ -210,10 +212,10 @@ func (o *Outbox) settleFound(ctx context.Context, on interface {
 	o.remove(batch, &n, o.queries.found, true, after, seqs, ids)
 	batch.Queue(o.queries.stillThere, seqs, ids).QueryRow(func(row pgx.Row) error { return row.Scan(&remaining) })
 	if err := on.SendBatch(ctx, batch).Close(); err != nil {
-		return 0, err //nolint:wrapcheck // Settle explains it.
+		return 0, err
 	}
 	if remaining > 0 {
-		return 0, StillThere(remaining)
+		return 0, o.table.stillThere(remaining)
 	}
 	return int(n.removed), nil
 }
@@ -242,9 +244,9 @@ func (o *Outbox) settleHalves(ctx context.Context, tx pgx.Tx, found []Ref, after
 	return o.settleHalves(ctx, tx, found[half:], after, settled, kept)
 }
 
-// StillThere says that the database keeps so many rows of events that the stream has stored: an [ErrKept].
-func StillThere(rows int) error {
-	return fmt.Errorf("%w: %d rows were deleted and are still there; look for a trigger or rule on the table that keeps deleted rows (psql's \\d shows them) and drop it", ErrKept, rows)
+// stillThere says that the database keeps so many rows of events that the stream has stored: an [ErrKept].
+func (t Table) stillThere(rows int) error {
+	return fmt.Errorf("%w: %d rows of the outbox %s were deleted and are still there; look for a trigger or rule that keeps deleted rows (outbox-relay doctor names it) and drop it", ErrKept, rows, t)
 }
 
 // PutBack takes lost events out of the archive and puts them back into the outbox, with their ids and seqs, and then
@@ -328,7 +330,7 @@ with lost as (select p.ctid as at, `+of("p", eventColumns)+` from `+o.table.part
      lowered as (update `+o.table.relay()+` set scan_from = least(scan_from, (select min(seq) from back)))
 select count(*) from there`, at[part], seqs[part], ids[part]).Scan(&put)
 		if err != nil {
-			return 0, err //nolint:wrapcheck // The caller explains it.
+			return 0, err
 		}
 		back += put
 	}
@@ -341,7 +343,7 @@ func (o *Outbox) disown(ctx context.Context, created time.Time) error {
 		_, err := conn.Exec(ctx, `
 update `+o.table.published()+` set after = 0
  where stream = $1 and after > 0 and exists (select from `+o.table.relay()+` where stream = $1 and stream_created <> $2)`, o.stream, created)
-		return err //nolint:wrapcheck // The caller explains it.
+		return err
 	})
 }
 
@@ -350,11 +352,11 @@ func (o *Outbox) record(ctx context.Context, conn *pgx.Conn, c Checkpoint) error
 	tag, err := conn.Exec(ctx, `
 update `+o.table.relay()+` set stream_created = $2, checkpoint = $3, checkpoint_before = $4
   from set_config('synchronous_commit', 'on', true) where stream = $1 and term = $5`,
-		o.stream, c.Created, int64(c.Sequence), int64(c.Before), o.term) //nolint:gosec // A stream ends long before.
+		o.stream, c.Created, int64(c.Sequence), int64(c.Before), o.term)
 	if err == nil && tag.RowsAffected() == 0 {
 		return errDeposed
 	}
-	return err //nolint:wrapcheck // The caller explains it.
+	return err
 }
 
 // split returns the columns. Ids are bare arrays, which pgx encodes many times faster than a uuid.UUID.

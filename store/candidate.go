@@ -15,7 +15,7 @@ import (
 // what a relay has said ends with its session.
 
 // standHalf is the first half of the locks of this table's candidates,
-func (t Table) standHalf() uint32 { return uint32(uint64(t.hash("stand")) >> 32) } //nolint:gosec // A hash.
+func (t Table) standHalf() uint32 { return uint32(uint64(t.hash("stand")) >> 32) }
 
 // and streamHalf the second.
 func streamHalf(stream string) uint32 {
@@ -25,7 +25,7 @@ func streamHalf(stream string) uint32 {
 
 // standKey is the lock of the candidates for a stream.
 func (t Table) standKey(stream string) int64 {
-	return int64(uint64(t.standHalf())<<32 | uint64(streamHalf(stream))) //nolint:gosec // A hash.
+	return int64(uint64(t.standHalf())<<32 | uint64(streamHalf(stream)))
 }
 
 // relayed is where an outbox is relayed to.
@@ -42,7 +42,7 @@ func (t Table) latest() string {
 
 func (r *relayed) scan(rows pgx.Rows) error {
 	_, err := pgx.ForEachRow(rows, []any{&r.stream, &r.leader, &r.term, &r.since}, func() error { return nil })
-	return err //nolint:wrapcheck // The callers explain it.
+	return err
 }
 
 // otherStream is the error of a relay that wants to publish to another stream.
@@ -105,7 +105,7 @@ func (o *Outbox) Standbys(ctx context.Context) (n int, err error) {
 select count(*) from pg_catalog.pg_locks
  where locktype = 'advisory' and objsubid = 1 and granted and mode = 'ShareLock' and pid <> pg_backend_pid()
    and classid = $1 and objid = $2 and database = (select oid from pg_catalog.pg_database where datname = current_database())`,
-			o.table.standHalf(), streamHalf(o.stream)).Scan(&n) //nolint:wrapcheck // Explained below.
+			o.table.standHalf(), streamHalf(o.stream)).Scan(&n)
 	})
 	return n, o.explain("look for standbys", err)
 }
@@ -130,12 +130,12 @@ select l.objid, l.pid, coalesce(a.application_name, ''), coalesce(a.usename::tex
    and l.database = (select oid from pg_catalog.pg_database where datname = current_database())
  order by l.pid`, t.standHalf())
 	if err != nil {
-		return nil, err //nolint:wrapcheck // The caller explains it.
+		return nil, err
 	}
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (c Candidate, err error) { //nolint:wrapcheck // As above.
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (c Candidate, err error) {
 		c.Holder.Kind = HolderSession
 		err = row.Scan(&c.stream, &c.Holder.PID, &c.Holder.Application, &c.Holder.Role, &c.Holder.State)
-		return c, err //nolint:wrapcheck // As above.
+		return c, err
 	})
 }
 

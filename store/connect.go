@@ -89,18 +89,18 @@ func readSecret(name string) (string, error) {
 	info, err := os.Stat(name)
 	switch {
 	case err != nil:
-		return "", err //nolint:wrapcheck // It names the file, and the caller says what it is for.
+		return "", err
 	case !info.Mode().IsRegular():
 		return "", errors.New("it is not a regular file") // One that is a pipe would be waited for.
 	}
 	file, err := os.Open(name)
 	if err != nil {
-		return "", err //nolint:wrapcheck // As above.
+		return "", err
 	}
 	defer file.Close()
 	content, err := io.ReadAll(io.LimitReader(file, maxSecretFile+1))
 	if err != nil {
-		return "", err //nolint:wrapcheck // As above.
+		return "", err
 	}
 	secret := strings.TrimSuffix(strings.TrimSuffix(string(content), "\n"), "\r")
 	switch {

@@ -335,7 +335,7 @@ func TestSecretsAreReadAtEachConnection(t *testing.T) {
 	}
 	run(`create role app login superuser`)
 	hba := filepath.Join(filepath.Dir(server.LogFile()), "data", "pg_hba.conf")
-	if err := os.WriteFile(hba, []byte("host all app 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n"), 0o644); err != nil { //nolint:gosec // The server's account reads it.
+	if err := os.WriteFile(hba, []byte("host all app 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	run(`select pg_reload_conf()`)

@@ -62,7 +62,9 @@ func (t Table) deadEverywhere() string {
 	return `
 select letter, false as kept, ` + columns + `, last_error, died_at from ` + t.dead() + `
  union all
-select 0::bigint, true, ` + columns + `, coalesce(last_error, ''), given_up_at from ` + t.outbox() + ` where given_up_at is not null`
+select 0::bigint, true, seq, coalesce(id, '00000000-0000-0000-0000-000000000000'), coalesce(topic, ''), coalesce(aggregate_type, ''), coalesce(aggregate_id, ''),
+       coalesce(event_type, ''), coalesce(data, ''), headers, coalesce(created_at, 'epoch'), coalesce(attempts, 0), coalesce(last_error, ''), given_up_at
+  from ` + t.outbox() + ` where given_up_at is not null` // For nulls, too, a row may have been given up.
 }
 
 // DeadLetters lists dead letters in the order of their seqs. With payload false, which is for long lists, their Data is
@@ -99,9 +101,9 @@ select letter, kept, seq, id, `+b.textOf("topic")+`, `+b.textOf("aggregate_type"
        `+b.dataOf("data")+`, octet_length(data), `+b.headersOf("headers")+`, created_at, attempts, `+b.textOf("last_error")+`, died_at
   from (`+statement+`) selected order by seq, letter`, args...)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // The callers explain it.
+		return nil, err
 	}
-	return pgx.CollectRows(rows, b.scanDeadLetter) //nolint:wrapcheck // As above.
+	return pgx.CollectRows(rows, b.scanDeadLetter)
 }
 
 func (b bounds) scanDeadLetter(row pgx.CollectableRow) (DeadLetter, error) {
@@ -112,7 +114,7 @@ func (b bounds) scanDeadLetter(row pgx.CollectableRow) (DeadLetter, error) {
 	err := row.Scan(&d.Letter, &d.Kept, &d.Seq, &d.ID, &texts[0], &texts[1], &texts[2], &texts[3],
 		&d.Data, &d.DataSize, &d.Headers, &d.CreatedAt, &d.Attempts, &texts[4], &d.DiedAt)
 	if err != nil {
-		return d, err //nolint:wrapcheck // The callers explain it.
+		return d, err
 	}
 	b.cutTexts(&d.Cut, texts[:], []columnText{
 		{"topic", &d.Topic}, {"aggregate_type", &d.AggregateType}, {"aggregate_id", &d.AggregateID}, {"event_type", &d.EventType}, {"last_error", &d.LastError},
@@ -203,16 +205,16 @@ func (t Table) lookUp(ctx context.Context, q querier, key DeadKey) ([]grave, err
 	condition, value := key.condition()
 	rows, err := q.Query(ctx, `select letter, seq, octet_length(data) from (`+t.deadEverywhere()+`) d where `+condition+` order by letter`, value)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // The callers explain it.
+		return nil, err
 	}
 	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (g grave, err error) {
 		err = row.Scan(&g.letter, &g.seq, &g.size)
-		return g, err //nolint:wrapcheck // As above.
+		return g, err
 	})
 	if err == nil && len(found) == 0 {
 		return nil, fmt.Errorf("%w: %s", ErrNoDeadLetter, key)
 	}
-	return found, err //nolint:wrapcheck // As above.
+	return found, err
 }
 
 func several(key DeadKey, found []grave) error {
@@ -281,7 +283,7 @@ func (t Table) checkSizes(ctx context.Context, tx pgx.Tx, graves []grave) error 
 		return nil // Nobody knows.
 	}
 	if err != nil {
-		return err //nolint:wrapcheck // The caller explains it.
+		return err
 	}
 	tooLarge := &TooLargeError{Max: *most}
 	for _, g := range graves {
@@ -323,7 +325,7 @@ update ` + t.outbox() + ` set given_up_at = null, attempts = 0, retry_at = null,
 			if err := row.Scan(&seq); errors.Is(err, pgx.ErrNoRows) {
 				return fmt.Errorf("%w: %s: it has just been taken away", ErrNoDeadLetter, g)
 			} else if err != nil {
-				return err //nolint:wrapcheck // The caller explains it.
+				return err
 			}
 			if i == 0 || seq < lowest {
 				lowest = seq
@@ -332,7 +334,7 @@ update ` + t.outbox() + ` set given_up_at = null, attempts = 0, retry_at = null,
 		})
 	}
 	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
-		return err //nolint:wrapcheck // The caller explains it.
+		return err
 	}
 	if err := t.lowerScan(ctx, tx, lowest); err != nil {
 		return err
@@ -343,7 +345,7 @@ update ` + t.outbox() + ` set given_up_at = null, attempts = 0, retry_at = null,
 // lowerScan lets the terms to come look for rows from this seq on.
 func (t Table) lowerScan(ctx context.Context, tx pgx.Tx, lowest int64) error {
 	_, err := tx.Exec(ctx, `update `+t.relay()+` set scan_from = $1 where scan_from > $1`, lowest)
-	return err //nolint:wrapcheck // The callers explain it.
+	return err
 }
 
 // Discard removes dead letters for good. All of keys or none, as with [Outbox.Requeue].
@@ -361,13 +363,13 @@ func (o *Outbox) Discard(ctx context.Context, keys ...DeadKey) (int, error) {
 				if err := row.Scan(&gone); errors.Is(err, pgx.ErrNoRows) {
 					return fmt.Errorf("%w: %s: it has just been taken away", ErrNoDeadLetter, g)
 				} else if err != nil {
-					return err //nolint:wrapcheck // The caller explains it.
+					return err
 				}
 				return nil
 			})
 		}
 		if err := tx.SendBatch(ctx, batch).Close(); err != nil {
-			return err //nolint:wrapcheck // The caller explains it.
+			return err
 		}
 		return o.table.askForRescan(ctx, tx, lowest) // What was held back for their sake comes after them.
 	})
@@ -377,7 +379,7 @@ func (o *Outbox) Discard(ctx context.Context, keys ...DeadKey) (int, error) {
 func (o *Outbox) takeDead(ctx context.Context, operation string, keys []DeadKey, take func(tx pgx.Tx, graves []grave) error) (int, error) {
 	var graves []grave
 	err := o.with(ctx, func(conn *pgx.Conn) error {
-		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { //nolint:wrapcheck // Explained below.
+		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 			for _, key := range keys {
 				found, err := o.table.lookUp(ctx, tx, key)
 				switch {
@@ -400,6 +402,10 @@ func (o *Outbox) takeDead(ctx context.Context, operation string, keys []DeadKey,
 	})
 	if err != nil {
 		return 0, o.explain(operation+" dead letters", err)
+	}
+	o.held.Store(nil) // If this is the relay's own process, it need not wait to be notified.
+	for _, g := range graves {
+		o.back.lower(g.seq)
 	}
 	return len(graves), nil
 }

@@ -33,6 +33,8 @@ var (
 	ErrRowSecurity = errors.New("row-level security applies to the relay's role")
 	// ErrKept: the database keeps rows that were removed, so what was published would be published again.
 	ErrKept = errors.New("the database keeps the rows of published events")
+	// ErrUnarchived: the archive does not have what was put into it, so it could not be published again.
+	ErrUnarchived = errors.New("the archive does not keep what is put into it")
 	// ErrOtherStream: the outbox is relayed to another stream than the one that is asked for.
 	ErrOtherStream = errors.New("the outbox is relayed to another stream")
 	// ErrNoDeadLetter: no dead letter has that seq or id.

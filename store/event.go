@@ -69,11 +69,11 @@ func (e *Event) validateHeaders() error {
 			return fmt.Errorf("header %s: %w", brief(name), err)
 		}
 		if err := event.CheckStatus(name, e.Data); err != nil {
-			return err //nolint:wrapcheck // It names the header.
+			return err
 		}
 		size.Add(name, value)
 	}
-	return size.Check() //nolint:wrapcheck // It says what it is about.
+	return size.Check()
 }
 
 // brief quotes a text for an error, cut to what a person wants to see of it.

@@ -90,7 +90,7 @@ const (
 // Settled are rows that the stream has acknowledged. They leave the outbox, for the archive if there is one.
 type Settled struct {
 	Seqs []int64
-	// After is a sequence of the stream which all of them are stored behind.
+	// After is a sequence of the stream after which all of them are stored.
 	After uint64
 	// Unarchived tells that they are not in the stream: it has another event with the id of each.
 	Unarchived bool
@@ -118,11 +118,12 @@ type Reply struct {
 	// Asleep reports that FallAsleep succeeded. If it did and Rows is empty, whatever is inserted from now on
 	// causes a notification. If it did not, a producer's transaction is under way.
 	Asleep bool
-	// Kept are rows for which the database refused what was asked, each for its own sake: the rest was done.
+	// Kept are rows for which the database refused what was asked, each for a reason of its own: the rest was done.
 	Kept []Kept
-	// Remaining is how many of the Settled rows are still in the outbox although Postgres reported no error: something in
-	// the database keeps them. Nothing may be published until it is known why.
-	Remaining int
+	// Remaining is an [ErrKept] if some of the Settled rows are still in the outbox although Postgres reported no error, or
+	// more than those are gone, and an [ErrUnarchived] if the archive does not have them: something in the database did
+	// otherwise. Nothing may be published until it is known what.
+	Remaining error
 }
 
 // Kept is a row that could not be recorded as asked.
@@ -149,6 +150,7 @@ type queries struct {
 	remaining  string       // How many of some rows are still there,
 	stillThere string       // and of some by their ids.
 	prelude    string       // Takes or leaves the sleep lock and observes the transactions, before the fetch takes its snapshot.
+	idle       string       // Whether nobody but us has written to the outbox and is still at it.
 	clear      string       // Whether nobody with a number below $1 has drawn a seq and is still at it.
 	fetch      [2][2]string // By whether payloads are measured, and aggregates blocked.
 	keys       [2]string    // Only the names of a page's rows, by whether aggregates are blocked.
@@ -191,10 +193,11 @@ func (t Table) queries(holdDead bool, sequence string) queries {
 		drawn = `(select case when is_called then last_value else last_value - 1 end from ` + sequence + `)`
 	}
 	// A seq names the row that was fetched only as long as the sequence goes on: one that was set back gives the seqs again.
-	goesOn := func(known string) string { return ` and coalesce(` + drawn + ` >= ` + known + `::bigint, true)` }
+	goesOn := func(known string) string { return `coalesce(` + drawn + ` >= ` + known + `::bigint, true)` }
 	q := queries{
-		near:  t.removal(near+goesOn("$4"), "$5", "$6"),
-		far:   t.removal(far+goesOn("$2"), "$3", "$4"),
+		// It is a bound of the scan: as a condition it would be asked of each row.
+		near:  t.removal(near+` and o.seq <= (select case when `+goesOn("$4")+` then $2::bigint end)`, "$5", "$6"),
+		far:   t.removal(far+` and `+goesOn("$2"), "$3", "$4"),
 		found: t.removal(found, "$3", "$4"),
 		// The parameters are arrays: a row's values have the place in the others that its seq has in $1.
 		fail: `
@@ -233,6 +236,12 @@ select not exists (
        and r.database = (select oid from pg_catalog.pg_database where datname = current_database())
        and r.pid is distinct from pg_backend_pid()
        and (t.transactionid is null or age(t.transactionid) > age($1::text::xid)))`
+	q.idle = `
+select not exists (
+    select from pg_catalog.pg_locks
+     where locktype = 'relation' and relation = to_regclass('` + strings.ReplaceAll(t.outbox(), "'", "''") + `') and mode = 'RowExclusiveLock'
+       and database = (select oid from pg_catalog.pg_database where datname = current_database())
+       and pid is distinct from pg_backend_pid())`
 	for blocked := range 2 {
 		for measured := range 2 {
 			q.fetch[measured][blocked] = t.fetch(measured == 1, blocked == 1, hold)
@@ -248,7 +257,7 @@ select seq, id from ` + t.outbox() + ` o` + wanted(blocked == 1, 8) + hold + ` o
 // session. Only the leader calls it, one at a time. If it fails, nothing of the request has happened, or its
 // outcome is unknown; repeating what was to be recorded is harmless.
 //
-// What the database refuses for a row's own sake does not fail it: see [Reply.Kept]. It may take as long as Postgres
+// What the database refuses for a reason of one row's own does not fail it: see [Reply.Kept]. It may take as long as Postgres
 // works on it.
 func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
 	if len(request.Settled)+len(request.Failed)+len(request.Dead) == 0 && request.Checkpoint == 0 && request.MaxPayload == 0 && request.Sleep == KeepSleep && request.Fetch == nil {
@@ -315,7 +324,18 @@ func (o *Outbox) text(reason string) string {
 }
 
 // tally is how many rows left the outbox, and for the archive.
-type tally struct{ asked, removed, archived int64 }
+type tally struct{ asked, removed, toArchive, archived int64 }
+
+// differs says how what was done differs from what was asked, if it does in a way that no count of what is left can tell.
+func (t Table) differs(n tally) error {
+	switch {
+	case n.removed > n.asked:
+		return fmt.Errorf("%w: %d rows of the outbox %s were removed where %d were named; look for a trigger or rule that removes others (outbox-relay doctor names it) and drop it", ErrKept, n.removed, t, n.asked)
+	case n.archived < n.toArchive:
+		return fmt.Errorf("%w: of %d rows that left the outbox %s, %d are there; look for a trigger or rule on %s_published and its parts, and drop it, or set relay.retain to 0", ErrUnarchived, n.toArchive, t, n.archived, t)
+	}
+	return nil
+}
 
 // remove queues a removal by these parameters, and returns the query that removes.
 func (o *Outbox) remove(batch *pgx.Batch, n *tally, r removal, archive bool, after uint64, keys ...any) {
@@ -326,9 +346,15 @@ func (o *Outbox) remove(batch *pgx.Batch, n *tally, r removal, archive bool, aft
 		}
 	}
 	if o.retain > 0 && archive {
-		batch.Queue(r.archive[o.archive.part], append(slices.Clone(keys), o.stream, int64(after))...).Exec(count(&n.archived)) //nolint:gosec // A stream ends long before.
+		batch.Queue(r.archive[o.archive.part], append(slices.Clone(keys), o.stream, int64(after))...).Exec(count(&n.archived))
 	}
-	batch.Queue(r.remove, keys...).Exec(count(&n.removed))
+	batch.Queue(r.remove, keys...).Exec(func(tag pgconn.CommandTag) error {
+		n.removed += tag.RowsAffected()
+		if o.retain > 0 && archive {
+			n.toArchive += tag.RowsAffected()
+		}
+		return nil
+	})
 }
 
 // removeSettled queues the removal of rows that the stream has stored.
@@ -365,7 +391,7 @@ func (o *Outbox) failures(of []Failure) failures {
 // mostAttempts is the highest number of attempts that is recorded or believed.
 const mostAttempts = 1_000_000
 
-func clampAttempts(n int) int32 { return int32(min(max(n, 0), mostAttempts)) } //nolint:gosec // As just bounded.
+func clampAttempts(n int) int32 { return int32(min(max(n, 0), mostAttempts)) }
 
 // failuresAtOnce is how many failures one statement records: it looks each up in its arrays.
 const failuresAtOnce = 500
@@ -435,6 +461,7 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 		seen   observation
 		read   pageRead
 		unheld bool
+		idle   bool
 		n      tally
 		batch  = &pgx.Batch{}
 	)
@@ -454,25 +481,31 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 		now := time.Now()
 		if o.floor.stuck(now) {
 			batch.Queue(o.queries.clear, strconv.FormatUint(o.floor.xid&math.MaxUint32, 10)).QueryRow(func(row pgx.Row) error {
-				return row.Scan(&unheld) //nolint:wrapcheck // Exchange wraps it.
+				return row.Scan(&unheld)
 			})
+		}
+		if o.took > slowFetch && o.complete {
+			batch.Queue(o.queries.idle).QueryRow(func(row pgx.Row) error { return row.Scan(&idle) })
 		}
 		o.queueFetch(batch, f, &read)
 	}
+	start := time.Now()
 	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
 		if f != nil {
 			o.floor.doubt() // Whatever was recorded about it may not have come to pass.
 		}
-		return Reply{}, err //nolint:wrapcheck // Exchange wraps it.
+		return Reply{}, err
 	}
+	reply.Remaining = o.table.differs(n)
 	if n.removed < n.asked {
 		if err := o.look(ctx, conn, request.Settled, &reply); err != nil {
 			return Reply{}, err
 		}
 	}
 	if f == nil {
-		return reply, nil
+		return reply, o.noteHeld(ctx, conn, request)
 	}
+	o.took = time.Since(start)
 	reply.Rows, reply.Full = read.rows, read.full
 	unexpected := read.large && !o.large
 	o.large = read.large
@@ -484,12 +517,23 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 	if unheld {
 		seen.xmin = math.MaxUint64
 	}
-	o.passed(seen, f, reply)
-	return reply, nil
+	o.passed(seen, f, reply, idle)
+	return reply, o.noteHeld(ctx, conn, request)
+}
+
+// slowFetch is from when on a fetch is slow: there are many rows that it passes over.
+const slowFetch = 100 * time.Millisecond
+
+// noteHeld reads anew which aggregates are held, if there are others now.
+func (o *Outbox) noteHeld(ctx context.Context, conn *pgx.Conn, request Request) error {
+	if len(request.Dead) == 0 {
+		return nil
+	}
+	return o.readHeld(ctx, conn)
 }
 
 // passed moves the floor after a fetch.
-func (o *Outbox) passed(seen observation, f *Fetch, reply Reply) {
+func (o *Outbox) passed(seen observation, f *Fetch, reply Reply, idle bool) {
 	before := o.drawn
 	if seen.drawn != nil {
 		if *seen.drawn < o.drawn {
@@ -512,6 +556,9 @@ func (o *Outbox) passed(seen observation, f *Fetch, reply Reply) {
 		low = math.MaxInt64
 	}
 	o.floor.advance(seen.xmin, seen.xid, highest, low)
+	if idle && o.complete && seen.drawn != nil {
+		o.floor.pass(min(*seen.drawn, math.MaxInt64-1)+1, low)
+	}
 }
 
 // look counts those of the settled rows that are still there although fewer were removed than asked. Rows that somebody
@@ -521,7 +568,14 @@ func (o *Outbox) look(ctx context.Context, conn *pgx.Conn, settled []Settled, re
 	for _, s := range settled {
 		seqs = append(seqs, s.Seqs...)
 	}
-	return conn.QueryRow(ctx, o.queries.remaining, seqs).Scan(&reply.Remaining) //nolint:wrapcheck // Exchange wraps it.
+	var remaining int
+	if err := conn.QueryRow(ctx, o.queries.remaining, seqs).Scan(&remaining); err != nil {
+		return err
+	}
+	if remaining > 0 {
+		reply.Remaining = o.table.stillThere(remaining)
+	}
+	return nil
 }
 
 // lowest returns the lowest seq that the relay holds after an exchange, if it holds any.

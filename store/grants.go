@@ -15,8 +15,7 @@ var producerColumns = []string{"id", "topic", "aggregate_type", "aggregate_id", 
 // ProducerGrants returns the statements that let role insert events, by itself, by store.Insert and by the emit function,
 // and do nothing else to the outbox. Role is put in as it is, so quote it where needed.
 func (t Table) ProducerGrants(role string) string {
-	functions := make([]string, 0, len(payloads)+1)
-	functions = append(functions, t.emitted()+"()")
+	functions := []string{t.emitted() + "()"}
 	for _, p := range payloads {
 		functions = append(functions, t.emit()+"(text, text, text, text, "+p.Type+", jsonb, uuid)")
 	}

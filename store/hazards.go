@@ -83,7 +83,7 @@ select s.name, coalesce(q.seqcache, 1), coalesce(q.seqincrement, 1), coalesce(q.
   from (select pg_get_serial_sequence($1, 'seq') as name) s left join pg_catalog.pg_sequence q on q.seqrelid = s.name::regclass`, t.outbox()).
 		Scan(&name, &cache, &increment, &cycles, &readable, &outbox, &dead, &gone)
 	if err != nil {
-		return 0, "", err //nolint:wrapcheck // Hazards explains it.
+		return 0, "", err
 	}
 	if name == nil {
 		return Harmful, "the column seq has no sequence of its own: make it an identity column, as `outbox-relay migrate --print` has it", nil
@@ -99,7 +99,7 @@ select s.name, coalesce(q.seqcache, 1), coalesce(q.seqincrement, 1), coalesce(q.
 		return Doubtful, fmt.Sprintf("the role may not read %s: an owner must run `grant select on sequence %s to` the relay's role", *name, *name), nil
 	}
 	if err := conn.QueryRow(ctx, `select last_value - case when is_called then 0 else 1 end from `+*name).Scan(&last); err != nil {
-		return 0, "", err //nolint:wrapcheck // Hazards explains it.
+		return 0, "", err
 	}
 	for _, there := range []struct {
 		where string
@@ -132,7 +132,7 @@ select 'rule ' || quote_ident(r.rulename) || ' on ' || r.ev_class::regclass::tex
  where r.ev_class in (select to_regclass(name)::oid from unnest($2::text[]) as name) and r.is_instead and r.ev_enabled in ('O', 'A')
  order by 1`, t.outbox(), []string{t.outbox(), t.dead(), t.relay()})
 	if err != nil {
-		return 0, "", err //nolint:wrapcheck // Hazards explains it.
+		return 0, "", err
 	}
 	found, remedies, err := pairs(rows)
 	if err != nil || len(found) == 0 {
@@ -148,7 +148,7 @@ select quote_ident(c.conname) || ' of ' || c.conrelid::regclass::text,
        'alter table ' || c.conrelid::regclass::text || ' drop constraint ' || quote_ident(c.conname)
   from pg_catalog.pg_constraint c where c.contype = 'f' and c.confrelid = to_regclass($1) order by 1`, t.outbox())
 	if err != nil {
-		return 0, "", err //nolint:wrapcheck // Hazards explains it.
+		return 0, "", err
 	}
 	found, remedies, err := pairs(rows)
 	if err != nil || len(found) == 0 {
@@ -175,7 +175,7 @@ select c.oid::regclass::text || ' in publication ' || string_agg(quote_ident(p.p
         or c.relreplident = 'd' and not exists (select from pg_catalog.pg_index i where i.indrelid = c.oid and i.indisprimary))
  group by c.oid order by 1`, tables, t.published())
 	if err != nil {
-		return 0, "", err //nolint:wrapcheck // Hazards explains it.
+		return 0, "", err
 	}
 	found, remedies, err := pairs(rows)
 	if err != nil || len(found) == 0 {
@@ -192,7 +192,7 @@ func (t Table) examineRowPolicies(ctx context.Context, conn *pgx.Conn) (Severity
 select name, 'alter table ' || name || ' disable row level security' from unnest($1::text[]) as name
  where to_regclass(name) is not null and row_security_active(to_regclass(name)) order by 1`, tables)
 	if err != nil {
-		return 0, "", err //nolint:wrapcheck // Hazards explains it.
+		return 0, "", err
 	}
 	found, remedies, err := pairs(rows)
 	if err != nil || len(found) == 0 {
@@ -219,7 +219,7 @@ select current_setting('synchronous_standby_names'), current_setting('synchronou
   from pg_catalog.pg_stat_activity where wait_event = 'SyncRep' and query_start < clock_timestamp() - interval '1 second'`).
 		Scan(&names, &commit, &visible, &synchronous, &waiting, &longest)
 	if err != nil {
-		return 0, "", err //nolint:wrapcheck // Hazards explains it.
+		return 0, "", err
 	}
 	const remedy = "bring it back, or take it out of synchronous_standby_names"
 	switch {
@@ -244,7 +244,7 @@ select current_user, current_database(), (select rolconnlimit from pg_catalog.pg
        (select datconnlimit from pg_catalog.pg_database where datname = current_database()), current_setting('max_connections')::int`).
 		Scan(&role, &database, &ofRole, &ofDatabase, &most)
 	if err != nil {
-		return 0, "", err //nolint:wrapcheck // Hazards explains it.
+		return 0, "", err
 	}
 	for _, limit := range []struct {
 		most         int
@@ -272,7 +272,7 @@ func pairs(rows pgx.Rows) (found, remedies []string, err error) {
 		found, remedies = append(found, what), append(remedies, remedy)
 		return nil
 	})
-	return found, remedies, err //nolint:wrapcheck // The callers' caller explains it.
+	return found, remedies, err
 }
 
 // Obstacles returns what an inspection tells of those who stand in a relay's way just now.

@@ -63,7 +63,7 @@ select w.pid, coalesce(wa.application_name, ''), extract(epoch from clock_timest
        left join pg_catalog.pg_stat_activity a on a.pid = c.pid
  order by w.waitstart, w.pid, waits, a.xact_start, c.pid`, args...)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // The callers explain it.
+		return nil, err
 	}
 	var waits []LockWait
 	var (
@@ -89,7 +89,7 @@ select w.pid, coalesce(wa.application_name, ''), extract(epoch from clock_timest
 		}
 		return nil
 	})
-	return waits, err //nolint:wrapcheck // The callers explain it.
+	return waits, err
 }
 
 // horizon returns who keeps dead rows of this database from being removed, the oldest first, and how many the outbox
@@ -119,7 +119,7 @@ select kind, pid, name, application, role, state, age, statement, xids::bigint, 
   from holders right join (values (1)) as one on true order by xids desc nulls last, age desc nulls last limit $7`,
 		except, HolderSession, HolderStandby, HolderPrepared, HolderSlot, t.outbox(), mostHolders)
 	if err != nil {
-		return nil, 0, err //nolint:wrapcheck // The callers explain it.
+		return nil, 0, err
 	}
 	var (
 		kind, name, application, role, state, oldest *string
@@ -136,7 +136,7 @@ select kind, pid, name, application, role, state, age, statement, xids::bigint, 
 		}
 		return nil
 	})
-	return holders, deadRows, err //nolint:wrapcheck // The callers explain it.
+	return holders, deadRows, err
 }
 
 // duration is one of so many seconds; 0 for null, and for a clock that went back.

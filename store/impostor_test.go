@@ -96,8 +96,8 @@ func useLocks(t *testing.T, outbox *store.Outbox, holder *pgx.Conn) {
 		t.Fatal(err)
 	}
 	for i := range 3 {
-		time.Sleep(20 * time.Millisecond)                                                                                                              // More than it bears with such a transaction.
-		_, err := outbox.Exchange(t.Context(), store.Request{Checkpoint: uint64(i) + 5, Fetch: &store.Fetch{Rows: 10, Bytes: 1 << 20, Highest: 1000}}) //nolint:gosec // A small number.
+		time.Sleep(20 * time.Millisecond) // More than it bears with such a transaction.
+		_, err := outbox.Exchange(t.Context(), store.Request{Checkpoint: uint64(i) + 5, Fetch: &store.Fetch{Rows: 10, Bytes: 1 << 20, Highest: 1000}})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -128,7 +128,7 @@ func (o *Outbox) Inspect(ctx context.Context) (found Inspection, err error) {
 			if err := count(ctx, conn, t.published(), &found.Archived); err != nil {
 				return err
 			}
-			return conn.QueryRow(ctx, `select sum(pg_total_relation_size(part::regclass))::bigint from unnest($1::text[]) as part`, t.parts()).Scan(&found.ArchivedBytes) //nolint:wrapcheck // Explained above.
+			return conn.QueryRow(ctx, `select sum(pg_total_relation_size(part::regclass))::bigint from unnest($1::text[]) as part`, t.parts()).Scan(&found.ArchivedBytes)
 		})
 		return errors.Join(faults...)
 	})
@@ -140,18 +140,18 @@ func (t Table) terms(ctx context.Context, conn *pgx.Conn, found *[]TermRecord) e
 select stream, outbox, term, leader, leader_since, clock_timestamp() - leader_since, stream_created, checkpoint, checkpoint_before
   from `+t.relay()+` order by leader_since desc`)
 	if err != nil {
-		return err //nolint:wrapcheck // The caller explains it.
+		return err
 	}
 	*found, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (r TermRecord, err error) {
 		var created *time.Time
 		var sequence, before int64
 		err = row.Scan(&r.Stream, &r.Outbox, &r.Number, &r.Leader, &r.Since, &r.For, &created, &sequence, &before)
 		if created != nil {
-			r.Checkpoint = Checkpoint{Created: *created, Sequence: uint64(sequence), Before: uint64(before)} //nolint:gosec // As they were recorded.
+			r.Checkpoint = Checkpoint{Created: *created, Sequence: uint64(sequence), Before: uint64(before)}
 		}
 		return r, err
 	})
-	return err //nolint:wrapcheck // The caller explains it.
+	return err
 }
 
 // LeaderLock is the lock that relays elected through Postgres compete for, while it is held.
@@ -168,26 +168,26 @@ func (l *LeaderLock) Stranger() bool { return !strings.HasPrefix(l.Holder.Applic
 // locked finds out who holds the leader's lock, whatever its first half, which an elector chooses.
 func (t Table) locked(ctx context.Context, conn *pgx.Conn, found *Inspection) error {
 	if err := conn.QueryRow(ctx, `select pg_is_in_recovery()`).Scan(&found.Standby); err != nil || found.Standby {
-		return err //nolint:wrapcheck // The caller explains it.
+		return err
 	}
 	rows, err := conn.Query(ctx, `
 select l.classid::bigint, l.pid, coalesce(a.application_name, ''), coalesce(a.usename::text, ''), coalesce(a.state, '')
   from pg_catalog.pg_locks l left join pg_catalog.pg_stat_activity a on a.pid = l.pid
  where l.locktype = 'advisory' and l.objsubid = 2 and l.granted and l.mode = 'ExclusiveLock' and l.objid = $1
    and l.database = (select oid from pg_catalog.pg_database where datname = current_database())
- order by l.classid`, uint32(t.LockKey())) //nolint:gosec // As Postgres shows it.
+ order by l.classid`, uint32(t.LockKey()))
 	if err != nil {
-		return err //nolint:wrapcheck // The caller explains it.
+		return err
 	}
 	found.LeaderLocks, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (l LeaderLock, err error) {
 		var key int64
 		l.Holder.Kind = HolderSession
 		err = row.Scan(&key, &l.Holder.PID, &l.Holder.Application, &l.Holder.Role, &l.Holder.State)
-		l.Key = int32(key) //nolint:gosec // Postgres shows 32 bits without their sign.
-		return l, err      //nolint:wrapcheck // The caller explains it.
+		l.Key = int32(key)
+		return l, err
 	})
 	if err != nil {
-		return err //nolint:wrapcheck // The caller explains it.
+		return err
 	}
 	locked := len(found.LeaderLocks) > 0
 	found.Locked = &locked
@@ -219,7 +219,7 @@ select extract(epoch from clock_timestamp())::float8 - extract(epoch from create
 		return nil
 	}
 	if err != nil {
-		return err //nolint:wrapcheck // The caller explains it.
+		return err
 	}
 	age := duration(&seconds)
 	*found = &age
@@ -230,7 +230,7 @@ select extract(epoch from clock_timestamp())::float8 - extract(epoch from create
 func count(ctx context.Context, conn *pgx.Conn, table string, found **Count) error {
 	var rows int64
 	if err := conn.QueryRow(ctx, `select count(*) from (select from `+table+` limit $1) counted`, countLimit+1).Scan(&rows); err != nil {
-		return err //nolint:wrapcheck // The caller explains it.
+		return err
 	}
 	if rows <= countLimit {
 		*found = &Count{rows, true}
@@ -238,7 +238,7 @@ func count(ctx context.Context, conn *pgx.Conn, table string, found **Count) err
 	}
 	var plan []byte
 	if err := conn.QueryRow(ctx, `explain (format json) select from `+table).Scan(&plan); err != nil {
-		return err //nolint:wrapcheck // The caller explains it.
+		return err
 	}
 	var plans []struct {
 		Plan struct {

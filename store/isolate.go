@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -61,7 +62,7 @@ func (o *Outbox) exchangeOneByOne(ctx context.Context, conn *pgx.Conn, request R
 			}
 		}
 		if f := request.Fetch; f != nil {
-			return o.fetchOneByOne(ctx, tx, f, request.Sleep, &reply)
+			return o.fetchOneByOne(ctx, tx, without(*f, reply.Kept), request.Sleep, &reply)
 		}
 		if request.Sleep != KeepSleep {
 			return o.try(ctx, tx, func(batch *pgx.Batch) { o.observe(batch, request.Sleep, &reply.Asleep, &observation{}) })
@@ -72,6 +73,16 @@ func (o *Outbox) exchangeOneByOne(ctx context.Context, conn *pgx.Conn, request R
 	o.floor.doubt()
 	o.complete = false
 	return reply, err
+}
+
+// without leaves rows out of a page that have just been kept, and are still held.
+func without(f Fetch, kept []Kept) *Fetch {
+	f.Held = slices.Clone(f.Held)
+	for _, k := range kept {
+		f.Held = append(f.Held, k.Seq)
+		f.Highest = max(f.Highest, k.Seq)
+	}
+	return &f
 }
 
 // try runs statements in a savepoint. If they fail for the sake of a row, nothing of them has happened and the
@@ -96,11 +107,13 @@ func (o *Outbox) settleOneByOne(ctx context.Context, tx pgx.Tx, s Settled, reply
 	})
 	switch {
 	case err == nil && n.removed < n.asked:
-		remaining := reply.Remaining
-		if err := tx.QueryRow(ctx, o.queries.remaining, s.Seqs).Scan(&reply.Remaining); err != nil {
+		var remaining int
+		if err := tx.QueryRow(ctx, o.queries.remaining, s.Seqs).Scan(&remaining); err != nil {
 			return err
 		}
-		reply.Remaining += remaining
+		if remaining > 0 {
+			reply.Remaining = o.table.stillThere(remaining)
+		}
 		return nil
 	case err == nil:
 		return nil

@@ -31,7 +31,7 @@ const rescanPayload = "rescan"
 // lowest has the seq lowest.
 func (t Table) askForRescan(ctx context.Context, tx pgx.Tx, lowest int64) error {
 	_, err := tx.Exec(ctx, `select pg_notify($1, $2)`, t.channel(), rescanPayload+":"+strconv.FormatInt(lowest, 10))
-	return err //nolint:wrapcheck // The callers explain it.
+	return err
 }
 
 // parseRescan reads such a payload; without a seq it is the lowest there is.
@@ -88,7 +88,7 @@ func (l *listening) connect(ctx context.Context) (*pgx.Conn, error) {
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
-			return nil, context.Cause(ctx) //nolint:wrapcheck // Nobody is told of it.
+			return nil, context.Cause(ctx)
 		}
 	}
 	return l.outbox.connector.connect(ctx, forListener())

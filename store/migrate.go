@@ -56,6 +56,8 @@ func (t Table) names() map[string]any {
 		"OutboxLiteral":         literal(t.outbox()),
 		"EmitFunction":          t.emit(),
 		"EmittedFunction":       t.emitted(),
+		"CheckFunction":         t.quoted("_check"),
+		"CheckTrigger":          t.unqualified("_check"),
 		"EmitNameLiteral":       literal(t.orDefault().Name + "_emit"),
 		"EmittedNameLiteral":    literal(t.orDefault().Name + "_emitted"),
 		"Payloads":              payloads,
@@ -184,7 +186,7 @@ func (m *migration) takeTurn(ctx context.Context) error {
 		var taken bool
 		err := m.conn.QueryRow(ctx, `select current_user, pg_catalog.pg_try_advisory_lock($1::bigint)`, m.table.migrateKey()).Scan(&m.role, &taken)
 		if err != nil || taken {
-			return err //nolint:wrapcheck // The caller says what it was for.
+			return err
 		}
 		if !told && time.Since(start) > 5*time.Second {
 			told = true
@@ -211,7 +213,7 @@ func pause(ctx context.Context, d time.Duration) error {
 	case <-timer.C:
 		return nil
 	case <-ctx.Done():
-		return context.Cause(ctx) //nolint:wrapcheck // The caller says what it waited for.
+		return context.Cause(ctx)
 	}
 }
 

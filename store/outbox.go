@@ -61,9 +61,10 @@ type Outbox struct {
 	unicode    bool // The database's encoding has all characters.
 	ascii      bool // Only those of ASCII are recorded: another may have been what the database refused.
 	floor      floor
-	scanFrom   int64 // What the table says of the floor.
-	drawn      int64 // The highest seq that the sequence had given out by the latest exchange.
-	complete   bool  // The latest page had all rows.
+	scanFrom   int64         // What the table says of the floor.
+	drawn      int64         // The highest seq that the sequence had given out by the latest exchange.
+	complete   bool          // The latest page had all rows.
+	took       time.Duration // The latest fetch.
 	arena      arena
 	large      bool   // The latest page came upon a row that is not small.
 	generation uint64 // The session's, at the last Begin; 0 before.
@@ -183,7 +184,7 @@ type Term struct {
 }
 
 // Begin prepares for a term of office: it checks the schema, records leader (a name for humans) as publishing
-// to stream, and returns what the former leader left behind. The term's number is above the last one's, and at least
+// to stream, and returns what the former leader left. The term's number is above the last one's, and at least
 // atLeast, which is for an outbox that was restored from a backup: the stream may know of later terms. If the outbox is
 // relayed to another stream that is an [ErrOtherStream], unless Options.AdoptStream is set.
 func (o *Outbox) Begin(ctx context.Context, stream, leader string, atLeast int64) (term Term, err error) {
@@ -220,7 +221,7 @@ select (select format('%I.%I', n.nspname, c.relname) from pg_catalog.pg_class c 
          where c.oid = to_regclass(pg_get_serial_sequence($1, 'seq')) and has_sequence_privilege(c.oid, 'SELECT')),
        current_setting('server_encoding') = 'UTF8'`, o.table.outbox()).Scan(&sequence, &o.unicode)
 	if err != nil {
-		return err //nolint:wrapcheck // The caller explains it.
+		return err
 	}
 	o.drawn = math.MinInt64 // Until the first exchange says.
 	if sequence == nil {
@@ -243,7 +244,7 @@ func (o *Outbox) readBlocked(ctx context.Context, conn *pgx.Conn, term *Term) er
 	var from *int64
 	err := conn.QueryRow(ctx, `select min(seq) from `+o.table.outbox()+` where retry_at is not null and given_up_at is null`).Scan(&from)
 	if err != nil {
-		return err //nolint:wrapcheck // The caller explains it.
+		return err
 	}
 	if from != nil {
 		o.floor.lower(*from)
@@ -255,7 +256,7 @@ select aggregate_type, aggregate_id,
  where retry_at > clock_timestamp() and given_up_at is null and octet_length(aggregate_type) <= $1::int and octet_length(aggregate_id) <= $1::int
  group by 1, 2 limit $2::int`, blockedNameFits, blockedMost)
 	if err != nil {
-		return err //nolint:wrapcheck // The caller explains it.
+		return err
 	}
 	term.Blocked, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (b Blocked, err error) {
 		var micros int64
@@ -263,7 +264,7 @@ select aggregate_type, aggregate_id,
 		b.For = max(time.Duration(micros)*time.Microsecond, 0)
 		return b, err
 	})
-	return err //nolint:wrapcheck // The caller explains it.
+	return err
 }
 
 // End ends a term whose session is still there: it gives back the lock that tells producers that the relay is asleep. An
@@ -322,10 +323,10 @@ select $1, greatest(1, $3::bigint), $2, clock_timestamp(), coalesce(l.part, 0), 
 			_, err := pgx.ForEachRow(rows, []any{
 				&term.Number, &term.Outbox, &created, &sequence, &before, &o.archive.part, &partAge, &scanFrom, &outranked,
 			}, func() error { began = true; return nil })
-			return err //nolint:wrapcheck // The caller explains it.
+			return err
 		})
 	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
-		return err //nolint:wrapcheck // The caller explains it.
+		return err
 	}
 	if !began {
 		return o.otherStream(stream, &former)
@@ -343,7 +344,7 @@ select $1, greatest(1, $3::bigint), $2, clock_timestamp(), coalesce(l.part, 0), 
 	}
 	term.First = created == nil
 	if created != nil {
-		term.Checkpoint = Checkpoint{Created: *created, Sequence: uint64(sequence), Before: uint64(before)} //nolint:gosec // As they were recorded.
+		term.Checkpoint = Checkpoint{Created: *created, Sequence: uint64(sequence), Before: uint64(before)}
 	}
 	o.stream, o.term, o.streamCreated = stream, term.Number, term.Checkpoint.Created
 	o.floor.at, o.scanFrom = scanFrom, scanFrom
@@ -356,5 +357,5 @@ func (o *Outbox) outrank(ctx context.Context, conn *pgx.Conn, stream string) err
 	_, err := conn.Exec(ctx, `
 update `+o.table.relay()+` x set leader_since = r.leader_since - interval '1 microsecond'
   from `+o.table.relay()+` r where r.stream = $1 and x.stream <> r.stream and x.leader_since >= r.leader_since`, stream)
-	return err //nolint:wrapcheck // The caller explains it.
+	return err
 }

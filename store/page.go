@@ -40,24 +40,25 @@ func wanted(blocked bool, names int) string {
 // fetch selects a page: one snapshot of all that is visible, in seq order.
 //
 // What bounds the page's bytes is a running sum where rows are measured; taking the length of a large value does
-// not read it. That costs as much as all the rest, so as long as rows are small, they are only counted and of one that
-// is not, everything but its name is left out, as null: the page then ends before it, and the next one, or if nothing is
-// left of this one the same again, is measured.
+// not read it. That costs as much as all the rest, so as long as rows are small, they are only counted and what is
+// large of one is left out, as null: the page then ends before it, and the next one, or if nothing is left of this one the
+// same again, is measured.
 //
 // Of a row that can never be published, since one part of it is larger than any message, a measured page has the sizes
 // instead. So nothing of it is ever sent over the line.
 func (t Table) fetch(measured, blocked bool, hold string) string {
 	if !measured {
+		// A null says that something is left out. Headers may be null by themselves, so theirs is told by the payload's.
+		text := func(column string) string {
+			return fmt.Sprintf("case when octet_length(%[1]s) <= %d then %[1]s end", column, textFits)
+		}
+		headers := fmt.Sprintf("pg_column_size(headers) <= %d", headersFit)
 		return `
-select seq, id, case when small then topic end, case when small then aggregate_type end, case when small then aggregate_id end,
-       case when small then event_type end, case when small then data end, case when small then headers::text end, created_at, attempts
-  from (select ` + eventColumns + `, attempts, ` + fmt.Sprintf(`
-               octet_length(data) <= $8::bigint and octet_length(topic) <= %[1]d and octet_length(aggregate_type) <= %[1]d
-               and octet_length(aggregate_id) <= %[1]d and octet_length(event_type) <= %[1]d
-               and (headers is null or pg_column_size(headers) <= %[2]d) as small`, textFits, headersFit) + `
-          from ` + t.outbox() + ` o` + wanted(blocked, 9) + hold + `
-         order by seq limit $7) page
- order by seq`
+select seq, id, ` + text("topic") + `, ` + text("aggregate_type") + `, ` + text("aggregate_id") + `, ` + text("event_type") + `,
+       case when octet_length(data) <= $8::bigint and (headers is null or ` + headers + `) then data end,
+       case when ` + headers + ` then headers::text end, created_at, attempts
+  from ` + t.outbox() + ` o` + wanted(blocked, 9) + hold + `
+ order by seq limit $7`
 	}
 	return `
 select ` + measuredColumns + `
@@ -140,7 +141,7 @@ type arena struct{ rows, texts, data int }
 // leave no room for an allocation or two for each of their fields.
 func (a *arena) scan(rows pgx.Rows, f Fetch) (read pageRead, err error) {
 	if err := rows.Err(); err != nil {
-		return pageRead{}, err //nolint:wrapcheck // Exchange wraps it.
+		return pageRead{}, err
 	}
 	if err := checkFormats(rows.FieldDescriptions()); err != nil {
 		return pageRead{}, err
@@ -208,7 +209,7 @@ func (a *arena) scan(rows pgx.Rows, f Fetch) (read pageRead, err error) {
 	}
 	read.rows, read.large = page, read.large || cut
 	read.full = cut || len(page) >= f.Rows || bytes >= f.Bytes
-	return read, rows.Err() //nolint:wrapcheck // Exchange wraps it.
+	return read, rows.Err()
 }
 
 // unfit says why a measured row was not read; empty if it was.
@@ -217,7 +218,7 @@ func unfit(values [][]byte, f Fetch) string {
 	case values[idColumn] == nil || values[dataSizeColumn] == nil || values[restSizeColumn] == nil || values[createdAtColumn] == nil || values[attemptsColumn] == nil:
 		return "a column is null that must not be" // Somebody has dropped the table's constraints.
 	case size > f.maxData():
-		return fmt.Sprintf("payload of %d bytes: the broker takes messages of %d bytes", size, f.MaxData)
+		return fmt.Sprintf("payload of %d bytes: with the smallest headers the broker takes at most %d", size, f.MaxData)
 	case values[dataColumn] == nil:
 		return fmt.Sprintf("topic, type, ids and headers of %d bytes: a message has room for less than %d", number(values[restSizeColumn]), textMost)
 	case len(values[headersColumn]) > textMost:

@@ -34,7 +34,7 @@ func TestProducerNeedsInsertOnly(t *testing.T) {
 	// As a cautious administrator has it.
 	s.exec(t, `revoke all on schema public from public`)
 	s.exec(t, `revoke execute on all functions in schema app from public`)
-	s.exec(t, `grant usage on schema app to `+name+`; grant insert on app.outbox to `+name)
+	s.exec(t, s.Table().ProducerGrants(name))
 	conn := connect(t, dsn)
 
 	produce := func() {

@@ -97,13 +97,13 @@ select seq, id, `+b.textOf("topic")+`, `+b.textOf("aggregate_type")+`, `+b.textO
        octet_length(data), `+b.headersOf("headers")+`, created_at, published_at, `+b.textOf("stream")+`, total
   from (`+selected+`) selected order by seq, published_at`, args...)
 		if err != nil {
-			return err //nolint:wrapcheck // Explained below.
+			return err
 		}
 		events, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (e PublishedEvent, err error) {
 			var texts [5][]byte
 			err = row.Scan(&e.Seq, &e.ID, &texts[0], &texts[1], &texts[2], &texts[3], &e.DataSize, &e.Headers, &e.CreatedAt, &e.PublishedAt, &texts[4], &total)
 			if err != nil {
-				return e, err //nolint:wrapcheck // Explained below.
+				return e, err
 			}
 			b.cutTexts(&e.Cut, texts[:], []columnText{
 				{"topic", &e.Topic}, {"aggregate_type", &e.AggregateType}, {"aggregate_id", &e.AggregateID}, {"event_type", &e.EventType}, {"stream", &e.Stream},
@@ -111,7 +111,7 @@ select seq, id, `+b.textOf("topic")+`, `+b.textOf("aggregate_type")+`, `+b.textO
 			e.Headers = b.cutHeaders(e.Headers, &e.Cut)
 			return e, nil
 		})
-		return err //nolint:wrapcheck // Explained below.
+		return err
 	})
 	return events, total, o.explain("list the archive", err)
 }
@@ -139,7 +139,7 @@ type Replayed struct {
 func (o *Outbox) Replay(ctx context.Context, filter ReplayFilter, newIDs bool) (Replayed, error) {
 	var replayed Replayed
 	err := o.with(ctx, func(conn *pgx.Conn) error {
-		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) (err error) { //nolint:wrapcheck // Explained below.
+		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) (err error) {
 			replayed, err = o.table.replay(ctx, tx, filter, newIDs)
 			return err
 		})
@@ -184,7 +184,7 @@ func (t Table) archived(ctx context.Context, tx pgx.Tx, ids []uuid.UUID) error {
 select coalesce(array_agg(distinct wanted.id::text), '{}') from unnest($1::uuid[]) as wanted (id)
  where not exists (select from `+t.published()+` p where p.id = wanted.id)`, ids).Scan(&missing)
 	if err != nil || len(missing) == 0 {
-		return err //nolint:wrapcheck // The caller explains it.
+		return err
 	}
 	return fmt.Errorf("%w: %s", ErrNotArchived, strings.Join(missing, ", "))
 }
@@ -201,7 +201,7 @@ with anew as (insert into `+t.outbox()+` (`+columns+`, last_error)
                 from (select distinct on (p.seq, p.id) p.* from `+t.published()+` p where `+condition+` order by p.seq, p.id) one order by seq
               returning seq)
 select count(*), coalesce(min(seq), 0) from anew`, args...).Scan(&n, &lowest)
-	return n, lowest, err //nolint:wrapcheck // The caller explains it.
+	return n, lowest, err
 }
 
 // putBackAsWas moves archived events to the outbox: it takes from the archive what it has put into the outbox, and no
@@ -230,11 +230,11 @@ with back as (insert into `+t.outbox()+` (`+eventColumns+`, last_error) overridi
                     from (select stream, min(after) as after from gone group by stream) oldest where r.stream = oldest.stream)
 select count(*), coalesce(min(seq), 0) from back`, args...).Scan(&replayed.Back, &lowest)
 	if err != nil {
-		return Replayed{}, 0, err //nolint:wrapcheck // The caller explains it.
+		return Replayed{}, 0, err
 	}
 	// In another statement, which sees what the first has done.
 	err = tx.QueryRow(ctx, `select count(*) from (select distinct p.seq, p.id from `+t.published()+` p where `+condition+`) stays`, args...).Scan(&replayed.Left)
-	return replayed, lowest, err //nolint:wrapcheck // The caller explains it.
+	return replayed, lowest, err
 }
 
 // endTerms ends the sessions of all relays in this database but those that lead another outbox. Leaders of other outboxes
@@ -246,12 +246,12 @@ select coalesce(bool_and(pg_terminate_backend(a.pid, $1)), true) from pg_catalog
  where a.datname = current_database() and a.application_name = $2
    and not exists (select from pg_catalog.pg_locks l
                     where l.pid = a.pid and l.locktype = 'advisory' and l.objsubid = 2 and l.granted and l.objid <> $3)`,
-		replayPatience.Milliseconds(), sessionName, uint32(t.LockKey())).Scan(&ended) //nolint:gosec // As Postgres shows it.
+		replayPatience.Milliseconds(), sessionName, uint32(t.LockKey())).Scan(&ended)
 	switch {
 	case isPrivilege(err): // No GRANT on the tables would help.
 		return fmt.Errorf("%w: the relay has to begin another term, and its session belongs to another role: replay as that role, or with new ids", ErrPrivilege)
 	case err == nil && !ended:
 		return fmt.Errorf("a relay's session has not ended within %v: stop the relay, or try again", replayPatience)
 	}
-	return err //nolint:wrapcheck // The caller explains it.
+	return err
 }

@@ -110,8 +110,8 @@ func (t Table) checkShape(ctx context.Context, q querier) (exists bool, err erro
 			differences = append(differences, fmt.Sprintf("column %q is missing", want.name))
 		case found[i].typ != want.typ:
 			differences = append(differences, fmt.Sprintf("column %q is %s instead of %s", want.name, found[i].typ, want.typ))
-		case found[i].notNull != want.notNull:
-			differences = append(differences, fmt.Sprintf("column %q is %s instead of %s", want.name, nullability(found[i].notNull), nullability(want.notNull)))
+		case found[i].notNull && !want.notNull: // The other way round it is no hindrance: a row with a null is given up.
+			differences = append(differences, fmt.Sprintf("column %q is not null instead of nullable", want.name))
 		}
 	}
 	for _, c := range found {
@@ -136,13 +136,6 @@ func (t Table) outdated(version int) error {
 func (t Table) unrecorded() error {
 	return fmt.Errorf("%w: %s has the right columns but no recorded schema version; if it was created from `outbox-relay migrate --print`, run that script's statements about %s too",
 		ErrForeignTable, t, t.migrations())
-}
-
-func nullability(notNull bool) string {
-	if notNull {
-		return "not null"
-	}
-	return "nullable"
 }
 
 type foundColumn struct {

@@ -10,7 +10,6 @@ import (
 //
 //	-- lock: TABLE                 with an exclusive lock on TABLE, which is asked for again and again but never waited for long
 //	-- concurrently: TABLE INDEX   outside of a transaction; what an attempt left of INDEX is removed first
-//	-- validate: TABLE             rows of TABLE that violate a constraint are a warning
 //
 // Without one, it is a transaction that takes no lock which producers or the relay wait for. Where the tables are created,
 // all steps are one transaction.
@@ -26,7 +25,6 @@ const (
 	plainStep stepKind = iota
 	lockStep
 	concurrentStep
-	validateStep
 )
 
 // step is a part of a migration that is done as a whole or not at all.
@@ -59,7 +57,7 @@ func parseStep(text string, names map[string]any) (step, error) {
 	what, _, _ := strings.Cut(text, "\n")
 	s := step{what: strings.TrimRight(what, ".,"), sql: stepMark + text}
 	for line := range strings.Lines(text) {
-		for mark, kind := range map[string]stepKind{"-- lock: ": lockStep, "-- concurrently: ": concurrentStep, "-- validate: ": validateStep} {
+		for mark, kind := range map[string]stepKind{"-- lock: ": lockStep, "-- concurrently: ": concurrentStep} {
 			of, ok := strings.CutPrefix(strings.TrimSpace(line), mark)
 			if !ok {
 				continue

@@ -108,7 +108,8 @@ func (o *Outbox) stragglers() string {
 select seq from ` + t.outbox() + ` o
  where seq < $1 and given_up_at is null
    and not exists (select from ` + t.outbox() + ` r
-                    where r.retry_at is not null and r.aggregate_type = o.aggregate_type and r.aggregate_id = o.aggregate_id)` + held + `
+                    where r.retry_at > clock_timestamp() and r.retry_at < clock_timestamp() + interval '1 day' -- Not even a relay waits longer.
+                      and r.aggregate_type = o.aggregate_type and r.aggregate_id = o.aggregate_id)` + held + `
  order by seq limit 1`
 }
 

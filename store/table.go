@@ -79,7 +79,7 @@ func (t Table) orDefault() Table {
 // LockKey is the second half of the leader's advisory lock (the first is the configured number): it tells
 // two outboxes in one database apart.
 func (t Table) LockKey() int32 {
-	return int32(t.hash("leader")) //nolint:gosec // A hash; which 32 bits of it are kept does not matter.
+	return int32(t.hash("leader"))
 }
 
 // wakeKey is the advisory lock that a sleeping relay holds.
@@ -95,13 +95,13 @@ func (t Table) migrateKey() int64 { return t.hash("migrate") }
 // created, so it must never change.
 func (t Table) hash(role string) int64 {
 	sum := sha256.Sum256([]byte("go-outbox\x00" + role + "\x00" + t.orDefault().Schema + "\x00" + t.orDefault().Name))
-	return int64(binary.BigEndian.Uint64(sum[:8])) //nolint:gosec // As above.
+	return int64(binary.BigEndian.Uint64(sum[:8]))
 }
 
 // channel is the name that NOTIFY and LISTEN use: identifiers are at most 63 bytes, and two schemas may
 // hold tables of one name.
 func (t Table) channel() string {
-	return fmt.Sprintf("outbox_%016x", uint64(t.wakeKey())) //nolint:gosec // Printed, not reckoned with.
+	return fmt.Sprintf("outbox_%016x", uint64(t.wakeKey()))
 }
 
 // resigned is the channel on which a leader says that it leaves.

@@ -31,11 +31,8 @@ const (
 // build does not wait for every transaction in the database.
 const smallTable = 8 << 20
 
-// codes of errors with which a step may be tried again.
-const (
-	codeDeadlock       = "40P01"
-	codeCheckViolation = "23514"
-)
+// codeDeadlock is of an error after which a step may be tried again.
+const codeDeadlock = "40P01"
 
 // upgrade brings tables that are in use to the latest version, step by step. What is done is recorded with each step, so
 // that an upgrade that was interrupted goes on where it stopped.
@@ -55,7 +52,7 @@ func (m *migration) upgrade(ctx context.Context, from int) error {
 	}
 	if err := m.briefly(ctx, step{what: "progress", table: m.table.migrations()}, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, `alter table `+m.table.migrations()+` add column if not exists steps integer not null default 0`)
-		return err //nolint:wrapcheck // The caller explains it.
+		return err
 	}); err != nil {
 		return m.explain(0, step{what: "progress"}, err)
 	}
@@ -103,7 +100,7 @@ func (m *migration) apply(ctx context.Context, version int, script string) error
 		m.log.DebugContext(ctx, "upgrade the tables", slog.Int("version", version), slog.String("step", all[i].what))
 		record := func(ctx context.Context, q execer) error {
 			_, err := q.Exec(ctx, `update `+m.table.migrations()+` set steps = $1 where version = $2`, i+1, version-1)
-			return err //nolint:wrapcheck // Explained below.
+			return err
 		}
 		if err := m.run(ctx, all[i], record); err != nil {
 			return m.explain(version, all[i], err)
@@ -124,7 +121,7 @@ type execer interface {
 func (m *migration) run(ctx context.Context, s step, record func(context.Context, execer) error) error {
 	transaction := func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, s.sql); err != nil {
-			return err //nolint:wrapcheck // The caller explains it.
+			return err
 		}
 		return record(ctx, tx)
 	}
@@ -136,11 +133,6 @@ func (m *migration) run(ctx context.Context, s step, record func(context.Context
 			return err
 		}
 		return record(ctx, m.conn)
-	case validateStep:
-		if err := m.validateRows(ctx, s); err != nil {
-			return err
-		}
-		return record(ctx, m.conn)
 	default:
 		return m.patiently(ctx, transaction)
 	}
@@ -148,9 +140,9 @@ func (m *migration) run(ctx context.Context, s step, record func(context.Context
 
 // patiently runs a transaction whose locks hold up nobody else.
 func (m *migration) patiently(ctx context.Context, task func(tx pgx.Tx) error) error {
-	return pgx.BeginFunc(ctx, m.conn, func(tx pgx.Tx) error { //nolint:wrapcheck // The caller explains it.
+	return pgx.BeginFunc(ctx, m.conn, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `set local lock_timeout = `+milliseconds(m.patience)); err != nil {
-			return err //nolint:wrapcheck // The caller explains it.
+			return err
 		}
 		return task(tx)
 	})
@@ -184,7 +176,7 @@ func (m *migration) briefly(ctx context.Context, s step, task func(tx pgx.Tx) er
 // Of the lock that conflicts with autovacuum and with no producer it waits for longer: autovacuum gives way, but not to a
 // request that is withdrawn before deadlock_timeout.
 func (m *migration) tryLock(ctx context.Context, s step, task func(tx pgx.Tx) error) error {
-	return pgx.BeginFunc(ctx, m.conn, func(tx pgx.Tx) error { //nolint:wrapcheck // The caller explains it.
+	return pgx.BeginFunc(ctx, m.conn, func(tx pgx.Tx) error {
 		for _, statement := range []string{
 			// The lock is not kept until the disk, or a standby, has the commit. The version's own record waits for it.
 			`set local synchronous_commit = off`,
@@ -194,7 +186,7 @@ func (m *migration) tryLock(ctx context.Context, s step, task func(tx pgx.Tx) er
 			`lock table only ` + s.table + ` in access exclusive mode`,
 		} {
 			if _, err := tx.Exec(ctx, statement); err != nil {
-				return err //nolint:wrapcheck // The caller explains it.
+				return err
 			}
 		}
 		return task(tx)
@@ -217,17 +209,17 @@ select i.indexrelid is not null, coalesce(i.indisvalid, false), pg_catalog.pg_re
 		s.table, name, smallTable).Scan(&exists, &valid, &small)
 	switch {
 	case err != nil:
-		return err //nolint:wrapcheck // The caller explains it.
+		return err
 	case valid:
 		return nil
 	case small && !exists:
 		return m.briefly(ctx, s, func(tx pgx.Tx) error {
 			_, err := tx.Exec(ctx, s.plainly())
-			return err //nolint:wrapcheck // The caller explains it.
+			return err
 		})
 	}
 	if _, err := m.conn.Exec(ctx, `set lock_timeout = `+milliseconds(m.patience)); err != nil {
-		return err //nolint:wrapcheck // The caller explains it.
+		return err
 	}
 	if exists {
 		if _, err := m.conn.Exec(ctx, `drop index concurrently if exists `+name); err != nil {
@@ -245,49 +237,6 @@ func (m *migration) explainIndex(ctx context.Context, err error) error {
 	}
 	return fmt.Errorf("creating an index waited for longer than %v for older transactions, of %s: end them, or run this again later; it goes on where it stopped: %w",
 		m.patience, m.activity(ctx, `backend_xmin is not null`), err)
-}
-
-// validateRows validates constraints. Rows that violate one are older than it, and no reason to fail: the relay copes.
-func (m *migration) validateRows(ctx context.Context, s step) error {
-	all := func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, s.sql)
-		return err //nolint:wrapcheck // The caller explains it.
-	}
-	err := m.patiently(ctx, all)
-	if pg, ok := errors.AsType[*pgconn.PgError](err); !ok || pg.Code != codeCheckViolation {
-		return err
-	}
-	rows, err := m.conn.Query(ctx, `
-select conname, pg_catalog.pg_get_expr(conbin, conrelid) from pg_catalog.pg_constraint
- where conrelid = pg_catalog.to_regclass($1) and contype = 'c' and not convalidated order by conname`, s.table)
-	if err != nil {
-		return err //nolint:wrapcheck // The caller explains it.
-	}
-	type check struct{ Name, Expression string }
-	checks, err := pgx.CollectRows(rows, pgx.RowToStructByPos[check])
-	if err != nil {
-		return err //nolint:wrapcheck // The caller explains it.
-	}
-	for _, c := range checks {
-		validate := `alter table ` + s.table + ` validate constraint ` + quote(c.Name)
-		err := m.patiently(ctx, func(tx pgx.Tx) error {
-			_, err := tx.Exec(ctx, validate)
-			return err //nolint:wrapcheck // The caller explains it.
-		})
-		if pg, ok := errors.AsType[*pgconn.PgError](err); !ok || pg.Code != codeCheckViolation {
-			if err != nil {
-				return err
-			}
-			continue
-		}
-		var violating int64
-		if err := m.conn.QueryRow(ctx, `select count(*) from only `+s.table+` where not (`+c.Expression+`)`).Scan(&violating); err != nil {
-			return err //nolint:wrapcheck // The caller explains it.
-		}
-		m.log.WarnContext(ctx, "rows that are older than a check violate it; the relay publishes what the broker takes and gives up the others as dead letters; new rows are checked",
-			slog.String("table", m.table.String()), slog.String("check", c.Name), slog.Int64("rows", violating), slog.String("once_they_are_gone", validate))
-	}
-	return nil
 }
 
 // holders names the transactions that have a lock on a table, the oldest first.

@@ -318,7 +318,7 @@ select a.pid is not null, a.backend_start, a.state, coalesce(a.wait_event_type, 
   from (values (1)) as one left join pg_catalog.pg_stat_activity a on a.pid = $1`, of.pid).
 		Scan(&a.there, &born, &state, &typ, &event, &transaction, &a.waits)
 	if err != nil {
-		return activity{}, err //nolint:wrapcheck // The caller explains it.
+		return activity{}, err
 	}
 	if born != nil && !born.Equal(of.born) {
 		return activity{}, nil // The number has been given to another process.

@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nkeys"
 )
 
@@ -50,6 +52,14 @@ type ConnectOptions struct {
 	// reconnect: certificates expire.
 	TLSCert, TLSKey string
 
+	// TLSFirst does the TLS handshake before the server says anything, for servers
+	// that want it so (handshake_first). Not with WebSockets.
+	TLSFirst bool
+
+	// InboxPrefix is what the subjects of answers start with instead of _INBOX, for
+	// users who may only subscribe there.
+	InboxPrefix string
+
 	// OnDisconnect is told of the loss of the connection, OnReconnect of its
 	// return, OnClosed that it is over for good, unless the caller closed it.
 	// OnError is told what goes wrong beside: a refused permission, a slow
@@ -60,28 +70,57 @@ type ConnectOptions struct {
 	OnClosed     func()
 	OnError      func(error)
 
-	dialer nats.CustomDialer // Nil for nats.go's own.
+	// Domain is the JetStream domain in which the stream is, for servers that have
+	// one and are not those that we connect to: say, the hub of a leaf node. Empty
+	// for the servers' own.
+	Domain string
+
+	line *line // Nil for one that nobody cuts.
 }
 
 // Connect connects to the first server that answers, and makes the one attempt
 // only: callers retry, since they know whether waiting makes sense. Its error
 // is an *Error: FaultSetup for options that cannot work, files that cannot be
 // read, refused credentials and untrusted certificates; FaultWeather for the
-// rest. It never shows a password or token.
+// rest. It never shows a password or token. Connect returns soon after ctx has
+// ended, which does not matter to the connection any more.
 //
 // Once made, the connection reconnects for ever by itself. Publishes fail in
 // the meantime rather than being stored up: an event that is sent after its
 // time could follow its successor.
-func Connect(opts ConnectOptions) (*nats.Conn, error) {
+func Connect(ctx context.Context, opts ConnectOptions) (*nats.Conn, error) {
+	if opts.line == nil {
+		opts.line = newLine(nil)
+	}
+	opts.line.trust = opts.trust()
 	options, err := opts.options()
 	if err != nil {
 		return nil, setupFault(fmt.Errorf("connect to NATS: %w", err))
 	}
+	// nats.Connect takes no context. Without its line it fails at once.
+	stop := context.AfterFunc(ctx, opts.line.cut)
 	nc, err := nats.Connect(opts.URL, options...)
+	if !stop() { // Ctx has ended.
+		if err == nil {
+			nc.Close()
+		}
+		err = context.Cause(ctx)
+	}
 	if err != nil {
-		return nil, Classify(fmt.Errorf("connect to NATS at %s: %w", RedactURL(opts.URL), err))
+		return nil, Classify(fmt.Errorf("connect to NATS at %s: %w%s", RedactURL(opts.URL), err, opts.connectHint(err)))
 	}
 	return nc, nil
+}
+
+// connectHint says what else may be behind a connection that failed.
+func (o ConnectOptions) connectHint(err error) string {
+	switch {
+	case o.TLSFirst && is[tls.RecordHeaderError](err):
+		return ": the server does not begin with TLS: leave out nats_tls_first (ConnectOptions.TLSFirst)"
+	case !o.TLSFirst && o.line.mute() && !o.trust().webSocket:
+		return ": the server took the connection and said nothing: it is frozen, or no NATS server, or wants TLS first (handshake_first): then set nats_tls_first (ConnectOptions.TLSFirst)"
+	}
+	return ""
 }
 
 // options checks everything that can be checked without a server, and reports
@@ -133,8 +172,8 @@ func (o ConnectOptions) options() ([]nats.Option, error) {
 	if mutant("reconnect-buffer") {
 		options = append(options, nats.ReconnectBufSize(nats.DefaultReconnectBufSize))
 	}
-	if o.dialer != nil {
-		options = append(options, nats.SetCustomDialer(o.dialer))
+	if o.line != nil {
+		options = append(options, nats.SetCustomDialer(o.line), nats.SkipHostLookup())
 	}
 	if o.OnDisconnect != nil {
 		options = append(options, nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { o.OnDisconnect(err) }))
@@ -146,13 +185,39 @@ func (o ConnectOptions) options() ([]nats.Option, error) {
 		options = append(options, nats.ClosedHandler(func(*nats.Conn) { o.OnClosed() }))
 	}
 
+	if o.TLSFirst {
+		options = append(options, nats.TLSHandshakeFirst())
+	}
+	if o.InboxPrefix != "" {
+		options = append(options, nats.CustomInboxPrefix(o.InboxPrefix))
+	}
+
 	credentials, credentialsErr := o.credentials()
 	certificates, certificatesErr := o.certificates()
-	if err := errors.Join(checkURLs(o.URL), credentialsErr, certificatesErr); err != nil {
+	if err := errors.Join(checkURLs(o.URL), o.checkNames(), credentialsErr, certificatesErr); err != nil {
 		return nil, err
 	}
 	return slices.Concat(options, credentials, certificates), nil
 }
+
+// checkNames says what is wrong with how the servers are to be talked to.
+func (o ConnectOptions) checkNames() error {
+	var faults []error
+	refuse := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
+	if o.TLSFirst && o.trust().webSocket {
+		refuse("TLSFirst: WebSockets have TLS by their scheme: with ws and wss leave it out")
+	}
+	if strings.ContainsAny(o.Domain, " .*>") || strings.ContainsFunc(o.Domain, unprintable) {
+		refuse("Domain: %q is not one token of a subject: want the name that the servers' configuration gives it (jetstream { domain: … })", o.Domain)
+	}
+	if p := o.InboxPrefix; p != "" && (strings.ContainsAny(p, " *>") || strings.ContainsFunc(p, unprintable) ||
+		strings.HasPrefix(p, ".") || strings.HasSuffix(p, ".") || strings.Contains(p, "..")) {
+		refuse("InboxPrefix: %q is no subject: want one without wildcards and without a dot at its end, such as _INBOX_relay", p)
+	}
+	return errors.Join(faults...)
+}
+
+func unprintable(r rune) bool { return r < ' ' || r == 0x7f }
 
 func (o ConnectOptions) credentials() ([]nats.Option, error) {
 	switch {
@@ -265,4 +330,24 @@ func RedactURL(text string) string {
 		parts[i] = part[:keep] + "xxxxx"
 	}
 	return strings.Join(parts, "@")
+}
+
+// API returns what the subjects of JetStream's API start with, with a dot at its end.
+func (o ConnectOptions) API() string {
+	if o.Domain == "" {
+		return jetstream.DefaultAPIPrefix
+	}
+	return "$JS." + o.Domain + ".API."
+}
+
+// JetStream returns JetStream as a connection with these options reaches it. Its error is an *Error.
+func (o ConnectOptions) JetStream(conn *nats.Conn) (jetstream.JetStream, error) {
+	js, err := jetstream.New(conn)
+	if o.Domain != "" {
+		js, err = jetstream.NewWithDomain(conn, o.Domain)
+	}
+	if err != nil {
+		return nil, setupFault(fmt.Errorf("use JetStream: %w", err))
+	}
+	return js, nil
 }

@@ -187,7 +187,7 @@ func TestConnectWithoutAServerIsWeather(t *testing.T) {
 func TestConnectionOutlivesAnOutageWithoutBuffering(t *testing.T) {
 	srv := streamtest.Start(t)
 	disconnected, reconnected := make(chan struct{}, 1), make(chan struct{}, 1)
-	nc, err := Connect(ConnectOptions{
+	nc, err := Connect(t.Context(), ConnectOptions{
 		URL:          srv.URL(),
 		Name:         "relay",
 		OnDisconnect: func(error) { disconnected <- struct{}{} },
@@ -222,7 +222,7 @@ func TestConnectionTellsRefusedPermissions(t *testing.T) {
 		}}
 	})
 	told := make(chan error, 1)
-	nc, err := Connect(ConnectOptions{URL: withUserinfo(srv, "relay:relay"), OnError: func(err error) { told <- err }})
+	nc, err := Connect(t.Context(), ConnectOptions{URL: withUserinfo(srv, "relay:relay"), OnError: func(err error) { told <- err }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -241,7 +241,7 @@ func TestConnectionOutlivesRefusedCredentials(t *testing.T) {
 	password := "old"
 	srv := streamtest.Start(t, func(o *server.Options) { o.Username, o.Password = "relay", password })
 	refused, reconnected := make(chan error, 100), make(chan struct{}, 1)
-	nc, err := Connect(ConnectOptions{
+	nc, err := Connect(t.Context(), ConnectOptions{
 		URL:         withUserinfo(srv, "relay:old"),
 		OnError:     func(err error) { refused <- err },
 		OnReconnect: func() { reconnected <- struct{}{} },
@@ -283,7 +283,7 @@ func TestRedactURL(t *testing.T) {
 // connects connects and makes a round trip.
 func connects(t *testing.T, opts ConnectOptions) {
 	t.Helper()
-	nc, err := Connect(opts)
+	nc, err := Connect(t.Context(), opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -296,7 +296,7 @@ func connects(t *testing.T, opts ConnectOptions) {
 // refuses wants an error with this fault and text, and without the secrets.
 func refuses(t *testing.T, opts ConnectOptions, fault Fault, want string, secrets ...string) {
 	t.Helper()
-	nc, err := Connect(opts)
+	nc, err := Connect(t.Context(), opts)
 	if err == nil {
 		nc.Close()
 		t.Errorf("Connect succeeded, want an error with %q", want)
@@ -415,9 +415,13 @@ func newAuthority(t *testing.T) *authority {
 	return &authority{file: writePEM(t, "ca.pem", "CERTIFICATE", der), cert: cert, key: key}
 }
 
-// issue makes a certificate for 127.0.0.1, of a server as of a client.
-func (a *authority) issue(t *testing.T, expires time.Time) (certFile, keyFile string) {
+// issue makes a certificate for 127.0.0.1 or, instead, for names, of a server as of a client.
+func (a *authority) issue(t *testing.T, expires time.Time, names ...string) (certFile, keyFile string) {
 	t.Helper()
+	var addresses []net.IP
+	if len(names) == 0 {
+		addresses = []net.IP{net.IPv4(127, 0, 0, 1)}
+	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -429,7 +433,8 @@ func (a *authority) issue(t *testing.T, expires time.Time) (certFile, keyFile st
 		NotAfter:     expires,
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
+		IPAddresses:  addresses,
+		DNSNames:     names,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
 	if err != nil {

@@ -32,7 +32,9 @@ type Found struct {
 // of a million a second.
 //
 // Its error is an *Error, unless it is that of visit.
-func (p *Publisher) Scan(ctx context.Context, above uint64, fence Fence, visit func(Found) error) error {
+func (p *Publisher) Scan(ctx context.Context, above uint64, fence Fence, visit func(Found) error) (err error) {
+	ctx, done := p.ask(ctx)
+	defer done(&err)
 	if above+1 >= fence.Sequence {
 		return nil
 	}
@@ -40,70 +42,79 @@ func (p *Publisher) Scan(ctx context.Context, above uint64, fence Fence, visit f
 	if conn == nil {
 		return Classify(nats.ErrInvalidConnection)
 	}
-	js, err := jetstream.New(conn)
-	if err != nil {
-		return Classify(err)
-	}
 	p.mu.Lock()
-	filter := []string{p.options.Setup.Template.Filter()}
-	if !covers(filter[0], p.fenceSubject) {
+	filter := p.options.Setup.Template.Filter()
+	if !covers(filter, p.fenceSubject) {
 		// The fence ends it, and has to be seen. Reading everything costs less
 		// than a second filter, with which a server is a hundred times slower.
-		filter = nil
+		filter = ""
 	}
+	direct := p.config.AllowDirect
 	p.mu.Unlock()
-	consumer, err := js.OrderedConsumer(ctx, p.Stream(), jetstream.OrderedConsumerConfig{
-		FilterSubjects:    filter,
-		DeliverPolicy:     jetstream.DeliverByStartSequencePolicy,
-		OptStartSeq:       above + 1,
-		HeadersOnly:       true,
-		InactiveThreshold: scanIdle,
-	})
-	if err != nil {
-		return Classify(fmt.Errorf("read back stream %q: %w", p.Stream(), err))
-	}
-	messages, err := consumer.Messages(jetstream.PullMaxMessages(scanAhead))
-	if err != nil {
-		return Classify(fmt.Errorf("read back stream %q: %w", p.Stream(), err))
-	}
-	defer func() {
-		messages.Stop()
-		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), scanEnd)
-		defer cancel()
-		_ = js.DeleteConsumer(ending, p.Stream(), consumer.CachedInfo().Name) // Otherwise the server does, after scanIdle.
-	}()
 	for {
-		msg, err := messages.Next(jetstream.NextContext(ctx))
-		if err != nil {
-			if cause := context.Cause(ctx); cause != nil && errors.Is(err, ctx.Err()) {
-				err = cause
-			}
-			return Classify(fmt.Errorf("read back stream %q: %w", p.Stream(), err))
+		begun := above
+		err := p.scan(ctx, conn, &above, fence.Sequence, filter, visit)
+		if isAny(err, jetstream.ErrMaximumConsumersLimit) && direct {
+			err = p.scanDirect(ctx, conn, &above, fence.Sequence, filter, visit)
 		}
-		metadata, err := msg.Metadata()
-		if err != nil {
-			return Classify(fmt.Errorf("read back stream %q: %w", p.Stream(), err))
-		}
-		stored := metadata.Sequence.Stream
-		if stored >= fence.Sequence {
+		switch {
+		case err == nil:
 			return nil
+		case is[*visitError](err):
+			return errors.Unwrap(err)
+		case errors.Is(err, errInterrupted) && above > begun && ctx.Err() == nil:
+			continue // There may be a better server.
 		}
-		found := find(msg.Headers())
-		found.Stored = stored
-		if err := visit(found); err != nil {
-			return err
+		if cause := context.Cause(ctx); cause != nil && errors.Is(err, ctx.Err()) {
+			err = cause
 		}
+		return Classify(p.explainScan(err))
 	}
 }
 
-const (
-	scanAhead = 2000 // Messages asked for at once.
+// visitError is an error of visit, and not of reading.
+type visitError struct{ error }
 
-	// The server forgets a consumer that nobody asked for anything for so long,
-	// if it was not told to; which is not waited for longer than scanEnd.
-	scanIdle = 10 * time.Second
-	scanEnd  = time.Second
-)
+// Unwrap returns the error of visit.
+func (e *visitError) Unwrap() error { return e.error }
+
+// scan is Scan through one consumer. Above follows what has been visited.
+func (p *Publisher) scan(ctx context.Context, conn *nats.Conn, above *uint64, fence uint64, filter string, visit func(Found) error) error {
+	reading, err := p.readBackFrom(ctx, conn, *above, filter)
+	if err != nil {
+		return err
+	}
+	defer reading.stop(ctx)
+	for {
+		msg, stored, err := reading.next(ctx)
+		switch {
+		case err != nil:
+			return err
+		case stored >= fence:
+			return nil
+		}
+		found := find(msg.Header)
+		found.Stored = stored
+		if err := visit(found); err != nil {
+			return &visitError{err}
+		}
+		*above = stored
+	}
+}
+
+// explainScan says what an error means for reading back, and what to do.
+func (p *Publisher) explainScan(err error) error {
+	stream := p.Stream()
+	api, _ := errors.AsType[*jetstream.APIError](err)
+	switch {
+	case errors.Is(err, jetstream.ErrMaximumConsumersLimit):
+		return setupFault(fmt.Errorf("read back stream %q: it has as many consumers as its own limit, the account's or the server's allows (see `nats stream info %s`), and the relay needs one for some seconds: remove consumers that nobody uses (`nats consumer ls %s`), raise the limit, or let the relay do without: `nats stream edit %s --allow-direct`: %w",
+			stream, stream, stream, stream, err))
+	case api != nil && consumerRefused(int(api.ErrorCode)):
+		return setupFault(fmt.Errorf("read back stream %q: the server does not take the relay's consumer, for a limit of the stream, the account or the server: %w", stream, err))
+	}
+	return fmt.Errorf("read back stream %q: %w", stream, err)
+}
 
 // find tells which event a message carries, if any of a relay's.
 func find(header nats.Header) Found {
@@ -172,20 +183,17 @@ func (e *LostError) Error() string { return e.reason }
 //
 // Its error is a *LostError if the stream must be read back, and an *Error if
 // it could not be looked at.
-func (p *Publisher) Look(ctx context.Context, before Sight, acked uint64) (Sight, error) {
+func (p *Publisher) Look(ctx context.Context, before Sight, acked uint64) (sight Sight, err error) {
+	ctx, done := p.ask(ctx)
+	defer done(&err)
 	conn := p.connection()
 	if conn == nil {
 		return Sight{}, Classify(nats.ErrInvalidConnection)
 	}
-	js, err := jetstream.New(conn)
+	info, err := p.info(ctx, conn)
 	if err != nil {
-		return Sight{}, Classify(err)
+		return Sight{}, err
 	}
-	str, err := js.Stream(ctx, p.Stream())
-	if err != nil {
-		return Sight{}, Classify(fmt.Errorf("look at stream %q: %w", p.Stream(), err))
-	}
-	info := str.CachedInfo()
 	now := Sight{Created: info.Created, Last: info.State.LastSeq}
 	if info.Cluster != nil {
 		now.leader = info.Cluster.Leader
@@ -218,12 +226,46 @@ func (p *Publisher) Look(ctx context.Context, before Sight, acked uint64) (Sight
 	if now.mark, err = p.mark(ctx, conn, now.Last); err != nil {
 		return Sight{}, err
 	}
-	maxPayload := conn.MaxPayload() // It may wait for the network.
+	maxPayload, err := await(ctx, func() (int64, error) { return conn.MaxPayload(), nil })
+	if err != nil {
+		return Sight{}, Classify(fmt.Errorf("look at stream %q: %w", p.Stream(), err))
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.highest = max(p.highest, now.Last)
 	p.maxPayload, p.maxMessage = maxPayload, int64(info.Config.MaxMsgSize)
 	return now, nil
+}
+
+// info asks for the stream's state. Its error is an *Error.
+func (p *Publisher) info(ctx context.Context, conn *nats.Conn) (*jetstream.StreamInfo, error) {
+	info, err := await(ctx, func() (*jetstream.StreamInfo, error) {
+		js, err := p.options.Connect.JetStream(conn)
+		if err != nil {
+			return nil, err
+		}
+		str, err := js.Stream(ctx, p.Stream())
+		if err != nil {
+			return nil, err
+		}
+		return str.CachedInfo(), nil
+	})
+	if err != nil {
+		return nil, Classify(fmt.Errorf("look at stream %q: %w", p.Stream(), err))
+	}
+	return info, nil
+}
+
+// consumerRefused says whether a code refuses a consumer for a limit.
+func consumerRefused(code int) bool {
+	switch code {
+	case
+		10121, // max_ack_pending exceeds the stream's or the account's
+		10125, // max_batch exceeds the server's
+		10153: // inactive_threshold exceeds the stream's
+		return true
+	}
+	return false
 }
 
 // mark identifies the message at a sequence; empty if there is none.

@@ -33,7 +33,7 @@ type Setup struct {
 	Template Template
 
 	// Create allows Ensure to create the stream if it is absent. The fields
-	// up to Memory say how; they mean nothing for a stream that exists, which
+	// up to PlacementTags say how; they mean nothing for a stream that exists, which
 	// is never altered.
 	Create bool
 
@@ -51,6 +51,18 @@ type Setup struct {
 	// Memory keeps the stream in memory rather than in files. A restart of
 	// its servers then loses it.
 	Memory bool
+
+	// MaxBytes is how much the stream keeps: of more, the oldest messages are
+	// removed. Default: no limit.
+	MaxBytes int64
+
+	// Compress stores messages compressed (S2), which takes processor time and
+	// saves disk.
+	Compress bool
+
+	// PlacementTags are tags that the servers must have which keep the stream, in a
+	// cluster. Default: any servers.
+	PlacementTags []string
 
 	// MinWindow is the least duplicate window with which the caller's promise
 	// of exactly once holds; 0 makes no demand.
@@ -92,7 +104,7 @@ func (s Setup) orDefault() Setup {
 func (s Setup) Validate() error {
 	var faults []error
 	refuse := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
-	if strings.ContainsAny(s.Stream, " .*>/\\") || strings.ContainsFunc(s.Stream, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+	if strings.ContainsAny(s.Stream, " .*>/\\") || strings.ContainsFunc(s.Stream, unprintable) {
 		refuse(`Stream: %q has a character that NATS forbids: white space, control characters and . * > / \`, s.Stream)
 	}
 	// Shorter windows are refused by the server.
@@ -107,6 +119,14 @@ func (s Setup) Validate() error {
 	}
 	if s.Replicas < 0 || s.Replicas > 5 {
 		refuse("Replicas: %d is not from 1 to 5", s.Replicas)
+	}
+	if s.MaxBytes < 0 {
+		refuse("MaxBytes: %d is negative", s.MaxBytes)
+	}
+	for _, tag := range s.PlacementTags {
+		if strings.TrimSpace(tag) == "" || strings.Contains(tag, ",") || strings.ContainsFunc(tag, unprintable) {
+			refuse("PlacementTags: %q is no tag", tag)
+		}
 	}
 	if s.MinWindow < 0 {
 		refuse("MinWindow: %v is negative", s.MinWindow)
@@ -130,7 +150,8 @@ func (s Setup) Ensure(ctx context.Context, js jetstream.JetStream) (Report, erro
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		if !s.Create {
 			return Report{}, s.refusal("does not exist: create it, for example with"+
-				" `nats stream add %s --subjects '%s' --dupe-window %v --defaults`, or let the relay do so",
+				" `nats stream add %s --subjects '%s' --dupe-window %v --defaults`, or let the relay do so;"+
+				" if it is in another JetStream domain, set nats_domain (ConnectOptions.Domain)",
 				s.Stream, s.Template.StreamSubject(), s.duplicateWindow())
 		}
 		if warnings := s.warnings(s.config()); s.Strict && len(warnings) > 0 {
@@ -178,7 +199,7 @@ func (s Setup) config() jetstream.StreamConfig {
 	if s.Memory {
 		storage = jetstream.MemoryStorage
 	}
-	return jetstream.StreamConfig{
+	config := jetstream.StreamConfig{
 		Name:        s.Stream,
 		Description: "Events of a transactional outbox, by github.com/go-outbox/go-outbox",
 		Subjects:    s.subjects(),
@@ -188,6 +209,7 @@ func (s Setup) config() jetstream.StreamConfig {
 		Storage:    storage,
 		Replicas:   max(s.Replicas, 1),
 		MaxAge:     s.MaxAge,
+		MaxBytes:   -1,
 		Duplicates: s.duplicateWindow(),
 		// The look at the last acknowledged message costs the stream's
 		// leader nothing.
@@ -196,6 +218,16 @@ func (s Setup) config() jetstream.StreamConfig {
 		AllowBatchPublish: true,
 		Metadata:          map[string]string{"created_by": "github.com/go-outbox/go-outbox"},
 	}
+	if s.MaxBytes > 0 {
+		config.MaxBytes = s.MaxBytes
+	}
+	if s.Compress {
+		config.Compression = jetstream.S2Compression
+	}
+	if len(s.PlacementTags) > 0 {
+		config.Placement = &jetstream.Placement{Tags: s.PlacementTags}
+	}
+	return config
 }
 
 // subjects is what the stream that create makes listens on.
@@ -309,13 +341,13 @@ func (s Setup) warnings(config jetstream.StreamConfig) []string {
 	switch {
 	case config.MaxMsgsPerSubject <= 0:
 	case config.Discard == jetstream.DiscardNew && config.DiscardNewPerSubject:
-		add("at most %d messages a subject, new ones refused (discard_new_per_subject): one full subject stops all events: run `nats stream edit %s --no-discard-per-subject`",
+		add("at most %d messages a subject, new ones refused (discard_new_per_subject): an event of a full subject becomes a dead letter: run `nats stream edit %s --no-discard-per-subject`",
 			config.MaxMsgsPerSubject, s.Stream)
 	case config.Discard == jetstream.DiscardOld:
 		add("at most %d messages a subject: older events of an aggregate are removed, and may be stored again if their acknowledgement was lost: run `nats stream edit %s --max-msgs-per-subject=-1`",
 			config.MaxMsgsPerSubject, s.Stream)
 	}
-	return warnings
+	return append(warnings, smallLimits(&config)...)
 }
 
 // refusal makes an error that names the stream.
@@ -325,12 +357,30 @@ func (s Setup) refusal(format string, args ...any) *Error {
 
 // explain says what a failed request means for the stream.
 func (s Setup) explain(ctx context.Context, js jetstream.JetStream, err error) *Error {
+	if api, ok := errors.AsType[*jetstream.APIError](err); ok && api.ErrorCode == codeOffline {
+		return s.offline(js, api)
+	}
 	e := Classify(err)
+	quota := ""
+	if ofQuota(e) {
+		quota = quotaOf(ctx, js)
+	}
+	limit := s.hint(e)
+	if limit == "" {
+		limit, _ = explanationOf(e, &jetstream.StreamConfig{Name: s.Stream}, quota)
+	} else if quota != "" {
+		limit += " (" + quota + ")"
+	}
 	switch {
+	case is[*jetstream.APIError](err) && limit != "":
+		e.Fault, e.told = FaultSetup, true
+		e.Err = fmt.Errorf("stream %q: %s: %w", s.Stream, limit, err)
 	case errors.Is(err, nats.ErrNoResponders):
-		e.Err = fmt.Errorf("stream %q: JetStream does not answer: it is just starting, or not enabled on the server or for this account: %w", s.Stream, err)
+		e.Err = fmt.Errorf("stream %q: JetStream does not answer: it is just starting, or not enabled on the server or for this account, or the stream is in another JetStream domain: then set nats_domain (ConnectOptions.Domain): %w", s.Stream, err)
 	case e.Code == int(jetstream.JSErrCodeJetStreamNotEnabled), e.Code == int(jetstream.JSErrCodeJetStreamNotEnabledForAccount):
 		e.Err = fmt.Errorf("stream %q: JetStream is not enabled on the server or for this account: %w", s.Stream, err)
+	case inboxDenied(js.Conn()):
+		e = Classify(fmt.Errorf("stream %q: %w", s.Stream, noInbox(js.Conn(), err)))
 	case e.Code == 10065:
 		owner := "another stream"
 		if name, lookupErr := js.StreamNameBySubject(ctx, s.Template.StreamSubject()); lookupErr == nil {

@@ -38,7 +38,7 @@ type sizes struct {
 }
 
 func sizesOf(data, head int) sizes {
-	return sizes{data: uint32(min(data, math.MaxUint32)), head: uint16(min(head, math.MaxUint16))} //nolint:gosec // As bounded here.
+	return sizes{data: uint32(min(data, math.MaxUint32)), head: uint16(min(head, math.MaxUint16))}
 }
 
 // sizeError says that a message is too large, in the sizes that decide it.

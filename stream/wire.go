@@ -18,8 +18,8 @@ import (
 //
 // (docs.nats.io, "Client protocol"). Everything else on the connection is
 // nats.go's, which writes whole messages, too: either's writes come one after the
-// other. Only where nothing lies between NATS' protocol and the socket, neither
-// TLS nor a WebSocket, can that be done.
+// other. TLS lies below the socket, since we do it, not nats.go. Only a WebSocket
+// lies above: with it, that cannot be done.
 //
 // It belongs to the goroutine that publishes.
 type wire struct {

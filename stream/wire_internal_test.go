@@ -56,7 +56,7 @@ func TestWireEqualsNATS(t *testing.T) {
 					}
 					sent := &sink{}
 					w := &wire{}
-					w.begin(&socket{Conn: sent}, 1<<20)
+					w.begin(&socket{guarded: guarded{Conn: sent}}, 1<<20)
 					if err := errors.Join(w.send(subject, []byte("r.1"), head, ev.Data), w.flush()); err != nil {
 						t.Fatal(err)
 					}
@@ -118,8 +118,8 @@ func (s *sink) Write(b []byte) (int, error) {
 func TestWireClosesTheConnectionAfterAFailure(t *testing.T) {
 	errCut := errors.New("cut")
 	for name, s := range map[string]*socket{
-		"failed":    {Conn: &sink{err: errCut}},
-		"forbidden": {Conn: &sink{}, valid: func() bool { return false }},
+		"failed":    {guarded: guarded{Conn: &sink{err: errCut}}},
+		"forbidden": {guarded: guarded{Conn: &sink{}, valid: func() bool { return false }}},
 	} {
 		w := &wire{}
 		w.begin(s, 100)
@@ -140,29 +140,56 @@ func TestWireClosesTheConnectionAfterAFailure(t *testing.T) {
 	}
 }
 
-// Ordered batches work over whatever a connection may be: those that are encrypted or framed are nats.go's to write.
+// Ordered batches work over whatever a connection may be: those that are framed are nats.go's to write.
 func TestBatchOverAnyConnection(t *testing.T) {
 	ca := newAuthority(t)
 	cert, key := ca.issue(t, time.Now().Add(time.Hour))
 	secure := &tls.Config{Certificates: []tls.Certificate{loadPair(t, cert, key)}, MinVersion: tls.VersionTLS12}
+	mutual := secure.Clone()
+	mutual.ClientAuth, mutual.ClientCAs = tls.RequireAndVerifyClientCert, ca.pool(t)
+	withTLS := func(config *tls.Config, more ...func(*server.Options)) func(*server.Options) {
+		return func(o *server.Options) {
+			o.TLSConfig, o.TLSTimeout = config, 2
+			for _, change := range more {
+				change(o)
+			}
+		}
+	}
+	encrypted := func(s *streamtest.Server) string { return strings.Replace(s.URL(), "nats:", "tls:", 1) }
 	for _, tt := range []struct {
 		name      string
-		ca        string
+		connect   ConnectOptions
 		configure func(*server.Options)
 		url       func(*streamtest.Server) string
 		wired     bool
 	}{
-		{"TCP", "", func(*server.Options) {}, (*streamtest.Server).URL, true},
-		{"TLS", ca.file, func(o *server.Options) { o.TLSConfig, o.TLSTimeout = secure, 2 }, (*streamtest.Server).URL, false},
-		{"WebSocket", "", func(o *server.Options) {
+		{"TCP", ConnectOptions{}, func(*server.Options) {}, (*streamtest.Server).URL, true},
+		{"TLS", ConnectOptions{TLSCA: ca.file}, withTLS(secure), (*streamtest.Server).URL, true},
+		{"TLS by scheme", ConnectOptions{TLSCA: ca.file}, withTLS(secure), encrypted, true},
+		{
+			"TLS that the server only offers",
+			ConnectOptions{TLSCA: ca.file},
+			withTLS(secure, func(o *server.Options) { o.AllowNonTLS = true }), encrypted, true,
+		},
+		{
+			"TLS first",
+			ConnectOptions{TLSCA: ca.file, TLSFirst: true},
+			withTLS(secure, func(o *server.Options) { o.TLSHandshakeFirst = true }), (*streamtest.Server).URL, true,
+		},
+		{"TLS of both sides", ConnectOptions{TLSCA: ca.file, TLSCert: cert, TLSKey: key}, withTLS(mutual), (*streamtest.Server).URL, true},
+		{"WebSocket over TLS", ConnectOptions{TLSCA: ca.file}, func(o *server.Options) {
+			o.Websocket = server.WebsocketOpts{Host: "127.0.0.1", Port: -1, TLSConfig: secure}
+		}, func(s *streamtest.Server) string { return s.NATS().WebsocketURL() }, false},
+		{"WebSocket", ConnectOptions{}, func(o *server.Options) {
 			o.Websocket = server.WebsocketOpts{Host: "127.0.0.1", Port: -1, NoTLS: true}
 		}, func(s *streamtest.Server) string { return s.NATS().WebsocketURL() }, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
 			srv := streamtest.Start(t, tt.configure)
+			connect := tt.connect
+			connect.URL = tt.url(srv)
 			p, err := NewPublisher(PublisherOptions{
-				Connect: ConnectOptions{URL: tt.url(srv), TLSCA: tt.ca},
+				Connect: connect,
 				Setup:   Setup{Stream: "OUTBOX", Create: true},
 			})
 			if err != nil {
@@ -174,13 +201,14 @@ func TestBatchOverAnyConnection(t *testing.T) {
 			}
 			// All the while nats.go sends on the same connection.
 			stop, sending := make(chan struct{}), sync.WaitGroup{}
+			conn := p.connection()
 			sending.Go(func() {
 				for {
 					select {
 					case <-stop:
 						return
 					default:
-						_ = p.conn.Publish("elsewhere", make([]byte, 100))
+						_ = conn.Publish("elsewhere", make([]byte, 100))
 					}
 				}
 			})
@@ -217,11 +245,16 @@ func TestBatchOverAnyConnection(t *testing.T) {
 			}
 			close(stop)
 			sending.Wait()
-			var trust []nats.Option
-			if tt.ca != "" {
-				trust = append(trust, nats.RootCAs(tt.ca))
+			if !tt.wired {
+				connect = ConnectOptions{URL: srv.URL()}
+			} else if secure := connect.TLSCA != ""; secure != (p.line.socket().tls != nil) {
+				t.Errorf("TLS: %v, want %v", !secure, secure)
 			}
-			for i, msg := range srv.Messages(t, "OUTBOX", trust...) {
+			options, err := connect.options()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, msg := range srv.Messages(t, "OUTBOX", options...) {
 				if ev, err := Decode(msg.Header, msg.Data); err != nil || ev.Seq != int64(i+1) {
 					t.Fatalf("message %d is event %d: %v", i+1, ev.Seq, err)
 				}
@@ -232,8 +265,22 @@ func TestBatchOverAnyConnection(t *testing.T) {
 
 // What has been kept back when the lease ends is not sent any more, and its outcome is open.
 func TestBatchIsNotSentWithoutTheLease(t *testing.T) {
-	srv := streamtest.Start(t)
-	p, err := NewPublisher(PublisherOptions{Connect: ConnectOptions{URL: srv.URL()}, Setup: Setup{Stream: "OUTBOX", Create: true}})
+	t.Run("TCP", func(t *testing.T) { batchWithoutLease(t, ConnectOptions{}, func(*server.Options) {}) })
+	ca := newAuthority(t)
+	cert, key := ca.issue(t, time.Now().Add(time.Hour))
+	t.Run("TLS", func(t *testing.T) {
+		batchWithoutLease(t, ConnectOptions{TLSCA: ca.file}, func(o *server.Options) {
+			o.TLSConfig = &tls.Config{Certificates: []tls.Certificate{loadPair(t, cert, key)}, MinVersion: tls.VersionTLS12}
+			o.TLSTimeout = 2
+		})
+	})
+}
+
+func batchWithoutLease(t *testing.T, connect ConnectOptions, configure func(*server.Options)) {
+	t.Helper()
+	srv := streamtest.Start(t, configure)
+	connect.URL = srv.URL()
+	p, err := NewPublisher(PublisherOptions{Connect: connect, Setup: Setup{Stream: "OUTBOX", Create: true}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -261,7 +308,11 @@ func TestBatchIsNotSentWithoutTheLease(t *testing.T) {
 	if outcome := outcomes[0]; len(outcomes) != 1 || outcome.Seq != 1 || outcome.Err == nil || !outcome.Err.Ambiguous() {
 		t.Errorf("got %+v, want that the outcome of event 1 is open", outcome)
 	}
-	if n := len(srv.Messages(t, "OUTBOX")); n > 0 {
+	options, err := connect.options()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(srv.Messages(t, "OUTBOX", options...)); n > 0 {
 		t.Errorf("the stream holds %d messages", n)
 	}
 }
@@ -278,7 +329,7 @@ func BenchmarkWire(b *testing.B) {
 	ev := Event{Seq: 1_234_567, ID: uuid.New(), Topic: "users", AggregateType: "User", AggregateID: "12345", EventType: "UserCreated", Data: make([]byte, 256), CreatedAt: time.Now()}
 	b.Run("past nats.go", func(b *testing.B) {
 		w := &wire{}
-		w.begin(&socket{Conn: forget(b)}, 1<<20)
+		w.begin(&socket{guarded: guarded{Conn: forget(b)}}, 1<<20)
 		b.ReportAllocs()
 		for b.Loop() {
 			subject, head, err := c.wire(&ev)

@@ -43,6 +43,7 @@ type drainCase struct {
 	name     string
 	backlog  backlog
 	settings []string
+	tls      bool   // Between relay and NATS.
 	horizon  bool   // A transaction keeps vacuum from its work.
 	beside   beside // What it is compared to.
 }
@@ -52,6 +53,7 @@ type beside int
 
 const (
 	theLoop   beside = iota // The loop, with a backlog just like it.
+	plainTCP                // The relay without TLS.
 	jetStream               // So many events published in ordered batches, as in BenchmarkBounds.
 	nothing
 )
@@ -60,13 +62,15 @@ const (
 // Of several iterations, as with -benchtime 5x, the metrics are medians: ×loop is how many times the loop's rate the relay
 // has, ×first how many times that of the first case of its kind, µs/event and loop-µs/event are the processor time of
 // either. A backlog that grows makes nats-server slower, which remembers the ids of all: such are also compared to what
-// JetStream alone takes of as many events.
+// JetStream alone takes of as many events. With TLS, the relay without is beside it: ×TCP and ×TCP-CPU are how many times
+// its rate and its processor time it has.
 func BenchmarkDrain(b *testing.B) {
 	normal := standard(b)
 	first := make(map[beside]float64)
 	for _, c := range []drainCase{
 		{name: "as it comes"},
 		{name: "no archive", settings: []string{"OUTBOX_RETAIN=0s"}},
+		{name: "TLS", tls: true, beside: plainTCP},
 		{name: "horizon held", horizon: true},
 		{name: "10 aggregates", backlog: backlog{normal.events, 10, eventSize}},
 		{name: "1 aggregate", backlog: backlog{normal.events, 1, eventSize}},
@@ -83,7 +87,11 @@ func BenchmarkDrain(b *testing.B) {
 			}
 			var relay, other, ratio []drain
 			for b.Loop() {
-				var before drain
+				var before, own drain
+				ownFirst := len(relay)%2 == 1 // Whoever comes first may have it harder.
+				if ownFirst {
+					own = c.measure(b, c.ownDrain)
+				}
 				switch c.beside {
 				case theLoop:
 					before = c.measure(b, c.afternoonLoop)
@@ -93,12 +101,16 @@ func BenchmarkDrain(b *testing.B) {
 						return publishAll(harness.NewWorld(tb, harness.Options{}), c.backlog, true)
 					})
 					before = drain{rate: float64(c.backlog.events) / took.Seconds()}
+				case plainTCP:
+					plain := c
+					plain.tls = false
+					before = plain.measure(b, plain.ownDrain)
 				case nothing:
 				}
-				own := c.measure(b, func(w *harness.World, js jetstream.JetStream, conn *pgx.Conn, m *memory) drain {
-					return relayDrain(w, js, conn, c.backlog.events, m, c.settings...)
-				})
-				relay, other, ratio = append(relay, own), append(other, before), append(ratio, drain{rate: own.rate / before.rate})
+				if !ownFirst {
+					own = c.measure(b, c.ownDrain)
+				}
+				relay, other, ratio = append(relay, own), append(other, before), append(ratio, drain{own.rate / before.rate, own.cpu / before.cpu, 0})
 			}
 			rate := median(relay, drain.perSecond)
 			report(b, rate, "events/s")
@@ -107,6 +119,9 @@ func BenchmarkDrain(b *testing.B) {
 				report(b, median(ratio, drain.perSecond), "×loop")
 			case jetStream:
 				report(b, median(ratio, drain.perSecond), "×JetStream")
+			case plainTCP:
+				report(b, median(ratio, drain.perSecond), "×TCP")
+				report(b, median(ratio, drain.processor), "×TCP-CPU")
 			case nothing:
 			}
 			if first[c.beside] == 0 {
@@ -149,7 +164,7 @@ func (c drainCase) measure(b *testing.B, drainer func(w *harness.World, js jetst
 	b.Helper()
 	return within(b, func(tb testing.TB) drain {
 		tb.Helper()
-		w := harness.NewWorld(tb, harness.Options{})
+		w := harness.NewWorld(tb, harness.Options{TLS: c.tls})
 		w.Command("migrate")
 		conn, js := w.Connect(), w.JetStream()
 		createStream(w, js)
@@ -184,6 +199,16 @@ func fill(w *harness.World, conn *pgx.Conn, load backlog) {
 	w.Exec(conn, `checkpoint`)
 }
 
+// ownDrain is what it is all about: the relay.
+func (c drainCase) ownDrain(w *harness.World, js jetstream.JetStream, conn *pgx.Conn, m *memory) drain {
+	w.Helper()
+	settings := c.settings
+	if c.tls {
+		settings = append(w.NATS.Encrypted(), settings...)
+	}
+	return relayDrain(w, js, conn, c.backlog.events, m, settings...)
+}
+
 // relayDrain has a relay drain the outbox; only the time that it leads counts.
 func relayDrain(w *harness.World, js jetstream.JetStream, conn *pgx.Conn, total int, m *memory, settings ...string) drain {
 	w.Helper()
@@ -208,7 +233,7 @@ func drained(w *harness.World, js jetstream.JetStream, conn *pgx.Conn, total int
 		if err != nil {
 			return false
 		}
-		done := int(stream.CachedInfo().State.Msgs) //nolint:gosec // It fits.
+		done := int(stream.CachedInfo().State.Msgs)
 		m.give(w, done)
 		return done >= total
 	})

@@ -81,7 +81,7 @@ type windowOnly struct {
 }
 
 func (w windowOnly) Pipeline() int                            { return w.pipe.Pipeline() }
-func (w windowOnly) PublishInOrder(event *stream.Event) error { return w.pipe.PublishInOrder(event) } //nolint:wrapcheck // It is what w hides.
+func (w windowOnly) PublishInOrder(event *stream.Event) error { return w.pipe.PublishInOrder(event) }
 func (w windowOnly) Flush()                                   { w.pipe.Flush() }
 func (w windowOnly) Finish()                                  { w.pipe.Finish() }
 

@@ -35,7 +35,7 @@ func warm(w *harness.World, load backlog) *memory {
 	if err := syscall.Sysinfo(&system); err != nil {
 		w.Fatal(err)
 	}
-	free := int(system.Freeram) * int(system.Unit) //nolint:gosec // It fits.
+	free := int(system.Freeram) * int(system.Unit)
 	m := &memory{need: memoryPerEvent + memoryPerCopies*load.size}
 	size := m.need * load.events
 	if most := free / 4 * 3; size > most {

@@ -209,9 +209,9 @@ func (w *world) streamFault() fault {
 	f.begin = func() {
 		w.limit(func(config *jetstream.StreamConfig, state jetstream.StreamState) {
 			if bytes {
-				config.MaxBytes = int64(state.Bytes) + more*500 //nolint:gosec // Tests have fewer.
+				config.MaxBytes = int64(state.Bytes) + more*500
 			} else {
-				config.MaxMsgs = int64(state.Msgs) + more //nolint:gosec // As above.
+				config.MaxMsgs = int64(state.Msgs) + more
 			}
 		})
 	}

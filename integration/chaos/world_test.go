@@ -48,7 +48,7 @@ type candidate struct {
 
 func newWorld(t *testing.T, seed int64) *world {
 	t.Helper()
-	random := rand.New(rand.NewPCG(uint64(seed), 0)) //nolint:gosec // It is to be the same again.
+	random := rand.New(rand.NewPCG(uint64(seed), 0))
 	clustered := seed == cluster || seed != single && random.IntN(3) == 0
 	w := &world{
 		World:  harness.NewWorld(t, harness.Options{Cluster: clustered}),
@@ -75,7 +75,7 @@ func newWorld(t *testing.T, seed int64) *world {
 	t.Cleanup(w.pool.Close)
 	w.CommandWith(w.settings, "migrate")
 	if *hostile {
-		w.hostility = rand.New(rand.NewPCG(uint64(seed), 1)) //nolint:gosec // As above.
+		w.hostility = rand.New(rand.NewPCG(uint64(seed), 1))
 		if w.hostility.IntN(2) == 0 {
 			w.WithoutChecks(w.Connect())
 		}

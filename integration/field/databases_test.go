@@ -83,7 +83,7 @@ func TestStatementTimeoutAndLargeArchive(t *testing.T) {
 	s.CommandWith(s.settings, "migrate")
 	s.Exec(s.conn, `
 insert into outbox_published (part, stream, after, seq, id, topic, aggregate_type, aggregate_id, event_type, data, created_at)
-select 0, 'OUTBOX', 1, 1000000000 + i, gen_random_uuid(), 't', 'A', 'a', 'E', '', now() from generate_series(1, 400000) i`)
+select 0, 'ANOTHER', 1, 1000000000 + i, gen_random_uuid(), 't', 'A', 'a', 'E', '', now() from generate_series(1, 400000) i`)
 	s.Exec(s.conn, `alter role `+role+` set statement_timeout = '30ms'`)
 	s.ordinary()
 }
@@ -655,7 +655,7 @@ select array_agg(classid::bigint), array_agg(objid::bigint), array_agg(objsubid:
 }
 
 // signed reads an oid as the integer that it was made of.
-func signed(oid int64) int64 { return int64(int32(uint32(oid))) } //nolint:gosec // The same bits.
+func signed(oid int64) int64 { return int64(int32(uint32(oid))) }
 
 // A role has few connections.
 func TestConnectionLimit(t *testing.T) {

@@ -36,7 +36,7 @@ func TestDrawnRows(t *testing.T) {
 	for _, seed := range seeds {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
 			t.Parallel()
-			rows := harness.HostileRows(rand.New(rand.NewPCG(uint64(seed), 0)), drawnRows) //nolint:gosec // They are to be the same again.
+			rows := harness.HostileRows(rand.New(rand.NewPCG(uint64(seed), 0)), drawnRows)
 			if holds(t, "all", rows) || *drawSeed == 0 && !*long {
 				return
 			}

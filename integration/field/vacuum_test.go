@@ -19,7 +19,7 @@ func rowsFor(daily, full int) int {
 
 // An idle transaction keeps vacuum from removing what was published. Nobody waits for it, terms hold, a new leader soon
 // publishes, and the log names the transaction. Not parallel: it measures times, and writes much.
-func TestDeadRowsUnderIdleTransaction(t *testing.T) { //nolint:paralleltest // See above.
+func TestDeadRowsUnderIdleTransaction(t *testing.T) {
 	rows := rowsFor(300_000, 9_000_000)
 	s := newScene(t)
 	s.start()
@@ -68,46 +68,38 @@ select 't', 'Bulk', 'b' || i % 1000, 'E', 'x' from generate_series(1, $1::int) i
 }
 
 // A great many rows wait for a person's decision about a dead letter of their aggregate. Nobody else waits.
-func TestRowsBehindHeldAggregate(t *testing.T) { //nolint:paralleltest // See above.
-	for _, kind := range []string{"hold", "retry"} {
-		t.Run(kind, func(t *testing.T) {
-			rows := rowsFor(300_000, 7_000_000)
-			settings := []string{"OUTBOX_ON_DEAD=hold"}
-			if kind == "retry" { // The first row of the aggregate is refused again and again.
-				settings = []string{"OUTBOX_MAX_ATTEMPTS=1000", "OUTBOX_RETRY_BACKOFF=30s", "OUTBOX_RETRY_BACKOFF_MAX=30s"}
-			}
-			s := newScene(t, settings...)
-			s.start()
-			s.Exec(s.conn, `
+func TestRowsBehindHeldAggregate(t *testing.T) {
+	rows := rowsFor(300_000, 7_000_000)
+	s := newScene(t, "OUTBOX_ON_DEAD=hold")
+	s.start()
+	s.Exec(s.conn, `
 insert into outbox (topic, aggregate_type, aggregate_id, event_type, data, headers) values ('t', 'Held', 'h', 'E', 'x', '{"Nats-Rollup": "all"}')`)
-			harness.Eventually(t, 20*time.Second, "the row is refused", func() bool { return s.relay.Said("aggregate_type=Held") })
-			harness.Pause(t.Context(), time.Second)
-			s.Exec(s.conn, `
+	harness.Eventually(t, 20*time.Second, "the row is refused", func() bool { return s.relay.Said("aggregate_type=Held") })
+	harness.Pause(t.Context(), time.Second)
+	s.Exec(s.conn, `
 insert into outbox (topic, aggregate_type, aggregate_id, event_type, data)
 select 't', 'Held', 'h', 'E', 'x' from generate_series(1, $1::int) i`, rows)
-			harness.Pause(t.Context(), time.Second)
-			if terms := s.latestTerm() - s.term; terms > 0 {
-				s.problem("%d new terms while the rows were written", terms)
-			}
-			s.mark()
-			harness.Pause(t.Context(), 4*time.Second)
-			s.check(fmt.Sprintf("beside %d held rows", rows))
-			s.checkCommands()
-			s.takeover(func() {})
-			harness.Pause(t.Context(), 3*time.Second)
-			s.check("at the next relay")
-			s.checkLog(s.began)
-			var left int
-			if err := s.conn.QueryRow(t.Context(), `select count(*) from outbox where aggregate_type = 'Held'`).Scan(&left); err != nil {
-				t.Fatal(err)
-			}
-			if left < rows {
-				s.problem("%d rows of %d are still held", left, rows)
-			}
-			for _, fault := range s.traffic.Audit(30 * time.Second) {
-				s.problem("%s", fault)
-			}
-			s.verdict()
-		})
+	harness.Pause(t.Context(), time.Second)
+	if terms := s.latestTerm() - s.term; terms > 0 {
+		s.problem("%d new terms while the rows were written", terms)
 	}
+	s.mark()
+	harness.Pause(t.Context(), 4*time.Second)
+	s.check(fmt.Sprintf("beside %d held rows", rows))
+	s.checkCommands()
+	s.takeover(func() {})
+	harness.Pause(t.Context(), 3*time.Second)
+	s.check("at the next relay")
+	s.checkLog(s.began)
+	var left int
+	if err := s.conn.QueryRow(t.Context(), `select count(*) from outbox where aggregate_type = 'Held'`).Scan(&left); err != nil {
+		t.Fatal(err)
+	}
+	if left < rows {
+		s.problem("%d rows of %d are still held", left, rows)
+	}
+	for _, fault := range s.traffic.Audit(30 * time.Second) {
+		s.problem("%s", fault)
+	}
+	s.verdict()
 }

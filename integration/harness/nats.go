@@ -2,6 +2,7 @@ package harness
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,6 +31,8 @@ type role struct {
 	MaxPayload     int32
 	User, Password string
 
+	Cert, Key string // Files; empty for no TLS.
+
 	ClusterPort int // 0 for a server that is alone.
 	Routes      []string
 }
@@ -38,6 +41,9 @@ type role struct {
 type NATS struct {
 	testing.TB
 
+	// Program is what runs from the next start on; empty for the version that this module requires. See NATSServer.
+	Program string
+
 	role    role
 	quiet   bool
 	running *Process
@@ -45,9 +51,12 @@ type NATS struct {
 
 func newNATS(tb testing.TB, options Options) *NATS {
 	tb.Helper()
-	n := &NATS{TB: tb, quiet: options.Quiet, role: role{Name: "test", Port: freePorts(tb, 1)[0], Store: tb.TempDir(), MaxPayload: int32(options.MaxPayload)}} //nolint:gosec // Tests use small ones.
+	n := &NATS{TB: tb, Program: options.NATSProgram, quiet: options.Quiet, role: role{Name: "test", Port: freePorts(tb, 1)[0], Store: tb.TempDir(), MaxPayload: int32(options.MaxPayload)}}
 	if n.role.MaxPayload == 0 {
 		n.role.MaxPayload = server.MAX_PAYLOAD_SIZE
+	}
+	if options.TLS {
+		n.role.Cert, n.role.Key = newCertificate(tb)
 	}
 	if options.NATSPassword != "" {
 		n.Login("relay", options.NATSPassword)
@@ -66,7 +75,7 @@ func freePorts(tb testing.TB, count int) []int {
 			tb.Fatal(err)
 		}
 		listeners = append(listeners, listener)
-		ports = append(ports, listener.Addr().(*net.TCPAddr).Port) //nolint:errcheck,forcetypeassert // It is TCP.
+		ports = append(ports, listener.Addr().(*net.TCPAddr).Port) //nolint:errcheck // It is TCP.
 	}
 	for _, listener := range listeners { // Not sooner, so that they differ.
 		_ = listener.Close()
@@ -86,6 +95,11 @@ func (n *NATS) URL() string {
 	return u.String()
 }
 
+// Encrypted returns settings by which a relay uses TLS, and nothing else.
+func (n *NATS) Encrypted() []string {
+	return []string{"OUTBOX_NATS_URL=" + strings.Replace(n.URL(), "nats:", "tls:", 1), "OUTBOX_NATS_TLS_CA=" + n.role.Cert}
+}
+
 // Login sets who may connect, from the next start on.
 func (n *NATS) Login(user, password string) { n.role.User, n.role.Password = user, password }
 
@@ -98,14 +112,24 @@ func (n *NATS) Start() {
 
 func (n *NATS) launch() {
 	n.Helper()
+	cmd := n.ours()
+	if n.Program != "" {
+		cmd = n.released()
+	}
+	n.running = launch(n.TB, cmd)
+	n.running.quiet = n.quiet
+}
+
+// ours is the command that runs the nats-server within this test binary.
+func (n *NATS) ours() *exec.Cmd {
+	n.Helper()
 	text, err := json.Marshal(n.role)
 	if err != nil {
 		n.Fatal(err)
 	}
 	cmd := exec.CommandContext(context.WithoutCancel(n.Context()), os.Args[0])
 	cmd.Env = append(os.Environ(), natsRole+"="+string(text))
-	n.running = launch(n.TB, cmd)
-	n.running.quiet = n.quiet
+	return cmd
 }
 
 func (n *NATS) ready() {
@@ -167,6 +191,14 @@ func beNATS(text string) {
 	options := &server.Options{
 		ServerName: r.Name, Host: "127.0.0.1", Port: r.Port, MaxPayload: r.MaxPayload, Username: r.User, Password: r.Password,
 		JetStream: true, StoreDir: r.Store, NoLog: true, NoSigs: true,
+	}
+	if r.Cert != "" {
+		pair, err := tls.LoadX509KeyPair(r.Cert, r.Key)
+		if err != nil {
+			panic(err)
+		}
+		options.TLSConfig = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+		options.AllowNonTLS, options.TLSTimeout = true, 2
 	}
 	if r.ClusterPort > 0 {
 		options.Cluster = server.ClusterOpts{Name: "test", Host: "127.0.0.1", Port: r.ClusterPort, NoAdvertise: true} // A client that was sent through a proxy stays there.
@@ -287,7 +319,7 @@ func (w *World) StoredIn(js jetstream.JetStream, name string) (events int) {
 		events = 0
 		for subject, messages := range info.State.Subjects {
 			if !strings.HasPrefix(subject, "_outbox.") && !strings.Contains(subject, "%fence") {
-				events += int(messages) //nolint:gosec // Tests have fewer.
+				events += int(messages)
 			}
 		}
 		return true

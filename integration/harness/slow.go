@@ -26,7 +26,7 @@ func SlowLine(tb testing.TB, address string, bytesPerSecond int) string {
 				_ = near.Close()
 				continue
 			}
-			_ = near.(*net.TCPConn).SetReadBuffer(64 << 10) //nolint:errcheck,forcetypeassert // It is TCP; what waits here is not on its way.
+			_ = near.(*net.TCPConn).SetReadBuffer(64 << 10) //nolint:errcheck // It is TCP; what waits here is not on its way.
 			go carry(near, far, 0)
 			go carry(far, near, bytesPerSecond)
 		}

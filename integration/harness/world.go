@@ -39,7 +39,7 @@ func Main(m interface{ Run() int }) {
 	}
 	binary = filepath.Join(dir, "outbox-relay")
 	arguments := append(append([]string{"build", "-tags=" + tags}, buildFlags...), "-o", binary, "github.com/go-outbox/go-outbox/relay/cmd/outbox-relay")
-	build := exec.CommandContext(context.Background(), "go", arguments...) //nolint:gosec // Our own arguments.
+	build := exec.CommandContext(context.Background(), "go", arguments...)
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build outbox-relay: %v\n%s", err, out)
 		os.Exit(1) //nolint:forbidigo // This is the end of TestMain.
@@ -77,6 +77,10 @@ type Options struct {
 	// NATSPassword is that of the user "relay"; empty lets everybody in.
 	NATSPassword string
 	NoNATS       bool // Until NATS.Start is called.
+	// TLS has the nats-server offer TLS, to whoever wants it: see NATS.Encrypted.
+	TLS bool
+	// NATSProgram is a nats-server of another version: see NATSServer.
+	NATSProgram string
 	// Cluster asks for three nats-servers, which keep the stream on all of them.
 	Cluster bool
 	// SharedPostgres asks for a database on a server that is never stopped, which is there sooner.

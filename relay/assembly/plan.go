@@ -72,6 +72,9 @@ func planOf(c config.Config, o Options) (plan, error) {
 				MaxAge:          c.Stream.MaxAge,
 				Replicas:        c.Stream.Replicas,
 				Memory:          c.Stream.Storage == config.StorageMemory,
+				MaxBytes:        c.Stream.MaxBytes,
+				Compress:        c.Stream.Compression == config.CompressionS2,
+				PlacementTags:   c.Stream.Tags(),
 				Strict:          c.Strict,
 				MinWindow:       relay.MinDuplicateWindow(c.Relay.AckTimeout),
 			},
@@ -105,6 +108,7 @@ func planOf(c config.Config, o Options) (plan, error) {
 			Key:      c.Election.Key,
 			Name:     o.Name,
 			Replicas: c.Stream.Replicas,
+			Domain:   c.NATS.Domain,
 			Logger:   o.Logger,
 		}
 	case config.ElectionNone:
@@ -129,7 +133,7 @@ func (p plan) elector(outbox *store.Outbox) (relay.Elector, error) {
 		}
 		connect := p.publisher.Connect
 		// The publisher drops its connection with the leadership; this one is the elector's own.
-		elector, err := election.NewKeyValue(func(context.Context) (*nats.Conn, error) { return stream.Connect(connect) }, options)
+		elector, err := election.NewKeyValue(func(ctx context.Context) (*nats.Conn, error) { return stream.Connect(ctx, connect) }, options)
 		if err != nil {
 			return nil, fmt.Errorf("election: %w", err)
 		}
@@ -154,5 +158,9 @@ func connectOptions(c config.NATS, o Options) stream.ConnectOptions {
 		TLSCA:     c.TLSCA,
 		TLSCert:   c.TLSCert,
 		TLSKey:    c.TLSKey,
+
+		TLSFirst:    c.TLSFirst,
+		InboxPrefix: c.InboxPrefix,
+		Domain:      c.Domain,
 	}
 }

@@ -26,10 +26,11 @@ func TestPlan(t *testing.T) {
 		AdvisoryLock: 1 << 40,
 		Table:        config.Table{Schema: "shop", Name: "events"},
 		Strict:       true,
-		NATS:         config.NATS{URL: "tls://nats", Creds: "creds", NKey: "nkey", TLSCA: "ca", TLSCert: "cert", TLSKey: "key"},
+		NATS:         config.NATS{URL: "tls://nats", Creds: "creds", NKey: "nkey", TLSCA: "ca", TLSCert: "cert", TLSKey: "key", TLSFirst: true, Domain: "hub", InboxPrefix: "_INBOX_relay"},
 		Stream: config.Stream{
 			Name: "SHOP", Subject: "shop.{topic}", DuplicateWindow: time.Minute, Create: true, Replicas: 3, MaxAge: time.Hour,
 			Storage: config.StorageMemory, CloudEventsSource: "/shop",
+			MaxBytes: 9, Compression: config.CompressionS2, PlacementTags: "ssd, eu",
 		},
 		Election: config.Election{Kind: config.ElectionPostgres},
 		Relay: config.Relay{
@@ -50,10 +51,11 @@ func TestPlan(t *testing.T) {
 		publisher: stream.PublisherOptions{
 			Connect: stream.ConnectOptions{
 				URL: "tls://nats", Name: "shop", CredsFile: "creds", NKeyFile: "nkey", TLSCA: "ca", TLSCert: "cert", TLSKey: "key",
+				TLSFirst: true, Domain: "hub", InboxPrefix: "_INBOX_relay",
 			},
 			Setup: stream.Setup{
 				Stream: "SHOP", Template: template, Create: true, DuplicateWindow: time.Minute, MaxAge: time.Hour, Replicas: 3,
-				Memory: true, Strict: true, MinWindow: 24 * time.Second,
+				Memory: true, MaxBytes: 9, Compress: true, PlacementTags: []string{"ssd", "eu"}, Strict: true, MinWindow: 24 * time.Second,
 			},
 			Encoder:    stream.Encoder{CloudEventsSource: "/shop"},
 			AckTimeout: 7 * time.Second,

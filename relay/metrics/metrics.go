@@ -17,7 +17,7 @@ func New(registerer prometheus.Registerer) (relay.Hooks, error) {
 	m := newMetrics()
 	for _, collector := range []prometheus.Collector{
 		m.leader, m.term, m.paused, m.pauses, m.published, m.batched, m.duplicates, m.refused, m.dead, m.recoveries, m.recovered, m.lost, m.lag, m.exchanges, m.fetched, m.settled,
-		m.lockWait, m.oldest, m.findings,
+		m.lockWait, m.oldest, m.findings, m.kept, m.repeatedIDs,
 	} {
 		if err := registerer.Register(collector); err != nil {
 			return relay.Hooks{}, fmt.Errorf("register the relay's metrics: %w", err)
@@ -33,6 +33,8 @@ func New(registerer prometheus.Registerer) (relay.Hooks, error) {
 		Recovered: m.onRecovered,
 		Exchanged: m.onExchanged,
 		Database:  m.onFinding,
+		Kept:      func(store.Kept) { m.kept.Inc() },
+		Twice:     func(relay.Twice) { m.repeatedIDs.Inc() },
 	}, nil
 }
 
@@ -47,6 +49,7 @@ type metrics struct {
 	exchanges, fetched, settled prometheus.Counter
 	lockWait, oldest            prometheus.Gauge
 	findings                    *prometheus.CounterVec
+	kept, repeatedIDs           prometheus.Counter
 
 	// pausedBy is whose fault the present pause is, empty for none. It belongs to the relay's goroutine.
 	pausedBy string
@@ -66,9 +69,11 @@ func newMetrics() *metrics {
 			Name: prefix + "database_findings_total",
 			Help: "Times that something in Postgres was found to slow or stop this relay, or is still: a lock, a slow statement, an old transaction.",
 		}, []string{"kind"}),
-		leader: gauge("leader", "Whether this relay leads."),
-		term:   gauge("term", "Number of this relay's latest term of office, 0 before the first."),
-		paused: gauge("paused", "Whether this relay leads and cannot publish."),
+		kept:        counter("kept_rows_total", "Times that Postgres refused to settle a row or to record its refusal, for a reason of that row's own: it stays in the outbox."),
+		repeatedIDs: counter("repeated_ids_total", "Events that the stream did not store since another row had the same id."),
+		leader:      gauge("leader", "Whether this relay leads."),
+		term:        gauge("term", "Number of this relay's latest term of office, 0 before the first."),
+		paused:      gauge("paused", "Whether this relay leads and cannot publish."),
 		pauses: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: prefix + "pauses_total",
 			Help: "Times that publishing paused, by whose fault: weather passes by itself, setup is for a person to mend.",
@@ -157,7 +162,9 @@ func (m *metrics) onResumed() {
 func (m *metrics) onRecovered(r relay.Recovered) {
 	m.recoveries.Inc()
 	m.recovered.Add(float64(r.Found))
-	m.lost.Add(float64(r.Lost))
+	if !r.Skipped { // Otherwise they had not been stored.
+		m.lost.Add(float64(r.Lost))
+	}
 }
 
 func (m *metrics) onExchanged(e relay.Exchanged) {

@@ -216,7 +216,7 @@ func TestARequeuedLetterIsPublished(t *testing.T) {
 	relay.logged("event given up; see `outbox-relay dead`")
 	list := environment{"OUTBOX_DATABASE_DSN": dsn}
 	eventually(t, "the dead letter", func() bool {
-		return strings.Contains(execute(t, list, "dead", "list").stdout, "maximum payload exceeded")
+		return strings.Contains(execute(t, list, "dead", "list").stdout, "payload of 4097 bytes")
 	})
 	insert(t, dsn, "files", "File", "2", "FileAdded", "small")
 	if got := next(t, nats.JetStream(t), "OUTBOX").Subject(); got != "outbox.files.File.2" {

@@ -25,6 +25,9 @@ const (
 	doctorPatience = 5 * time.Second
 	// longWait is how long an event may wait before that is worth a warning: an outage of a minute is one.
 	longWait = time.Minute
+	// samplesTried is how many kinds of pending events are tried, and samplesTold how many of them are named.
+	samplesTried = 200
+	samplesTold  = 3
 )
 
 func newDoctorCommand(p *process) *cobra.Command {
@@ -70,6 +73,7 @@ type doctor struct {
 	p        *process
 	config   config.Config
 	findings []finding
+	pending  []store.Sample // Events that are in the outbox, one of each kind.
 }
 
 func (d *doctor) ok(check, format string, args ...any) { d.note(verdictOK, check, format, args...) }
@@ -150,6 +154,7 @@ func (d *doctor) examineDatabase(ctx context.Context) {
 		d.examineHazards(ctx, outbox)
 		if !errors.Is(found.Tables, store.ErrRowSecurity) { // Otherwise there is no looking.
 			d.examineContents(ctx, outbox)
+			d.pending, _ = outbox.Samples(ctx, samplesTried) // What is wrong with the tables has been said.
 		}
 	}
 }
@@ -295,7 +300,7 @@ func (d *doctor) examineBroker(ctx context.Context) {
 	connect, setup, _ := assembly.Target(d.config, options) // What is wrong with it, Validate has said.
 	var asides aside
 	connect.OnError = asides.add
-	conn, err := stream.Connect(connect)
+	conn, err := stream.Connect(ctx, connect)
 	switch {
 	case err != nil && embedded:
 		d.warn("nats", "the embedded server runs inside the relay, and none answers: %v", err)
@@ -305,27 +310,32 @@ func (d *doctor) examineBroker(ctx context.Context) {
 		return
 	}
 	defer conn.Close()
+	if err := stream.CheckServer(conn); err != nil {
+		d.fail("nats", "%v", err)
+		return
+	}
 	d.ok("nats", "nats-server %s at %s", conn.ConnectedServerVersion(), stream.RedactURL(conn.ConnectedUrl()))
 	if _, err := stream.ParseTemplate(d.config.Stream.Subject); err != nil {
 		return // Without subjects there is nothing to ask for.
 	}
-	js, err := jetstream.New(conn)
+	js, err := connect.JetStream(conn)
 	if err != nil {
 		d.fail("jetstream", "%v", err)
 		return
 	}
-	found, answers := d.examineStream(ctx, js, setup, &asides)
+	found, answers := d.examineStream(ctx, connect, conn, js, setup, &asides)
 	if found != nil {
 		d.examinePublishing(ctx, conn, setup, found, &asides)
-		d.examineReading(ctx, js, found, &asides)
+		d.examineReading(ctx, js, connect.API(), found, &asides)
+		d.examineAccount(ctx, js, &asides)
 	}
 	if answers && d.config.Election.Kind == config.ElectionJetStream {
-		d.examineBucket(ctx, conn, setup)
+		d.examineBucket(ctx, conn, connect.Domain, setup)
 	}
 }
 
 // examineStream returns the stream as it is, if there is one, and whether JetStream answers.
-func (d *doctor) examineStream(ctx context.Context, js jetstream.JetStream, setup stream.Setup, asides *aside) (found *jetstream.StreamConfig, answers bool) {
+func (d *doctor) examineStream(ctx context.Context, connect stream.ConnectOptions, conn *nats.Conn, js jetstream.JetStream, setup stream.Setup, asides *aside) (found *jetstream.StreamConfig, answers bool) {
 	ctx, cancel := context.WithTimeout(ctx, doctorPatience)
 	defer cancel()
 	create := setup.Create
@@ -360,11 +370,8 @@ func (d *doctor) examineStream(ctx context.Context, js jetstream.JetStream, setu
 	if found.Duplicates >= setup.MinWindow {
 		d.ok("duplicate window", "%v, at least %v are needed", found.Duplicates, setup.MinWindow)
 	}
-	if found.AllowBatchPublish {
-		d.ok("ordered batches", "available: backlogs are published with them")
-	} else {
-		d.ok("ordered batches", "not available, which only costs speed: they need nats-server 2.14 and a stream with allow_batch_publish")
-	}
+	d.examineLimits(report.Info)
+	d.ok("ordered batches", "%s", connect.BatchAdvice(conn, setup.Stream, found.AllowBatchPublish))
 	return found, true
 }
 
@@ -388,6 +395,13 @@ func (d *doctor) examinePublishing(ctx context.Context, conn *nats.Conn, setup s
 		d.fail(check, "the relay cannot begin a term: let its NATS user publish to %s", strings.Replace(control, anybody, "*", 1))
 		return
 	}
+	denied, tried := d.deniedSubjects(setup.Template, permitted)
+	if len(denied) > 0 {
+		told := denied[:min(len(denied), samplesTold)]
+		d.fail(check, "%d of %s of pending events are denied to the relay's NATS user, and become dead letters: let it publish to %s, such as %s",
+			len(denied), plural(tried, "kind"), setup.Template.StreamSubject(), strings.Join(told, ", "))
+		return
+	}
 	somebody := stream.Event{Topic: anybody, AggregateType: anybody, AggregateID: anybody, EventType: anybody}
 	if subject := setup.Template.Subject(&somebody); !permitted(subject) {
 		d.warn(check, "an event for %s would be refused: let the relay's NATS user publish to %s, unless it may for the topics that there are", subject, setup.Template.StreamSubject())
@@ -397,7 +411,7 @@ func (d *doctor) examinePublishing(ctx context.Context, conn *nats.Conn, setup s
 }
 
 // examineReading tries what a relay asks to find out what is stored, each time that it takes over or is in doubt.
-func (d *doctor) examineReading(ctx context.Context, js jetstream.JetStream, found *jetstream.StreamConfig, asides *aside) {
+func (d *doctor) examineReading(ctx context.Context, js jetstream.JetStream, api string, found *jetstream.StreamConfig, asides *aside) {
 	const check = "reading back"
 	var faults []string
 	may := func(permission string, question func(ctx context.Context) error) bool {
@@ -422,10 +436,10 @@ func (d *doctor) examineReading(ctx context.Context, js jetstream.JetStream, fou
 		consumer, err = js.OrderedConsumer(ctx, found.Name, jetstream.OrderedConsumerConfig{HeadersOnly: true, InactiveThreshold: doctorPatience})
 		return err
 	}
-	get, next := "$JS.API.STREAM.MSG.GET."+found.Name, "$JS.API.CONSUMER.MSG.NEXT."+found.Name+"."
+	get, next := api+"STREAM.MSG.GET."+found.Name, api+"CONSUMER.MSG.NEXT."+found.Name+"."
 	may(get, request(get, `{"seq":1}`))
 	// A stream that removes what was consumed is not read back.
-	if found.Retention == jetstream.LimitsPolicy && may("$JS.API.CONSUMER.CREATE."+found.Name+".>", create) {
+	if found.Retention == jetstream.LimitsPolicy && may(api+"CONSUMER.CREATE."+found.Name+".>", create) {
 		name := consumer.CachedInfo().Name
 		may(next+">", request(next+name, `{"batch":1,"no_wait":true}`))
 		_ = asides.ask(ctx, func(ctx context.Context) error { return js.DeleteConsumer(ctx, found.Name, name) }) // Otherwise the server does.
@@ -438,9 +452,9 @@ func (d *doctor) examineReading(ctx context.Context, js jetstream.JetStream, fou
 }
 
 // examineBucket examines what relays are elected by, if that is in NATS.
-func (d *doctor) examineBucket(ctx context.Context, conn *nats.Conn, setup stream.Setup) {
+func (d *doctor) examineBucket(ctx context.Context, conn *nats.Conn, domain string, setup stream.Setup) {
 	const check = "bucket"
-	switch err := election.VerifyBucket(ctx, conn, election.KeyValueOptions{}); {
+	switch err := election.VerifyBucket(ctx, conn, election.KeyValueOptions{Domain: domain}); {
 	case err == nil:
 		d.ok(check, "%q is there for the election", election.DefaultBucket)
 	case errors.Is(err, jetstream.ErrBucketNotFound):

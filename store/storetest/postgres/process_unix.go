@@ -23,7 +23,7 @@ type account struct{ uid, gid uint32 }
 // unprivileged returns the account for a server: PostgreSQL refuses to be root.
 func unprivileged() (*account, error) {
 	if os.Geteuid() != 0 {
-		return nil, nil //nolint:nilnil // no other account is what nil stands for
+		return nil, nil
 	}
 	found, err := user.Lookup("postgres")
 	if err != nil {

@@ -1,0 +1,160 @@
+package store
+
+import (
+	"context"
+	"math"
+	"testing"
+	"time"
+
+	"github.com/go-outbox/go-outbox/store/storetest"
+)
+
+// Rows below the floor that no notification told of are found, and none that is blocked, held or given up.
+func TestSweep(t *testing.T) {
+	const insert = `insert into outbox (seq, topic, aggregate_type, aggregate_id, event_type, data) overriding system value values `
+	for _, hold := range []bool{false, true} {
+		dsn := storetest.NewDatabase(t)
+		o, err := Open(dsn, Options{HoldDead: hold})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = o.Close(context.WithoutCancel(t.Context())) })
+		if err := o.Migrate(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		execute(t, dsn, insert+`(10, 't', 'A', 'blocked', 'E', ''), (11, 't', 'A', 'blocked', 'E', ''), (12, 't', 'A', 'given up', 'E', ''),
+			(13, 't', 'A', 'held', 'E', ''), (200, 't', 'A', 'above', 'E', '')`)
+		execute(t, dsn, `update outbox set retry_at = now() + interval '1 hour', last_error = 'refused' where seq = 10`)
+		execute(t, dsn, `update outbox set given_up_at = now(), last_error = 'refused' where seq = 12`)
+		execute(t, dsn, `insert into outbox_dead (seq, id, topic, aggregate_type, aggregate_id, event_type, data, created_at, attempts, last_error)
+			values (1, gen_random_uuid(), 't', 'A', 'held', 'E', '', now(), 1, 'refused')`)
+		sweep := func(want int64) {
+			t.Helper()
+			found, seq, err := o.sweep(t.Context())
+			if err != nil || found != (want > 0) || found && seq != want {
+				t.Errorf("hold %v: got %v, %d, %v; want %d", hold, found, seq, err, want)
+			}
+		}
+		o.floorSeen.Store(math.MinInt64)
+		sweep(0)
+		o.floorSeen.Store(100)
+		if hold {
+			sweep(0)
+		} else {
+			sweep(13)
+		}
+		execute(t, dsn, insert+`(5, 't', 'A', 'straggler', 'E', '')`)
+		execute(t, dsn, `update outbox set retry_at = 'infinity', last_error = 'by its producer' where seq = 5`)
+		sweep(5)
+	}
+}
+
+// The floor that is recorded is where the next term begins, unless a command has put rows back below it meanwhile.
+func TestScanFrom(t *testing.T) {
+	dsn := storetest.NewDatabase(t)
+	o, err := Open(dsn, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = o.Close(context.WithoutCancel(t.Context())) })
+	if err := o.Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	begin := func() {
+		t.Helper()
+		if _, err := o.Begin(t.Context(), "S", "me", 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	begin()
+	checkpoint := uint64(0)
+	work := func(turns int) {
+		t.Helper()
+		var settled []int64
+		for range turns {
+			execute(t, dsn, `insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) values ('t', 'A', '1', 'E', '')`)
+			checkpoint++
+			request := Request{Checkpoint: checkpoint, Fetch: &Fetch{Rows: 100, Bytes: 1 << 20, Highest: o.drawn}}
+			if len(settled) > 0 {
+				request.Settled = []Settled{{Seqs: settled}}
+			}
+			reply, err := o.Exchange(t.Context(), request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			settled = nil
+			for _, row := range reply.Rows {
+				settled = append(settled, row.Seq)
+			}
+		}
+		if _, err := o.Exchange(t.Context(), Request{Settled: []Settled{{Seqs: settled}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	deadline := time.Now().Add(20 * time.Second)
+	for o.scanFrom < 3 {
+		work(3)
+		if time.Now().After(deadline) {
+			t.Fatalf("the table says that scans begin at %d, the floor is at %d", o.scanFrom, o.floor.at)
+		}
+	}
+	at := o.scanFrom
+	begin()
+	if o.floor.at != at {
+		t.Errorf("the next term begins at %d, want %d", o.floor.at, at)
+	}
+	execute(t, dsn, `insert into outbox (seq, topic, aggregate_type, aggregate_id, event_type, data) overriding system value values (1, 't', 'A', '1', 'E', '')`)
+	execute(t, dsn, `update outbox_relay set scan_from = least(scan_from, 1)`)
+	work(1)
+	if to, ok := o.back.take(); !ok || to != 1 {
+		t.Errorf("the lowering is noticed: %v, %d; want back to 1", ok, to)
+	}
+	begin()
+	if o.floor.at != 1 {
+		t.Errorf("the next term begins at %d, want 1", o.floor.at)
+	}
+}
+
+// A fetch that passes over a great many rows is not repeated from the same place: one is enough to raise the floor, if
+// nobody is writing just then.
+func TestFloorPassesManyRowsAtOnce(t *testing.T) {
+	dsn := storetest.NewDatabase(t)
+	o, err := Open(dsn, Options{HoldDead: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = o.Close(context.WithoutCancel(t.Context())) })
+	if err := o.Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := o.Begin(t.Context(), "S", "me", 0); err != nil {
+		t.Fatal(err)
+	}
+	execute(t, dsn, `insert into outbox_dead (seq, id, topic, aggregate_type, aggregate_id, event_type, data, created_at, attempts, last_error)
+		values (1, gen_random_uuid(), 't', 'A', 'held', 'E', '', now(), 1, 'refused')`)
+	execute(t, dsn, `insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) select 't', 'A', 'held', 'E', '' from generate_series(1, 1000)`)
+	fetch := func() {
+		t.Helper()
+		if reply, err := o.Exchange(t.Context(), Request{Fetch: &Fetch{Rows: 10, Bytes: 1 << 20}}); err != nil || len(reply.Rows) > 0 {
+			t.Fatalf("got %d rows, %v; want none", len(reply.Rows), err)
+		}
+	}
+	fetch()
+	if o.floor.at > 0 {
+		t.Fatalf("after a fast fetch that wrote nothing the floor is at %d, want 0", o.floor.at)
+	}
+	o.took = time.Minute
+	execute(t, dsn, `begin; insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) values ('t', 'A', 'held', 'E', '')`)
+	fetch()
+	if o.floor.at > 0 {
+		t.Fatalf("beside a producer the floor is at %d, want 0", o.floor.at)
+	}
+	execute(t, dsn, `select pg_terminate_backend(pid) from pg_stat_activity where state = 'idle in transaction' and datname = current_database()`)
+	for deadline := time.Now().Add(20 * time.Second); o.floor.at <= 1000 && time.Now().Before(deadline); {
+		o.took = time.Minute
+		fetch()
+	}
+	if o.floor.at <= 1000 {
+		t.Errorf("after a slow fetch the floor is at %d, want it above the 1000 rows", o.floor.at)
+	}
+}

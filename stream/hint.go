@@ -1,0 +1,67 @@
+package stream
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/nats-io/nats.go"
+)
+
+// Answers to creating a stream that a setting of ours gets past.
+const (
+	codeNoPeers         = 10005
+	codeNoResources     = 10023
+	codeNoMemory        = 10028
+	codeNoDisk          = 10047
+	codeInvalidConfig   = 10052
+	codeNoCluster       = 10074
+	codeMaxBytesNeeded  = 10113
+	codeMaxBytesTooMany = 10122
+)
+
+// hint says what to set so that the stream can be created; empty if that is not
+// known.
+func (s Setup) hint(e *Error) string {
+	text := strings.ToLower(e.Error())
+	switch e.Code {
+	case codeMaxBytesNeeded:
+		return "the account demands that a stream says how much it keeps at most: set stream_max_bytes (Setup.MaxBytes)"
+	case codeMaxBytesTooMany:
+		return fmt.Sprintf("stream_max_bytes (Setup.MaxBytes), %d, exceeds what the account allows one stream: set a lower one", s.MaxBytes)
+	case codeNoResources, codeNoMemory, codeNoDisk:
+		if s.MaxBytes > 0 {
+			return fmt.Sprintf("the server or the account has no room for stream_max_bytes (Setup.MaxBytes), %d: set a lower one, or raise the limit", s.MaxBytes)
+		}
+	case codeNoPeers:
+		if len(s.PlacementTags) > 0 {
+			return fmt.Sprintf("too few servers have the tags %q (stream_placement_tags, Setup.PlacementTags) and room for the stream: change the tags, or lower stream_replicas (Setup.Replicas)", s.PlacementTags)
+		}
+		return "too few servers have room for the stream: lower stream_replicas (Setup.Replicas), or add servers"
+	case codeNoCluster:
+		return fmt.Sprintf("the server is not in a cluster, so the stream cannot have %d replicas: set stream_replicas = 1 (Setup.Replicas)", s.Replicas)
+	case codeInvalidConfig:
+		if strings.Contains(text, "duplicate") && strings.Contains(text, "window") && strings.Contains(text, "server limit") {
+			return fmt.Sprintf("the server does not allow a duplicate window of %v: set duplicate_window (Setup.DuplicateWindow) to what it does, or raise the server's limit (jetstream { limits { duplicate_window: … } })", s.duplicateWindow())
+		}
+	}
+	return ""
+}
+
+// inboxDenied reports whether the server has told that we may not subscribe to
+// where answers come.
+func inboxDenied(conn *nats.Conn) bool {
+	err := conn.LastError()
+	return isAny(err, nats.ErrPermissionViolation) && strings.Contains(strings.ToLower(err.Error()), "subscription to \""+strings.ToLower(inboxPrefix(conn))+".")
+}
+
+// noInbox says so.
+func noInbox(conn *nats.Conn, err error) error {
+	return setupFault(fmt.Errorf("no answer can reach us, since our user may not subscribe to %s.>: permit that, or set nats_inbox_prefix (ConnectOptions.InboxPrefix) to what it may subscribe to: %w", inboxPrefix(conn), err))
+}
+
+func inboxPrefix(conn *nats.Conn) string {
+	if prefix := conn.Opts.InboxPrefix; prefix != "" {
+		return prefix
+	}
+	return strings.TrimSuffix(nats.InboxPrefix, ".")
+}
