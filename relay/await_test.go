@@ -372,7 +372,10 @@ func (s *stage) Run(ctx context.Context, lead func(ctx context.Context, lease *e
 		end(nil)
 		s.locked(func() { s.leading = false })
 		s.returned <- struct{}{}
-		if err != nil && !lost && ctx.Err() == nil {
+		if err != nil && !lost {
+			if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+				return nil
+			}
 			return err
 		}
 	}

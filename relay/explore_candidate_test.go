@@ -263,8 +263,7 @@ func (p *port) join() {
 		case <-p.opened:
 		case <-p.read:
 		case <-p.looked:
-		case err := <-p.handed:
-			_ = err // There was nobody to hand over to.
+		case <-p.handed: //nolint:errcheck // As the others.
 		default:
 			return
 		}
