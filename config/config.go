@@ -175,11 +175,11 @@ type Relay struct {
 	// BatchSize is how many rows one fetch reads. Default 1000.
 	BatchSize int
 
-	// BatchBytes is how many bytes of payload one fetch reads. Default 2 MiB.
+	// BatchBytes is how many bytes of all columns one fetch reads. Default 2 MiB.
 	BatchBytes int
 
-	// MaxAttempts is how often a row that is refused for its own sake is
-	// tried. An outage costs no attempts. Default 3.
+	// MaxAttempts is how often an event is tried that the broker refuses for a
+	// reason of the event's own. An outage costs no attempts. Default 3.
 	MaxAttempts int
 
 	// OnDead is what happens to an aggregate of which an event was given up.

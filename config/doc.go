@@ -13,8 +13,9 @@
 //     one through without deciding it.
 //
 // One table, [Fields], drives all of it: what the file and the environment may
-// say, what is accepted, and what --help and the README print. A setting that
-// is documented is therefore read, and one that is read is documented.
+// say, what is accepted, and what outbox-relay help config and README.md print. A
+// setting that is documented is therefore read, and one that is read is
+// documented.
 //
 // # Guarantees
 //

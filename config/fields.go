@@ -242,12 +242,12 @@ func Fields() []Field {
 		},
 		{
 			Key: "relay.batch_bytes", Env: "OUTBOX_BATCH_BYTES",
-			Doc:  "Bytes of payload one fetch reads.",
+			Doc:  "Bytes one fetch reads, of all columns.",
 			form: integer(func(c *Config) *int { return &c.Relay.BatchBytes }, 64<<10, 1<<30),
 		},
 		{
 			Key: "relay.max_attempts", Env: "OUTBOX_MAX_ATTEMPTS",
-			Doc:  "Attempts at a row that is refused for its own sake before it is given up. An outage costs none.",
+			Doc:  "How often an event is tried that the broker refuses for a reason of the event's own, such as its size. An outage costs no attempts.",
 			form: integer(func(c *Config) *int { return &c.Relay.MaxAttempts }, 1, 1000),
 		},
 		{

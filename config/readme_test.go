@@ -9,7 +9,7 @@ import (
 )
 
 func TestReadmeHasTheTable(t *testing.T) {
-	readme, err := os.ReadFile("../README.md")
+	readme, err := os.ReadFile("README.md")
 	if err != nil {
 		t.Fatal(err)
 	}

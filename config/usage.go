@@ -24,7 +24,7 @@ func Usage() string {
 	return b.String()
 }
 
-// Markdown describes every setting as the table in the README.
+// Markdown describes every setting as the table in config/README.md.
 func Markdown() string {
 	// A pipe would end the cell.
 	escape := strings.NewReplacer("|", `\|`)

@@ -3,6 +3,7 @@ package examples_test
 import (
 	"context"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -12,52 +13,40 @@ import (
 	"github.com/go-outbox/go-outbox/store"
 )
 
-// The README's snippets about the relay as a library are parts of the examples, so they compile and work.
-func TestReadme(t *testing.T) {
-	readme := read(t, "../README.md")
-	_, section, found := strings.Cut(readme, "\n## The relay as a library\n")
-	section, _, ended := strings.Cut(section, "\n## ")
-	if !found || !ended {
-		t.Fatal("the README's section is gone")
-	}
-	examples := read(t, "embed_test.go") + read(t, "assembly_test.go")
-	blocks := strings.Split(section, "```")
-	if len(blocks) != 5 {
-		t.Fatalf("%d parts between fences, want text, snippet, text, snippet, text", len(blocks))
-	}
-	for _, i := range []int{1, 3} {
-		snippet := strings.TrimPrefix(blocks[i], "go\n")
-		var code strings.Builder
-		for line := range strings.Lines(snippet) {
-			if line != "\n" {
-				code.WriteByte('\t')
+// readmes are the documents that have code.
+var readmes = []string{"../README.md", "../store/README.md", "../relay/README.md", "../config/README.md", "../integration/README.md"}
+
+// The documents' snippets of Go are parts of the examples, so they compile and work.
+func TestReadmeGo(t *testing.T) {
+	examples := plain(read(t, "embed_test.go") + read(t, "assembly_test.go") + read(t, "insert_test.go"))
+	snippets := make(map[string]int)
+	for _, readme := range readmes {
+		for _, snippet := range blocks(read(t, readme), "go") {
+			snippets[readme]++
+			if !strings.Contains(examples, plain(snippet)) {
+				t.Errorf("no example has these lines of %s:\n%s", readme, snippet)
 			}
-			code.WriteString(line)
 		}
-		if !strings.Contains(examples, code.String()) {
-			t.Errorf("no example has these lines of the README:\n%s", snippet)
-		}
+	}
+	if snippets["../README.md"] != 2 || snippets["../relay/README.md"] != 1 {
+		t.Errorf("found %v snippets, want 2 in README.md and 1 in relay/README.md", snippets)
 	}
 }
 
-// The README's SQL for producers runs as it stands, and stores what it says.
+// The documents' SQL for producers runs as it stands, and stores what it says.
 func TestReadmeSQL(t *testing.T) {
-	_, section, found := strings.Cut(read(t, "../README.md"), "\n## Producing\n")
-	section, _, ended := strings.Cut(section, "\n## ")
-	if !found || !ended {
-		t.Fatal("the README's section is gone")
-	}
 	dsn := newDatabase(t.Context(), store.Table{})
-	blocks := 0
-	for i, block := range strings.Split(section, "```") {
-		if sql, ok := strings.CutPrefix(block, "sql\n"); ok && i%2 == 1 {
-			blocks++
+	for _, readme := range readmes {
+		for _, sql := range blocks(read(t, readme), "sql") {
 			execute(t.Context(), dsn, sql)
 		}
 	}
 	// The table's line for psql.
-	_, line, _ := strings.Cut(section, "| psql | `")
-	line, _, _ = strings.Cut(line, "`")
+	_, line, found := strings.Cut(read(t, "../store/README.md"), "| psql | `")
+	line, _, ended := strings.Cut(line, "`")
+	if !found || !ended {
+		t.Fatal("the line for psql is gone")
+	}
 	execute(t.Context(), dsn, line)
 
 	conn, err := pgx.Connect(t.Context(), dsn)
@@ -70,10 +59,28 @@ func TestReadmeSQL(t *testing.T) {
 		t.Fatal(err)
 	}
 	stored, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if want := []string{`{"id":17}`, `{"path":"C:\\new"}`, `{"path":"C:\\new"}`}; err != nil || blocks != 2 || !slices.Equal(stored, want) {
-		t.Errorf("%d blocks of SQL stored %q (%v), want 2 and %q", blocks, stored, err, want)
+	if want := []string{`{"id":17}`, `{"path":"C:\\new"}`, `{"path":"C:\\new"}`}; err != nil || !slices.Equal(stored, want) {
+		t.Errorf("stored %q (%v), want %q", stored, err, want)
 	}
 }
+
+var (
+	fence       = regexp.MustCompile("(?ms)^```(\\w*)\n(.*?)^```$")
+	indentation = regexp.MustCompile(`(?m)^\t+`)
+)
+
+// blocks returns the fenced blocks of a language.
+func blocks(document, language string) (found []string) {
+	for _, block := range fence.FindAllStringSubmatch(document, -1) {
+		if block[1] == language {
+			found = append(found, block[2])
+		}
+	}
+	return found
+}
+
+// plain is code without its indentation.
+func plain(code string) string { return indentation.ReplaceAllString(code, "") }
 
 func read(t *testing.T, name string) string {
 	t.Helper()

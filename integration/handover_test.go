@@ -44,14 +44,14 @@ func load(w *harness.World, rate int) (stop func()) {
 	}
 }
 
-// gapAround returns the longest time without a stored event in the seconds after a moment.
-func gapAround(stored []time.Time, at time.Time) time.Duration {
+// gapIn returns the longest time without a stored event between two moments.
+func gapIn(stored []time.Time, from, to time.Time) time.Duration {
 	longest, last := time.Duration(0), time.Time{}
 	for _, s := range stored {
-		if s.Before(at.Add(-100 * time.Millisecond)) {
+		if s.Before(from) {
 			continue
 		}
-		if s.After(at.Add(4 * time.Second)) {
+		if s.After(to) {
 			break
 		}
 		if !last.IsZero() {
@@ -115,8 +115,9 @@ func TestHandOver(t *testing.T) {
 	slices.SortFunc(stored, func(a, b time.Time) int { return cmp.Compare(a.UnixNano(), b.UnixNano()) })
 	t.Logf("%d events", len(stored))
 	for _, took := range takeovers {
-		gap := gapAround(stored, took.at)
-		t.Logf("%s: nothing stored for %v", took.how, gap.Round(time.Millisecond))
+		gap := gapIn(stored, took.at.Add(-100*time.Millisecond), took.at.Add(1500*time.Millisecond))
+		before := gapIn(stored, took.at.Add(-1500*time.Millisecond), took.at.Add(-100*time.Millisecond))
+		t.Logf("%s: nothing stored for %v, and %v without a takeover", took.how, gap.Round(time.Millisecond), before.Round(time.Millisecond))
 		if gap > took.most {
 			t.Errorf("%s: nothing stored for %v, want at most %v", took.how, gap, took.most)
 		}

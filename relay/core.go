@@ -16,7 +16,7 @@ import (
 //
 // A row in the relay's hands is in one of these states:
 //
-//	waiting    behind another row of its aggregate, or for a place in the window
+//	waiting    for another row of its aggregate, or for a place in the window
 //	in flight  handed to the publisher, outcome open; at most one an aggregate, unless pipelined
 //
 // It leaves the relay's hands when it is stored, that is, acknowledged: the next exchange removes it from the table before
@@ -43,7 +43,7 @@ type core struct {
 	flying    int         // Rows in flight.
 	highest   int64       // The highest seq ever in hands.
 
-	// pipelined is how rows in flight were sent: in one ordered pipe, where nothing behind a failed row is
+	// pipelined is how rows in flight were sent: in one ordered pipe, where nothing after a failed row is
 	// stored, or each by itself. It changes only while none is in flight. Closing: no more of them are to be sent
 	// until then.
 	pipelined bool
@@ -71,7 +71,7 @@ type core struct {
 	unfit    []refusal  // Rows that were not read, since they can never be published: for the log.
 	doubles  []double   // Rows whose id the stream had already, to be looked at.
 	twice    [2][]int64 // Those of them that are not in the stream: to be settled, and not archived.
-	aside    []aside    // Rows that the database did not let go, each for its own sake.
+	aside    []aside    // Rows that the database refused to let go, each for a reason of its own.
 	asideAt  time.Time  // When that is tried again.
 	under    *exchange  // Under way; nil for none.
 
@@ -165,7 +165,7 @@ func newCore(o Options) *core {
 	}
 }
 
-// begin sets out from what the former leader left behind.
+// begin sets out from what the former leader left.
 func (c *core) begin(term store.Term, readsBack bool, now time.Time) {
 	for _, b := range term.Blocked {
 		c.blocked.add(aggregate{b.AggregateType, b.AggregateID}, now.Add(min(b.For, c.retry.most)), b.From)
@@ -384,13 +384,13 @@ func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
 	return c.refuse(row, a, fault.Error(), fault.Permanent(), now)
 }
 
-// refuse notes that a row was refused for its own sake: it is tried again later or, if that has been done as often as
+// refuse notes that a row was refused for a reason of its own: it is tried again later or, if that has been done as often as
 // allowed or cannot help, given up. Its aggregate is blocked meanwhile.
 func (c *core) refuse(row *store.Row, a aggregate, reason string, forGood bool, now time.Time) verdict {
 	failure := store.Failure{Ref: store.Ref{Seq: row.Seq, ID: row.ID}, Attempts: row.Attempts + 1, Reason: reason, Size: int64(row.Size()) + row.Unread}
 	if forGood || failure.Attempts >= c.maxAttempts {
 		// Until that is recorded nothing of the aggregate goes on: after a crash the row would be tried once
-		// more, behind its successors.
+		// more, after its successors.
 		if !row.Nameless { // Otherwise every row of its aggregate is as unfit.
 			c.blocked.record(a, row.Seq)
 		}
@@ -436,7 +436,7 @@ func (c *core) line(l *lane) {
 }
 
 // forget drops the rows of a lane from seq on: they are fetched again when its aggregate is no longer blocked.
-// Those in flight are ones behind a failed row, so they are not stored.
+// Those in flight come after a failed row, so they are not stored.
 func (c *core) forget(l *lane, seq int64) {
 	var kept *item
 	n := 0
@@ -518,7 +518,7 @@ func (c *core) lane(a aggregate) *lane {
 	return l
 }
 
-// insert keeps seq order, behind the rows that are in flight. A row that committed late comes before those already
+// insert keeps seq order, after the rows that are in flight. A row that committed late comes before those already
 // waiting.
 func (l *lane) insert(it *item) {
 	it.lane = l

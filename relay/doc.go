@@ -7,11 +7,12 @@
 // # Guarantees
 //
 //   - Every event whose transaction committed is stored in the stream, and none whose did not.
-//   - It is stored once, however long an interruption between publishing and settling lasts: whenever an outcome is
-//     open, the relay looks what the stream holds before it goes on. See Recovery.
+//   - It is stored once, however long an interruption between publishing and settling lasts: whenever an outcome is in
+//     doubt, the relay reads what the stream holds before it goes on. See Recovery.
+//   - No row stops another. Whatever a row holds, only its own aggregate waits for it. See Refusals.
 //   - An aggregate's events are stored in the order of their seq. Few events are sent each by itself, the next one
-//     of an aggregate when the outcome of the one before is known; a backlog goes in one ordered pipe, if the broker
-//     has one, where nothing behind a failed event is stored. Between aggregates there is no order.
+//     of an aggregate when the outcome of the one before is known; a backlog goes in one ordered batch, if the broker
+//     takes them, where nothing after a failed event is stored. Between aggregates there is no order.
 //   - What is stored is then removed from the outbox, and nothing else is.
 //   - What the broker loses after it has acknowledged it is published again, in order and before anything newer of its
 //     aggregate, if the archive still has it: see store.Options.Retain.
@@ -19,14 +20,15 @@
 // The conditions: the stream keeps what it has, but for what its limits remove at its beginning (limits retention, no
 // limit on messages a subject); nobody else publishes on the outbox's subjects with its ids; one relay leads at a time;
 // and the stream's duplicate window is at least [MinDuplicateWindow]. The last is for one case only: a message that an
-// earlier leader, frozen or cut off, had under way outside of an ordered batch when its lease ran out.
+// earlier leader, frozen or cut off, had in flight outside of an ordered batch when its lease ran out. README.md tells the
+// one sequence of faults in which the window is not enough.
 //
 // # Recovery
 //
 // The stream is the truth: what it holds is published, what it does not hold is not. The outbox keeps a checkpoint, a
-// sequence of the stream that all events still in the table are stored behind, if at all. A leader that takes office,
-// or that has seen an outcome stay open (an acknowledgement lost, a timeout, a broken connection), publishes nothing more
-// and
+// sequence of the stream: each event that is still in the table is stored after it, or not at all. A leader whose term
+// begins, or that has an outcome in doubt (an acknowledgement lost, a timeout, a broken connection), publishes nothing
+// more and
 //
 //  1. waits until nothing is in flight;
 //  2. puts up a fence: a message on a subject of the relay's own. Whatever ordered batch a former leader has yet to begin
@@ -34,10 +36,16 @@
 //  3. reads the stream from the checkpoint to the fence, and settles the events it finds there;
 //  4. compares the archive with what it found, and puts back into the table what the stream should have and has not.
 //
-// Then it fetches anew, and goes on. No clock and no duplicate window has a part in that, but that the next checkpoint is
-// not recorded before whatever was sent outside of a batch has arrived or is lost. The same happens when a look at
-// the stream, which it takes every second or so while it publishes and every five while it does not, shows that it is
-// another, or shorter than it was, or has another message at the sequence acknowledged last.
+// Then it fetches anew, and goes on. No clock and no duplicate window has a part in that, except that the next checkpoint
+// is not recorded before each message that was sent outside of a batch has arrived or is lost: see ledger.go.
+//
+// The relay looks at the stream every second or so while it publishes, and every five seconds while it does not. It reads
+// the stream back if that look finds another stream, a shorter one, or another message at the sequence acknowledged last;
+// and if an acknowledgement has a sequence that the stream had given before. After idleness it sends one event alone, so
+// that a stream that was created anew or put back is noticed before anything else is stored in it.
+//
+// A leader that stops in order hands over: nothing is in flight, and it leaves a checkpoint that says so. If its
+// successor finds that fence as the last one in the stream, it reads nothing back (handover.go).
 //
 // A relay whose [Publisher] is no [Reader] does none of that: then the stream's duplicate window is all there is.
 //
@@ -67,19 +75,39 @@
 //
 // Package stream says whose fault a failed publish is:
 //
-//   - The row's own (too large, a reserved header): it is tried again after Options.RetryBackoff, doubling, up to
-//     Options.MaxAttempts times, then moved to the dead letters. Only its aggregate waits meanwhile. What follows a
-//     dead letter is the store's to decide: by default the aggregate goes on.
+//   - The row's own (too large, a reserved header): see Refusals.
 //   - The stream's set-up, or the weather (an outage, a timeout, a full stream): nobody's attempts are spent. The relay
 //     pauses as a whole, says why, and looks again after 50 ms, doubling to a second.
 //   - A failed round trip to Postgres ends the term. What was published and not settled is found in the stream by the
-//     next one.
+//     next one. A round trip that is slow, or waits for a lock, costs no term: store.Outbox.Watch proves that the server
+//     lives, and names whoever is in the way.
+//   - Postgres keeps rows that were deleted, or the archive does not have what was put into it: somebody's trigger or rule
+//     does that. Publishing pauses, as a fault of the set-up, since everything would be published again.
 //
 // Run returns an error only for what waiting does not mend, such as a foreign table of the outbox's name.
 //
+// # Refusals
+//
+// A row that the broker refuses for a reason of the row's own is tried again after Options.RetryBackoff, doubling, up to
+// Options.MaxAttempts times, and then given up: it becomes a dead letter. What cannot change within seconds, such as an event
+// that is too large, is given up on its first attempt. What can never be published, the fetch does not even read.
+//
+// Only the row's aggregate waits meanwhile. A fetch leaves blocked aggregates out, the first thousand by name and the
+// rows of others by seq, so that their backlog costs nobody anything. What follows a dead letter is the store's to decide: by
+// default the aggregate goes on. The log tells ten refusals in ten seconds, and sums up the others.
+//
+// A kept row is one of which Postgres refuses to record the outcome: a foreign key, or somebody's trigger. The round trip is
+// repeated in steps, so that the other rows get through, and the kept row is set aside: it is tried again, and the log and
+// [Hooks].Kept name it. A row that is given up and cannot be moved to the dead letters stays in the outbox, marked with
+// given_up_at, and is not fetched again. With more than a hundred rows aside, publishing pauses.
+//
+// A double is a row whose id the stream had already. The relay looks up what is stored under that id: the same event, from an
+// attempt whose answer was lost, or another row with the same id. The latter is settled, not archived, and the log and
+// [Hooks].Twice name both rows.
+//
 // # Stopping
 //
-// When Run's context ends, a leader finishes what is in flight, settles it, gives the lock back and tells the
-// standbys, within Options.ShutdownTimeout. A relay that is killed instead leaves the same state behind, minus the
-// settling: its successor finds in the stream what was published.
+// When Run's context ends, a leader finishes what is in flight, settles it, hands over, gives the lock back and tells the
+// standbys, within Options.ShutdownTimeout. A relay that is killed instead leaves the same state, without what was still to
+// be settled: its successor finds in the stream what was published.
 package relay

@@ -30,8 +30,8 @@ const (
 //	+ 2 s                    margin
 //
 // which makes 22 s by default. For that long the stream has to recognise an event's id, and then for as long as the new
-// leader takes to publish that event: an event whose message arrives late, behind the fence, and which then waits for
-// longer than the window, as behind a backlog of hours or an event that is refused again and again, is stored twice. An
+// leader takes to publish that event: an event whose message arrives late, after the fence, and which then waits for
+// longer than the window, as for a backlog of hours or for an event that is refused again and again, is stored twice. An
 // interruption between publishing an event and settling it, such as an outage of Postgres or NATS, may last for any time.
 func MinDuplicateWindow(ackTimeout time.Duration) time.Duration {
 	if ackTimeout == 0 {

@@ -31,7 +31,7 @@ type scenario struct {
 
 // limits switches on what the claim does not cover.
 type limits struct {
-	// After a stray was stored behind the fence, the window expires before its row is published again: see
+	// After a stray was stored after the fence, the window expires before its row is published again: see
 	// MinDuplicateWindow.
 	longPause bool
 }
@@ -43,7 +43,7 @@ type sabotage struct {
 	anyFence      bool // The stream takes ordered batches whatever has been put up since.
 	anyLease      bool // A leader sends whatever its clock says.
 	settleByRange bool // All rows up to the highest one that was acknowledged are removed.
-	looseOrder    bool // A pipe goes on behind a message that got lost.
+	looseOrder    bool // An ordered batch goes on after a message that got lost.
 	deaf          bool // Nobody is told that the stream has lost something, and nobody sees it.
 	noArchive     bool // Nothing is retained.
 	strayBlind    bool // Nobody waits for the rows of which strays may arrive.
@@ -449,9 +449,9 @@ func (w *world) check() string {
 		case r.state == archived && stored == 0:
 			return fmt.Sprintf("row %d is settled and not stored", i+1)
 		case r.state == archived && stored <= r.after:
-			return fmt.Sprintf("row %d is stored at %d, and the archive says behind %d", i+1, stored, r.after)
+			return fmt.Sprintf("row %d is stored at %d, and the archive says after %d", i+1, stored, r.after)
 		case r.state == waiting && stored > 0 && stored <= w.checkpoint.Sequence:
-			return fmt.Sprintf("row %d is in the outbox and stored at %d, and the checkpoint says behind %d", i+1, stored, w.checkpoint.Sequence)
+			return fmt.Sprintf("row %d is in the outbox and stored at %d, and the checkpoint says after %d", i+1, stored, w.checkpoint.Sequence)
 		}
 	}
 	return ""

@@ -30,7 +30,7 @@ type Hooks struct {
 	Database func(store.Finding)
 	// Twice tells of a row that has another's id, so that the stream did not store it.
 	Twice func(Twice)
-	// Kept tells of a row for which the database refused what was asked, for its own sake.
+	// Kept tells of a row for which the database refused what was asked, for a reason of that row's own.
 	Kept func(store.Kept)
 }
 

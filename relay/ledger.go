@@ -4,11 +4,11 @@ import "time"
 
 // ledger keeps the lower bounds that make reading the stream back short: after which of its sequences are the rows
 // that were sent? Sending is divided into epochs. Each begins with a sequence that the stream was seen to have given,
-// so that whatever is sent in it is stored behind that; and when all rows of the epochs before it have been settled,
+// so that whatever is sent in it is stored after that; and when all rows of the epochs before it have been settled,
 // that sequence is the new checkpoint.
 //
 // An epoch begins only if all of the one before the last had been settled when the stream was looked at. So what was
-// sent in epoch e is stored behind the beginning of e, and not behind that of e+2: from the beginning of an archived
+// sent in epoch e is stored after the beginning of e, and not after that of e+2: from the beginning of an archived
 // event's epoch on it takes a look at two epochs to find it, or to know that it is gone.
 type ledger struct {
 	epoch      uint64    // The present one, from 1 on.
@@ -31,7 +31,7 @@ const (
 	epochRows  = 2500
 )
 
-// after returns a sequence that what was sent in this epoch is stored behind.
+// after returns a sequence after which all that was sent in this epoch is stored.
 func (l *ledger) after(epoch uint64) uint64 { return l.start[epoch&1] }
 
 // sent notes that a row is being sent. It may have been before, and refused.

@@ -16,7 +16,7 @@ import (
 )
 
 // The stream is the truth: what it holds is published, what it does not hold is not. So a term begins, and goes on
-// after an open outcome, by putting up a fence, behind which nothing comes any more that was sent before, and reading
+// after an open outcome, by putting up a fence, after which nothing comes any more that was sent before, and reading
 // back what is stored up to there. Neither a clock nor the stream's duplicate window has a part in that; only the next
 // checkpoint waits for a time, see ledger.
 
@@ -133,9 +133,10 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, untouched bo
 		if err != nil {
 			return err
 		}
-		// What a broker loses is the latest. So it has lost no more than was compared if it still has something that it
-		// stored behind all that was not: from the checkpoint on, since what was sent in an epoch is not stored behind
-		// the one after the next (see ledger). Any archived event is such a thing, and so is the last fence.
+		// A broker loses only a suffix of the stream. So if a message is still there that was stored after everything that
+		// was not compared, nothing of that is lost. Each message from the checkpoint on was: what was sent in an epoch is
+		// not stored after the beginning of the next but one (see ledger). Any archived event will do, and so will the
+		// last fence.
 		sure := kept >= last.Sequence || r.fence.Former == last.Sequence
 		if !sure && last.Before > 0 {
 			all, err := t.store.Archive(ctx, 0)
@@ -157,17 +158,18 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, untouched bo
 	return r
 }
 
-// compare settles what the stream holds above a sequence, or behind the archived events, and is still in the table. It
+// compare settles what the stream holds above a sequence, or after the archived events, and is still in the table. It
 // returns which of those events the stream has not, though it should, and the highest sequence of those that it has.
 func (t *term) compare(ctx context.Context, r *recovery, above uint64, archived []store.Archived, known bool) (lost []store.Archived, kept uint64, err error) {
 	if r.fence.Gaps {
 		archived = nil
 	}
 	missing := make(map[uuid.UUID]struct{}, len(archived))
+	// What the stream itself has removed at its beginning is not lost.
+	expected := func(a store.Archived) bool { return !known || a.After+1 >= r.fence.First }
 	for _, a := range archived {
 		above = min(above, a.After)
-		// What the stream itself has removed at its beginning is not lost.
-		if !known || a.After+1 >= r.fence.First {
+		if expected(a) {
 			missing[a.ID] = struct{}{}
 		}
 	}
@@ -175,12 +177,42 @@ func (t *term) compare(ctx context.Context, r *recovery, above uint64, archived 
 	if kept, err = t.scan(ctx, above, r, missing); err != nil {
 		return nil, 0, err
 	}
+	var newest map[int64]int64
+	if r.fence.Holes {
+		newest = newestOf(archived, func(a store.Archived) bool {
+			_, gone := missing[a.ID]
+			return !gone && expected(a)
+		})
+	}
 	for _, a := range archived {
-		if _, ok := missing[a.ID]; ok {
+		if _, ok := missing[a.ID]; ok && !older(newest, a) {
 			lost = append(lost, a)
 		}
 	}
 	return lost, kept, nil
+}
+
+// older reports whether the stream has a newer event of the same aggregate.
+func older(newest map[int64]int64, a store.Archived) bool {
+	seq, ok := newest[a.Aggregate]
+	return ok && a.Seq < seq
+}
+
+// newestOf returns the highest seq of each aggregate that the stream has of what is archived. An event of the aggregate
+// with a lower seq was stored before that one. A broker loses only a suffix: so if it is missing from a stream that has
+// holes, a person removed it, or a limit on the messages of a subject did that is not there any more. To publish it again
+// would put it after newer events.
+func newestOf(archived []store.Archived, stored func(store.Archived) bool) map[int64]int64 {
+	newest := make(map[int64]int64)
+	for _, a := range archived {
+		if !stored(a) {
+			continue
+		}
+		if seq, ok := newest[a.Aggregate]; !ok || seq < a.Seq { // Any number may be a seq.
+			newest[a.Aggregate] = a.Seq
+		}
+	}
+	return newest
 }
 
 // intact reports whether nothing is lost of the two oldest epochs of what is archived, which are stored between each
@@ -266,7 +298,7 @@ func (t *term) scan(ctx context.Context, above uint64, r *recovery, missing map[
 
 var errStalled = fmt.Errorf("no progress for %v", recoveryPatience)
 
-// audit looks at the stream from time to time: it may have lost what it acknowledged, and it tells behind which
+// audit looks at the stream from time to time: it may have lost what it acknowledged, and it tells after which
 // sequence later events will be stored.
 type audit struct {
 	sight   stream.Sight // The latest.

@@ -33,7 +33,7 @@ type Options struct {
 	// BatchSize is how many rows are fetched at once. The default is DefaultBatchSize. While one page is being
 	// published the next one is fetched, so twice as many are in memory.
 	BatchSize int
-	// BatchBytes bounds the payloads of a page, which holds at least one row. The default is DefaultBatchBytes.
+	// BatchBytes bounds the bytes of a page, of all columns; a page holds at least one row. The default is DefaultBatchBytes.
 	BatchBytes int
 	// Window is how many events may be on their way to the broker at once. The default is DefaultWindow.
 	Window int
@@ -105,7 +105,7 @@ func (o Options) validated() (Options, error) {
 // Store is the outbox as the relay sees it. store.Outbox implements it.
 type Store interface {
 	// Begin prepares for a term of office: it verifies that the outbox is fit to be worked on, records who
-	// leads, and returns the term's number, at least atLeast, and what the former leader left behind.
+	// leads, and returns the term's number, at least atLeast, and what the former leader left.
 	Begin(ctx context.Context, stream, leader string, atLeast int64) (store.Term, error)
 	// Stand tells others whether this relay, which does not lead, could publish to stream. Its error says why it could not
 	// lead, as far as the database is concerned, and obstacle why nobody can be elected; empty for nothing.
@@ -116,10 +116,10 @@ type Store interface {
 	End(ctx context.Context) error
 	// Exchange records outcomes and fetches rows, in one transaction.
 	Exchange(ctx context.Context, request store.Request) (store.Reply, error)
-	// Archive returns what is in the archive as published to the stream behind a sequence, for all from this one on.
+	// Archive returns what is in the archive as published to the stream after a sequence, for all from this one on.
 	Archive(ctx context.Context, from uint64) ([]store.Archived, error)
-	// Settle removes those of the events found in the stream, behind after, that are still in the outbox, and returns
-	// how many those were, and which of them the database does not let go, each for its own sake.
+	// Settle removes those of the events found in the stream, all after the sequence after, that are still in the outbox, and returns
+	// how many those were, and which of them the database does not let go, each for a reason of its own.
 	Settle(ctx context.Context, found []store.Ref, after uint64) (settled int, kept []store.Ref, err error)
 	// PutBack puts archived events that the stream has lost back into the outbox, and records the checkpoint unless it
 	// is zero.
@@ -136,8 +136,8 @@ type Store interface {
 type Publisher interface {
 	// Open makes it ready, or says why it is not; called again after trouble.
 	Open(ctx context.Context) (warnings []string, err error)
-	// Publish sends an event without waiting. Its error says that nothing was sent. The event is another one's after the
-	// call; what it refers to stays as it is.
+	// Publish sends an event without waiting. Its error says that nothing was sent. Publish must not keep event
+	// after it returns: the relay reuses it. Data and Headers are not modified.
 	Publish(event *stream.Event) error
 	// Outcomes is signalled when Collect has something to return.
 	Outcomes() <-chan struct{}
@@ -151,7 +151,7 @@ type Publisher interface {
 	Stream() string
 }
 
-// Pipeline is what a [Publisher] may also have: a way to send events in one ordered pipe, where nothing behind an
+// Pipeline is what a [Publisher] may also have: a way to send events in one ordered batch, where nothing after an
 // event that failed is stored. The relay then need not wait for the outcome of an aggregate's former event.
 type Pipeline interface {
 	// Pipeline returns how many events may be in flight in a pipe; 0 if there can be none now.
@@ -352,7 +352,7 @@ func (r *Relay) missed(ctx context.Context) func(gap time.Duration) {
 
 // campaign takes part in elections, and serves the terms, until ctx ends or no further term can be served.
 func (r *Relay) campaign(ctx context.Context, office *office, abort func()) error {
-	scout := &scout{Relay: r}
+	scout := &scout{Relay: r, working: make(chan struct{}, 1)}
 	setbacks := backoff{first: 100 * time.Millisecond, most: 5 * time.Second}
 	failures := 0
 	lead := func(leading context.Context, lease *election.Lease) error {

@@ -50,8 +50,8 @@ type scout struct {
 	looks     int       // How many looks in a row found that it could not lead.
 	said      string    // What the log says.
 
-	// working is held during a look, and during a term, whose publisher and session they share.
-	working sync.Mutex
+	// working has a token during a look, and during a term, whose publisher and session they share.
+	working chan struct{}
 
 	mu        sync.Mutex // Protects what follows.
 	resting   bool       // A term wants to begin, or has begun.
@@ -85,7 +85,11 @@ func (s *scout) watch(ctx context.Context, withdraw context.CancelCauseFunc) {
 		if ctx.Err() != nil {
 			return
 		}
-		s.working.Lock()
+		select {
+		case s.working <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
 		fit, err := s.look(ctx)
 		switch {
 		case err != nil:
@@ -93,7 +97,7 @@ func (s *scout) watch(ctx context.Context, withdraw context.CancelCauseFunc) {
 		case !fit && !s.isResting():
 			withdraw(errNotFit)
 		}
-		s.working.Unlock()
+		<-s.working
 	}
 }
 
@@ -108,7 +112,7 @@ func (s *scout) rest() {
 		s.interrupt()
 	}
 	s.mu.Unlock()
-	s.working.Lock()
+	s.working <- struct{}{}
 	s.publisher.Close()
 }
 
@@ -116,7 +120,7 @@ func (s *scout) resume() {
 	s.mu.Lock()
 	s.resting = false
 	s.mu.Unlock()
-	s.working.Unlock()
+	<-s.working
 }
 
 func (s *scout) isResting() bool {

@@ -20,7 +20,7 @@ const (
 	openTimeout      = 5 * time.Second
 	openTimeoutFirst = time.Second
 	// endTimeout bounds the last round trip of a term.
-	endTimeout = time.Second
+	endTimeout = 400 * time.Millisecond
 )
 
 // reopen spaces out the attempts to publish again after trouble that is nobody's or the set-up's fault.
@@ -152,7 +152,7 @@ func (r *Relay) lead(ctx context.Context, lease *election.Lease, stop <-chan str
 	return err
 }
 
-// begin takes note of what the former leader left behind.
+// begin takes note of what the former leader left.
 func (t *term) begin(ctx context.Context) (number int64, err error) {
 	t.workers.Go(func() { t.store.Watch(ctx, func(f store.Finding) { t.found(ctx, f) }) })
 	term, err := t.store.Begin(ctx, t.publisher.Stream(), t.options.Name, t.atLeast)
@@ -295,7 +295,7 @@ func (t *term) arm(timer *time.Timer, now time.Time) {
 // then: that is a tenth of the time that an event takes.
 func (t *term) publish(ctx context.Context, now time.Time) {
 	if t.gate == ajar && !t.core.doubt && t.core.open == 0 {
-		t.resume(ctx) // What there was to try it with has been refused for its own sake.
+		t.resume(ctx) // What there was to try it with has been refused for a reason of its own.
 	}
 	limit, pipeline := t.options.Window, t.pipeline.Pipeline()
 	if t.reader != nil && t.reader.Alone() {
@@ -414,7 +414,7 @@ func (t *term) resolve(ctx context.Context, o stream.Outcome, now time.Time) {
 	}
 }
 
-// refused tells of an event that was refused for its own sake.
+// refused tells of an event that was refused for a reason of its own.
 func (t *term) refused(ctx context.Context, r refusal, now time.Time) {
 	t.refusals.tell(ctx, t.log, r, now)
 	t.hooks.Refused(Refused{EventType: r.row.EventType, Attempts: r.row.Attempts + 1, Dead: r.verdict == died, Err: r.err})

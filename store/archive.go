@@ -138,10 +138,12 @@ type Ref struct {
 type Archived struct {
 	Ref
 
-	// After is a sequence of the stream which the event was stored behind.
+	// After is a sequence of the stream after which the event was stored.
 	After uint64
 	// Size is that of its payload in bytes.
 	Size int
+	// Aggregate is the same for all events of an aggregate, and differs from that of others.
+	Aggregate int64
 
 	part int        // Where it is:
 	at   pgtype.TID // nothing moves in the archive.
@@ -158,13 +160,13 @@ func (o *Outbox) Archive(ctx context.Context, from uint64) (events []Archived, e
 		return nil, nil
 	}
 	err = o.with(ctx, func(conn *pgx.Conn) error {
-		rows, err := conn.Query(ctx, `select seq, id, after, octet_length(data), part, ctid from `+o.table.published()+` where stream = $1 and after >= $2`, o.stream, int64(from))
+		rows, err := conn.Query(ctx, `select seq, id, after, octet_length(data), coalesce(hashtextextended(aggregate_id, hashtextextended(aggregate_type, 0)), 0), part, ctid from `+o.table.published()+` where stream = $1 and after >= $2`, o.stream, int64(from))
 		if err != nil {
 			return err
 		}
 		events, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (a Archived, err error) {
 			var after int64
-			err = row.Scan(&a.Seq, &a.ID, &after, &a.Size, &a.part, &a.at)
+			err = row.Scan(&a.Seq, &a.ID, &after, &a.Size, &a.Aggregate, &a.part, &a.at)
 			a.After = uint64(after)
 			return a, err
 		})
@@ -175,7 +177,7 @@ func (o *Outbox) Archive(ctx context.Context, from uint64) (events []Archived, e
 
 // Settle removes those of the events that are still in the outbox, for the archive if there is one, and returns how many
 // those were: they were found in the stream after a sequence. Kept are those that the database does not let go, each for
-// its own sake. Like Exchange it works on the session, for the leader only.
+// a reason of its own. Like Exchange it works on the session, for the leader only.
 //
 // Rows that are still there although the database reported no error are an [ErrKept].
 func (o *Outbox) Settle(ctx context.Context, found []Ref, after uint64) (settled int, kept []Ref, err error) {

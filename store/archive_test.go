@@ -24,7 +24,7 @@ func (f *fixture) begin(tb testing.TB) store.Term {
 	return term
 }
 
-// archived returns what the archive has behind above, in seq order.
+// archived returns what the archive has above a sequence, in seq order.
 func (f *fixture) archived(tb testing.TB, above uint64) []store.Archived {
 	tb.Helper()
 	events, err := f.Archive(tb.Context(), above)
@@ -66,7 +66,7 @@ func TestPutBack(t *testing.T) {
 		t.Fatalf("the archive has %v, want %v", got, want)
 	}
 	if got, want := refs(f.archived(t, 11)), []int64{3}; !slices.Equal(got, want) {
-		t.Errorf("behind 11 the archive has %v, want %v", got, want)
+		t.Errorf("after 11 the archive has %v, want %v", got, want)
 	}
 	lost := f.archived(t, 0)[1:]
 	checkpoint := store.Checkpoint{Created: time.Now().Truncate(time.Microsecond), Sequence: 7, Before: 5}
@@ -202,7 +202,7 @@ func TestCheckpointOfAnotherStream(t *testing.T) {
 	f.exchange(t, store.Request{Settled: []store.Settled{{Seqs: []int64{1, 2}, After: 10}}})
 	f.putBack(t, f.archived(t, 0)[:1], store.Checkpoint{Created: now.Add(time.Second), Sequence: 3, Before: 3})
 	if got := f.archived(t, 0); len(got) != 1 || got[0].Seq != 2 || got[0].After != 0 {
-		t.Errorf("the archive has %+v, want event 2 behind 0", got)
+		t.Errorf("the archive has %+v, want event 2 after 0", got)
 	}
 }
 

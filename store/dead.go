@@ -403,5 +403,9 @@ func (o *Outbox) takeDead(ctx context.Context, operation string, keys []DeadKey,
 	if err != nil {
 		return 0, o.explain(operation+" dead letters", err)
 	}
+	o.held.Store(nil) // If this is the relay's own process, it need not wait to be notified.
+	for _, g := range graves {
+		o.back.lower(g.seq)
+	}
 	return len(graves), nil
 }

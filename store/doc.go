@@ -29,7 +29,8 @@
 //
 //	in t, attempts = 0       waits to be published
 //	in t, retry_at set       was refused by the broker; waits for another attempt, and its aggregate with it
-//	in t_dead                was refused as often as allowed; waits for a person to requeue or discard it
+//	in t, given_up_at set    was given up, and could not be moved to t_dead; is not fetched, and the commands show it
+//	in t_dead                was given up, a dead letter with a number of its own; waits for a person to requeue or discard it
 //	in t_published           is stored in the stream; kept for Options.Retain, in case that the stream loses it
 //	gone                     is stored in the stream
 //
@@ -54,6 +55,21 @@
 // never removes one that it was not told to. It runs on the [Session] that holds the leader's lock, so whoever
 // has lost the lock has lost the way to write, too.
 //
+// A fetch begins at a floor: every row with a lower seq has been settled, is held or is passed over (floor.go). The floor is
+// never above what the sequence has given out. It is kept in t_relay as scan_from, so that the next term need not scan dead
+// rows again; whoever puts a row with a lower seq back lowers scan_from in the same transaction. [Outbox.Sweep] finds rows
+// below the floor that no notification told of, such as those of a session without triggers.
+//
+// A page is bounded in rows and in the bytes of all columns. A row that can never be published, because its payload is
+// larger than the broker takes or a column is not what it has to be, is not read: the fetch says what is wrong with it.
+//
+// An exchange that Postgres refuses because of a row is repeated with a savepoint for each step: what can be done is done,
+// and the reply names the rows for which it cannot (isolate.go). The reply also compares what left the outbox, and what the
+// archive has, with what was asked: [ErrKept] and [ErrUnarchived] say that something in the database does otherwise.
+//
+// [Outbox.Watch] looks after the session beside a term. A statement that is slow, or that waits for a lock, is a sign of
+// life and costs no lease. Watch names whoever is in the way: pid, application, age, lock, and how to end it.
+//
 // # Recovering
 //
 // [Outbox.Begin] tells a new leader the [Checkpoint]: a lower bound of where in the stream there may be events that are
@@ -74,14 +90,16 @@
 // function that somebody has put on the outbox, as a trigger, runs with our search_path: it names its schemas, or sets its
 // own search_path.
 //
-// A relay has up to four connections: the session, the listener, one for tasks beside the term such as reading the archive,
-// and one that looks what the session waits for. A command has one. A CONNECTION LIMIT has to leave room for all relays.
+// A relay has up to four connections: the session, the listener, the watcher, which looks what the session waits for, and
+// one for tasks beside the term, such as reading the archive. A command has one. A CONNECTION LIMIT has to leave room for all relays.
 //
 // # Failures
 //
 // Errors say what to do; those that callers branch on are the Err… variables, and [Fatal] tells which of
 // them waiting does not heal. A connection that breaks is replaced at the next use. What is wrong with a DSN, [Open] says,
-// and quotes nothing of it. Poolers are refused ([ErrPooler]): in transaction mode, locks and notifications silently do not
-// work behind one, and in which mode it is nobody can tell from outside, since the process ID that it shows is made up in
-// each.
+// and quotes nothing of it. Poolers are refused ([ErrPooler]): in transaction mode locks and notifications silently do not
+// work through one. Nobody can tell from outside which mode a pooler is in, since it makes up the process ID in each.
+//
+// A relay that names another stream than the one that the outbox goes to is refused ([ErrOtherStream]), unless
+// Options.AdoptStream is set.
 package store

@@ -90,7 +90,7 @@ const (
 // Settled are rows that the stream has acknowledged. They leave the outbox, for the archive if there is one.
 type Settled struct {
 	Seqs []int64
-	// After is a sequence of the stream which all of them are stored behind.
+	// After is a sequence of the stream after which all of them are stored.
 	After uint64
 	// Unarchived tells that they are not in the stream: it has another event with the id of each.
 	Unarchived bool
@@ -118,7 +118,7 @@ type Reply struct {
 	// Asleep reports that FallAsleep succeeded. If it did and Rows is empty, whatever is inserted from now on
 	// causes a notification. If it did not, a producer's transaction is under way.
 	Asleep bool
-	// Kept are rows for which the database refused what was asked, each for its own sake: the rest was done.
+	// Kept are rows for which the database refused what was asked, each for a reason of its own: the rest was done.
 	Kept []Kept
 	// Remaining is an [ErrKept] if some of the Settled rows are still in the outbox although Postgres reported no error, or
 	// more than those are gone, and an [ErrUnarchived] if the archive does not have them: something in the database did
@@ -150,6 +150,7 @@ type queries struct {
 	remaining  string       // How many of some rows are still there,
 	stillThere string       // and of some by their ids.
 	prelude    string       // Takes or leaves the sleep lock and observes the transactions, before the fetch takes its snapshot.
+	idle       string       // Whether nobody but us has written to the outbox and is still at it.
 	clear      string       // Whether nobody with a number below $1 has drawn a seq and is still at it.
 	fetch      [2][2]string // By whether payloads are measured, and aggregates blocked.
 	keys       [2]string    // Only the names of a page's rows, by whether aggregates are blocked.
@@ -235,6 +236,12 @@ select not exists (
        and r.database = (select oid from pg_catalog.pg_database where datname = current_database())
        and r.pid is distinct from pg_backend_pid()
        and (t.transactionid is null or age(t.transactionid) > age($1::text::xid)))`
+	q.idle = `
+select not exists (
+    select from pg_catalog.pg_locks
+     where locktype = 'relation' and relation = to_regclass('` + strings.ReplaceAll(t.outbox(), "'", "''") + `') and mode = 'RowExclusiveLock'
+       and database = (select oid from pg_catalog.pg_database where datname = current_database())
+       and pid is distinct from pg_backend_pid())`
 	for blocked := range 2 {
 		for measured := range 2 {
 			q.fetch[measured][blocked] = t.fetch(measured == 1, blocked == 1, hold)
@@ -250,7 +257,7 @@ select seq, id from ` + t.outbox() + ` o` + wanted(blocked == 1, 8) + hold + ` o
 // session. Only the leader calls it, one at a time. If it fails, nothing of the request has happened, or its
 // outcome is unknown; repeating what was to be recorded is harmless.
 //
-// What the database refuses for a row's own sake does not fail it: see [Reply.Kept]. It may take as long as Postgres
+// What the database refuses for a reason of one row's own does not fail it: see [Reply.Kept]. It may take as long as Postgres
 // works on it.
 func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
 	if len(request.Settled)+len(request.Failed)+len(request.Dead) == 0 && request.Checkpoint == 0 && request.MaxPayload == 0 && request.Sleep == KeepSleep && request.Fetch == nil {
@@ -454,6 +461,7 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 		seen   observation
 		read   pageRead
 		unheld bool
+		idle   bool
 		n      tally
 		batch  = &pgx.Batch{}
 	)
@@ -476,8 +484,12 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 				return row.Scan(&unheld)
 			})
 		}
+		if o.took > slowFetch && o.complete {
+			batch.Queue(o.queries.idle).QueryRow(func(row pgx.Row) error { return row.Scan(&idle) })
+		}
 		o.queueFetch(batch, f, &read)
 	}
+	start := time.Now()
 	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
 		if f != nil {
 			o.floor.doubt() // Whatever was recorded about it may not have come to pass.
@@ -491,8 +503,9 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 		}
 	}
 	if f == nil {
-		return reply, nil
+		return reply, o.noteHeld(ctx, conn, request)
 	}
+	o.took = time.Since(start)
 	reply.Rows, reply.Full = read.rows, read.full
 	unexpected := read.large && !o.large
 	o.large = read.large
@@ -504,12 +517,23 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 	if unheld {
 		seen.xmin = math.MaxUint64
 	}
-	o.passed(seen, f, reply)
-	return reply, nil
+	o.passed(seen, f, reply, idle)
+	return reply, o.noteHeld(ctx, conn, request)
+}
+
+// slowFetch is from when on a fetch is slow: there are many rows that it passes over.
+const slowFetch = 100 * time.Millisecond
+
+// noteHeld reads anew which aggregates are held, if there are others now.
+func (o *Outbox) noteHeld(ctx context.Context, conn *pgx.Conn, request Request) error {
+	if len(request.Dead) == 0 {
+		return nil
+	}
+	return o.readHeld(ctx, conn)
 }
 
 // passed moves the floor after a fetch.
-func (o *Outbox) passed(seen observation, f *Fetch, reply Reply) {
+func (o *Outbox) passed(seen observation, f *Fetch, reply Reply, idle bool) {
 	before := o.drawn
 	if seen.drawn != nil {
 		if *seen.drawn < o.drawn {
@@ -532,6 +556,9 @@ func (o *Outbox) passed(seen observation, f *Fetch, reply Reply) {
 		low = math.MaxInt64
 	}
 	o.floor.advance(seen.xmin, seen.xid, highest, low)
+	if idle && o.complete && seen.drawn != nil {
+		o.floor.pass(min(*seen.drawn, math.MaxInt64-1)+1, low)
+	}
 }
 
 // look counts those of the settled rows that are still there although fewer were removed than asked. Rows that somebody

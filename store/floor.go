@@ -29,6 +29,10 @@ import (
 // its end, and what it wrote is visible before the lock is gone. So if no holder's number is below D, again all of
 // them have ended. Looking at the locks has a price for everybody, so that is done only where xmin is stuck.
 //
+// Where a fetch is slow, since it passes over a great many rows, that takes too long: it needs three of them. Then one is
+// enough. If, after the sequence was looked at and before the fetch took its snapshot, nobody else held such a lock, then all
+// that had drawn a seq up to there have ended, and the fetch sees all that there will ever be up to that seq (pass).
+//
 // F is never above what the sequence has given out: a row may have any seq, but the seqs of later rows come from there.
 //
 // Where triggers do not fire, as in a session that replicates, 1. does not hold; nor does it for a row whose seq is not
@@ -69,6 +73,10 @@ func (f *floor) stuck(now time.Time) bool {
 	f.looked = now
 	return true
 }
+
+// pass raises the floor to a seq up to which a complete page had all rows that there will be, but not above lowest, the
+// lowest one that is held after it.
+func (f *floor) pass(to, lowest int64) { f.at = max(f.at, min(to, lowest)) }
 
 // advance takes note of an exchange that fetched: xmin is of a snapshot before the fetch (the highest number if the
 // locks were clear), xid the exchange's own transaction (0 if it had none, which no transaction has), seen the highest seq

@@ -61,9 +61,10 @@ type Outbox struct {
 	unicode    bool // The database's encoding has all characters.
 	ascii      bool // Only those of ASCII are recorded: another may have been what the database refused.
 	floor      floor
-	scanFrom   int64 // What the table says of the floor.
-	drawn      int64 // The highest seq that the sequence had given out by the latest exchange.
-	complete   bool  // The latest page had all rows.
+	scanFrom   int64         // What the table says of the floor.
+	drawn      int64         // The highest seq that the sequence had given out by the latest exchange.
+	complete   bool          // The latest page had all rows.
+	took       time.Duration // The latest fetch.
 	arena      arena
 	large      bool   // The latest page came upon a row that is not small.
 	generation uint64 // The session's, at the last Begin; 0 before.
@@ -183,7 +184,7 @@ type Term struct {
 }
 
 // Begin prepares for a term of office: it checks the schema, records leader (a name for humans) as publishing
-// to stream, and returns what the former leader left behind. The term's number is above the last one's, and at least
+// to stream, and returns what the former leader left. The term's number is above the last one's, and at least
 // atLeast, which is for an outbox that was restored from a backup: the stream may know of later terms. If the outbox is
 // relayed to another stream that is an [ErrOtherStream], unless Options.AdoptStream is set.
 func (o *Outbox) Begin(ctx context.Context, stream, leader string, atLeast int64) (term Term, err error) {

@@ -14,8 +14,8 @@ import (
 	"github.com/go-outbox/go-outbox/store"
 )
 
-// library is an outbox whose archive has events 1 to 4, published behind 10, 20, 30 and 40, an hour apart and the
-// latest just now. The term that published them goes on, and its checkpoint is behind all of them.
+// library is an outbox whose archive has events 1 to 4, published after 10, 20, 30 and 40, an hour apart and the
+// latest just now. The term that published them goes on, and its checkpoint is after all of them.
 func library(t *testing.T) (f *fixture, events []store.Row) {
 	t.Helper()
 	f = newFixture(t, store.Options{Retain: 24 * time.Hour})

@@ -114,3 +114,47 @@ func TestScanFrom(t *testing.T) {
 		t.Errorf("the next term begins at %d, want 1", o.floor.at)
 	}
 }
+
+// A fetch that passes over a great many rows is not repeated from the same place: one is enough to raise the floor, if
+// nobody is writing just then.
+func TestFloorPassesManyRowsAtOnce(t *testing.T) {
+	dsn := storetest.NewDatabase(t)
+	o, err := Open(dsn, Options{HoldDead: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = o.Close(context.WithoutCancel(t.Context())) })
+	if err := o.Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := o.Begin(t.Context(), "S", "me", 0); err != nil {
+		t.Fatal(err)
+	}
+	execute(t, dsn, `insert into outbox_dead (seq, id, topic, aggregate_type, aggregate_id, event_type, data, created_at, attempts, last_error)
+		values (1, gen_random_uuid(), 't', 'A', 'held', 'E', '', now(), 1, 'refused')`)
+	execute(t, dsn, `insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) select 't', 'A', 'held', 'E', '' from generate_series(1, 1000)`)
+	fetch := func() {
+		t.Helper()
+		if reply, err := o.Exchange(t.Context(), Request{Fetch: &Fetch{Rows: 10, Bytes: 1 << 20}}); err != nil || len(reply.Rows) > 0 {
+			t.Fatalf("got %d rows, %v; want none", len(reply.Rows), err)
+		}
+	}
+	fetch()
+	if o.floor.at > 0 {
+		t.Fatalf("after a fast fetch that wrote nothing the floor is at %d, want 0", o.floor.at)
+	}
+	o.took = time.Minute
+	execute(t, dsn, `begin; insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) values ('t', 'A', 'held', 'E', '')`)
+	fetch()
+	if o.floor.at > 0 {
+		t.Fatalf("beside a producer the floor is at %d, want 0", o.floor.at)
+	}
+	execute(t, dsn, `select pg_terminate_backend(pid) from pg_stat_activity where state = 'idle in transaction' and datname = current_database()`)
+	for deadline := time.Now().Add(20 * time.Second); o.floor.at <= 1000 && time.Now().Before(deadline); {
+		o.took = time.Minute
+		fetch()
+	}
+	if o.floor.at <= 1000 {
+		t.Errorf("after a slow fetch the floor is at %d, want it above the 1000 rows", o.floor.at)
+	}
+}

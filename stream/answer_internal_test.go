@@ -39,7 +39,7 @@ func deafPublisher(tb testing.TB) *Publisher {
 // sent is the reply subject of an event that was sent by itself.
 func sent(tb testing.TB, p *Publisher, seq int64) string {
 	tb.Helper()
-	_, _, reply, _, err := p.expect(seq, sizesOf(2000, 300))
+	_, _, reply, _, err := p.expect(seq, sizesOf(2000, 300), 0)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -159,7 +159,7 @@ func TestAnswerToAnEvent(t *testing.T) {
 				t.Errorf("lost is %v, and trouble %v; want %v of both", got, trouble, test.lost)
 			}
 			// What is lost is put back before anything else is sent.
-			_, _, _, _, err := p.expect(2, sizes{})
+			_, _, _, _, err := p.expect(2, sizes{}, 0)
 			if _, _, errInOrder := p.enter(2, 1); (err != nil) != test.lost || (errInOrder != nil) != test.lost || err != nil && Classify(err).Ambiguous() {
 				t.Errorf("the next event: %v, in order %v", err, errInOrder)
 			}

@@ -77,6 +77,8 @@ type batch struct {
 	flow    int       // How many messages we asked the server to acknowledge at once.
 	most    int64     // The size of the largest message that can be stored.
 	sent    uint64    // Changed under mu, by the goroutine that publishes only, which reads it without.
+	wary    bool      // Some subjects were denied not long ago.
+	held    bool      // It has failed, and waits for the reason.
 	ending  bool      // The end was sent.
 	counted bool      // The server has said how many are stored: the others are not.
 
@@ -90,12 +92,14 @@ type batch struct {
 type batched struct {
 	seq   int64
 	sizes sizes
+	mark  uint64 // Its subject's; 0 if it has not been noted yet.
 }
 
-// measured notes the size of the latest event's headers. The caller holds mu.
-func (b *batch) measured(head int) {
-	if n := len(b.open); n > 0 && b.open[n-1].sizes.head == 0 {
-		b.open[n-1].sizes.head = sizesOf(0, head).head
+// measured notes the size of the latest event's headers, and its subject. The
+// caller holds mu.
+func (b *batch) measured(of *composer) {
+	if n := len(b.open); n > 0 && b.open[n-1].mark == 0 {
+		b.open[n-1].sizes.head, b.open[n-1].mark = sizesOf(0, of.head).head, of.mark
 	}
 }
 
@@ -108,6 +112,9 @@ func (p *Publisher) Pipeline() int {
 	defer p.mu.Unlock()
 	now := time.Now()
 	if !p.batches || p.conn == nil || now.Before(p.rest) || p.fence == 0 && p.unproven(now) {
+		return 0
+	}
+	if p.batch != nil && p.batch.ending && len(p.batch.open) > 0 {
 		return 0
 	}
 	return p.flow * batchAcks
@@ -130,10 +137,14 @@ func (p *Publisher) PublishInOrder(ev *Event) error {
 	} else {
 		err = p.publishEvent(b, ev, conn)
 	}
-	if err != nil {
-		return p.unsent(b, Classify(err))
+	if err == nil {
+		return nil
 	}
-	return nil
+	fault := p.unsent(b, Classify(err))
+	if errors.Is(err, errDenied) {
+		p.Finish() // It goes by itself, after the others.
+	}
+	return fault
 }
 
 // errNotFirst says that an event is too large to begin a batch, whose first
@@ -149,6 +160,9 @@ func (p *Publisher) wireEvent(b *batch, ev *Event) error {
 	subject, head, err := p.composer.wire(ev, fence...)
 	if err != nil {
 		return err
+	}
+	if b.wary && p.isDenied() {
+		return errDenied
 	}
 	if size := len(head) + len(ev.Data); b.sent == 1 && tooLargeWith(fence, size-linesSize(fence), b.most) {
 		return errNotFirst
@@ -167,6 +181,9 @@ func (p *Publisher) publishEvent(b *batch, ev *Event, conn *nats.Conn) error {
 	msg, err := p.composer.message(ev, string(b.reply()))
 	if err != nil {
 		return err
+	}
+	if b.wary && p.isDenied() {
+		return errDenied
 	}
 	if b.sent == 1 {
 		fence := p.fenceLines()
@@ -188,7 +205,7 @@ func (p *Publisher) Flush() {
 	p.mu.Lock()
 	b := p.batch
 	if b != nil {
-		b.measured(p.composer.head)
+		b.measured(p.composer)
 	}
 	p.mu.Unlock()
 	if b != nil && b.wired {
@@ -239,9 +256,10 @@ func (p *Publisher) unsent(b *batch, fault *Error) error {
 	if b.sent == 0 {
 		p.batch = nil
 	}
-	if errors.Is(fault, errNotFirst) {
+	if errors.Is(fault, errNotFirst) || errors.Is(fault, errDenied) {
 		p.rest = later(p.rest, time.Now().Add(notFirstRest))
-		p.tell(Outcome{Seq: seq, Err: fault, Again: true})
+		p.severed = &Outcome{Err: fault, Again: true}
+		p.behind(seq)
 		return nil
 	}
 	return fault
@@ -294,7 +312,8 @@ func (p *Publisher) enter(seq int64, size int) (b *batch, conn *nats.Conn, err e
 		b.until = time.Now().Add(p.options.AckTimeout)
 		p.watchBatch(p.options.AckTimeout)
 	}
-	b.measured(p.composer.head)
+	b.measured(p.composer)
+	b.wary = len(p.denied) > 0
 	b.open = append(b.open, batched{seq: seq, sizes: sizesOf(size, 0)})
 	b.sent++
 	return b, p.conn, nil
@@ -311,7 +330,7 @@ func (p *Publisher) Finish() {
 		return
 	}
 	b.ending = true
-	b.measured(p.composer.head)
+	b.measured(p.composer)
 	p.mu.Unlock()
 	reply := b.replies + strconv.FormatUint(b.sent+1, 10) + batchEnd
 	if b.wired {
@@ -404,7 +423,34 @@ func (p *Publisher) batchCounted(b *batch, a *answer) {
 		p.troubled(Classify(&SkippedError{Stream: p.Stream(), Events: a.Count, Most: most}))
 	}
 	p.highest = max(p.highest, a.Seq)
+	if b.fault == nil && len(b.open) > 0 {
+		p.hold(b) // A message is missing.
+		return
+	}
 	p.endBatch(b, b.fault)
+}
+
+// hold gives the violation a moment that may be the reason why a message of a batch
+// is missing.
+func (p *Publisher) hold(b *batch) {
+	if b.held {
+		return
+	}
+	b.held = true
+	b.until = time.Now().Add(deniedGrace)
+	p.watchBatch(deniedGrace)
+}
+
+// batchDenied handles the violation that is about a batch's message: the stream has
+// not got it, and stores nothing after it.
+func (p *Publisher) batchDenied(b *batch, at uint64, fault *Error) {
+	if b.fault == nil || at < b.faultAt {
+		b.fault, b.faultAt = fault, at
+	}
+	b.counted = b.counted || at == 1 // Then the batch never came to be.
+	if b.counted {
+		p.endBatch(b, b.fault)
+	}
 }
 
 // batchStored tells that all messages up to this place are stored, the last of
@@ -437,7 +483,8 @@ func (p *Publisher) batchRefused(b *batch, at uint64, reason *jetstream.APIError
 		fault := Classify(reason)
 		if at > b.known && at <= b.sent {
 			of := b.open[at-b.known-1].sizes
-			fault = p.sized(fault, of)
+			p.quotaNeeded(fault)
+			fault = p.inWords(p.sized(fault, of))
 			if at == 1 && fault.Code == codeMessageTooLarge {
 				// By itself it is smaller, and may be taken.
 				fault.permanent = p.maxMessage > 0 && int64(of.data) > p.maxMessage
@@ -453,7 +500,11 @@ func (p *Publisher) batchFailed(b *batch, at uint64, fault *Error) {
 	if fault != nil && (b.fault == nil || at < b.faultAt) {
 		b.fault, b.faultAt = fault, at
 	}
-	if at == 1 || fault != nil && fault.Code == CodeBatchUnknown {
+	switch {
+	case fault != nil && fault.Code == CodeBatchUnknown:
+		p.hold(b) // The stream may not have got the first message.
+		return
+	case at == 1:
 		p.endBatch(b, b.fault)
 		return
 	}

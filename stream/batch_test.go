@@ -127,7 +127,7 @@ func TestBatch(t *testing.T) {
 	}
 }
 
-// Whatever stops a batch at message k: all before it is stored, nothing behind.
+// Whatever stops a batch at message k: all before it is stored, nothing after it.
 func TestBatchStops(t *testing.T) {
 	large := func(seq int64) *stream.Event {
 		ev := numbered(seq)
@@ -144,8 +144,9 @@ func TestBatchStops(t *testing.T) {
 		{"first too large", func(c *jetstream.StreamConfig) { c.MaxMsgSize = 1000 }, 1, large, stream.FaultRow},
 		{"fourth too large", func(c *jetstream.StreamConfig) { c.MaxMsgSize = 1000 }, 4, large, stream.FaultRow},
 		{"last too large", func(c *jetstream.StreamConfig) { c.MaxMsgSize = 1000 }, 6, large, stream.FaultRow},
-		{"full", func(c *jetstream.StreamConfig) { c.MaxMsgs, c.Discard = 3, jetstream.DiscardNew }, 4, numbered, stream.FaultWeather},
-		{"full at once", func(c *jetstream.StreamConfig) { c.MaxBytes, c.Discard = 10, jetstream.DiscardNew }, 1, numbered, stream.FaultWeather},
+		{"full", func(c *jetstream.StreamConfig) { c.MaxMsgs, c.Discard = 3, jetstream.DiscardNew }, 4, numbered, stream.FaultSetup},
+		{"full at once", func(c *jetstream.StreamConfig) { c.MaxBytes, c.Discard = 10, jetstream.DiscardNew }, 1, numbered, stream.FaultSetup},
+		{"full for a while", func(c *jetstream.StreamConfig) { c.MaxMsgs, c.Discard, c.MaxAge = 3, jetstream.DiscardNew, time.Hour }, 4, numbered, stream.FaultWeather},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -171,7 +172,7 @@ func TestBatchStops(t *testing.T) {
 				case seq == tt.at && (o.Err == nil || o.Err.Fault != tt.fault || o.Again):
 					t.Errorf("the failed one: got %v, want a fault of the %v", o.Err, tt.fault)
 				case seq > tt.at && (o.Err == nil || o.Err.Fault == stream.FaultRow || o.Again != (tt.fault == stream.FaultRow)):
-					t.Errorf("event %d, behind the failed one: %v, again %v", seq, o.Err, o.Again)
+					t.Errorf("event %d, after the failed one: %v, again %v", seq, o.Err, o.Again)
 				}
 			}
 			if got, want := payloads(t, server), numbers(int(tt.at)-1); !slices.Equal(got, want) {

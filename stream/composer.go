@@ -8,7 +8,8 @@ type composer struct {
 	encoder Encoder
 	msg     nats.Msg
 	values  [plainHeaders]string
-	head    int    // The size of the latest message's header block.
+	head    int    // The size of the latest message's header block,
+	mark    uint64 // and its subject's mark.
 	text    []byte // What becomes the message's texts, which share one string.
 	block   []byte // A header block.
 }
@@ -40,8 +41,9 @@ func (c *composer) message(ev *Event, reply string) (*nats.Msg, error) {
 		if err != nil {
 			return nil, err
 		}
-		c.head = lines.size
-		return &nats.Msg{Subject: c.encoder.Template.Subject(ev), Reply: reply, Header: lines.header(), Data: ev.Data}, nil
+		subject := c.encoder.Template.Subject(ev)
+		c.head, c.mark = lines.size, subjectMark(subject)
+		return &nats.Msg{Subject: subject, Reply: reply, Header: lines.header(), Data: ev.Data}, nil
 	}
 	text, ends, err := appendGenerated(c.text[:0], ev)
 	if err != nil {
@@ -63,6 +65,7 @@ func (c *composer) message(ev *Event, reply string) (*nats.Msg, error) {
 	}
 	c.head = size
 	c.msg.Subject, c.msg.Reply, c.msg.Data = all[ends[2]:], reply, ev.Data
+	c.mark = subjectMark(c.msg.Subject)
 	return &c.msg, nil
 }
 
@@ -88,6 +91,7 @@ func (c *composer) wire(ev *Event, further ...headerLine) (subject, head []byte,
 	}
 	c.block = append(b, "\r\n"...)
 	c.text = c.encoder.Template.AppendSubject(c.text[:0], ev)
+	c.head, c.mark = len(c.block)-linesSize(further), subjectMark(c.text)
 	return c.text, c.block, nil
 }
 

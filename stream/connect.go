@@ -203,15 +203,16 @@ func (o ConnectOptions) options() ([]nats.Option, error) {
 // checkNames says what is wrong with how the servers are to be talked to.
 func (o ConnectOptions) checkNames() error {
 	var faults []error
+	refuse := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
 	if o.TLSFirst && o.trust().webSocket {
-		faults = append(faults, errors.New("TLSFirst: WebSockets have TLS by their scheme: with ws and wss leave it out"))
+		refuse("TLSFirst: WebSockets have TLS by their scheme: with ws and wss leave it out")
 	}
 	if strings.ContainsAny(o.Domain, " .*>") || strings.ContainsFunc(o.Domain, unprintable) {
-		faults = append(faults, fmt.Errorf("Domain: %q is not one token of a subject: want the name that the servers' configuration gives it (jetstream { domain: … })", o.Domain))
+		refuse("Domain: %q is not one token of a subject: want the name that the servers' configuration gives it (jetstream { domain: … })", o.Domain)
 	}
 	if p := o.InboxPrefix; p != "" && (strings.ContainsAny(p, " *>") || strings.ContainsFunc(p, unprintable) ||
 		strings.HasPrefix(p, ".") || strings.HasSuffix(p, ".") || strings.Contains(p, "..")) {
-		faults = append(faults, fmt.Errorf("InboxPrefix: %q is no subject: want one without wildcards and without a dot at its end, such as _INBOX_relay", p))
+		refuse("InboxPrefix: %q is no subject: want one without wildcards and without a dot at its end, such as _INBOX_relay", p)
 	}
 	return errors.Join(faults...)
 }

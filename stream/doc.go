@@ -46,11 +46,11 @@
 //     known. It works with every server that has JetStream.
 //   - In an ordered batch (PublishInOrder): the fast-ingest protocol of ADR-50,
 //     nats-server 2.14 and later, on a stream with allow_batched, as Ensure
-//     creates it. All before a failed event is stored and nothing behind it, so
+//     creates it. All before a failed event is stored and nothing after it, so
 //     nobody has to wait; and acknowledgements come for hundreds at once, which
-//     makes it the faster one for a backlog. Over plain TCP its messages are
-//     written to the connection past nats.go, at a third of the cost; with TLS or
-//     over a WebSocket, through it. Pipeline tells whether it can be
+//     makes it the faster one for a backlog. Its messages are written to the
+//     connection past nats.go, at a third of the cost, over TCP and TLS alike;
+//     over a WebSocket they go through nats.go. Pipeline tells whether it can be
 //     used now: not in a cluster for some seconds after a batch ended badly, nor
 //     for a minute after the server would not take one.
 //
@@ -78,8 +78,9 @@
 //
 // A connection is made once (Connect; one attempt, so that the caller decides
 // about the next) and from then on reconnects for ever, unless nats.go closes it:
-// then Open makes another. While it is down,
-// publishes fail at once; nothing is kept to be sent later, out of its time.
+// then Open makes another. While it is down, publishes fail at once; nothing is
+// kept to be sent later, out of its time. Servers before 2.9 are refused by name
+// (CheckServer). Every wait ends with its context.
 //
 // A stream is absent, unusable, usable with warnings, or usable. Ensure
 // creates an absent one, if it may; refuses an unusable one with all that is
@@ -90,16 +91,22 @@
 //
 // Every failure has one of three faults:
 //
-//	row       too large, or with headers that cannot be sent: only this event
-//	          and its aggregate are concerned
-//	setup     no stream, sealed, other subjects, refused credentials: all
-//	          wait until a person changes something
-//	weather   no server, no leader, full, too slow, fenced off, anything
-//	          unknown: all wait until it passes
+//	row       too large, with headers that cannot be sent, or on a subject
+//	          that is denied or full: only this event and its aggregate are
+//	          concerned
+//	setup     no stream, sealed, other subjects, refused credentials, a denied
+//	          request, full with nothing that makes room: all wait until a
+//	          person changes something
+//	weather   no server, no leader, full until consumers or age make room, too
+//	          slow, fenced off, anything unknown: all wait until it passes
 //
 // and is ambiguous or not: whether the message may have been stored although
 // no acknowledgement came. A row's fault is permanent if trying again within
 // seconds is of no use (Error.Permanent).
+//
+// A violation of a permission names a subject: that of a pending event is this
+// event's fault, that of a request its error, with the permission to give
+// (PermissionError). A refusal at a limit tells the figures, and what to do.
 //
 // # What counts as an answer
 //

@@ -91,6 +91,7 @@ type Error struct {
 
 	refused   bool // the message is certainly not stored
 	permanent bool // see Permanent
+	told      bool // Err has the figures of the limit, and what to do
 }
 
 // Error returns the cause's text.
@@ -130,7 +131,7 @@ func Classify(err error) *Error {
 		}
 		e := &Error{Code: int(api.ErrorCode), Status: api.Code, Err: err}
 		e.Fault, e.refused = classifyCode(api)
-		e.permanent = e.Fault == FaultRow && permanentCode(e.Code)
+		e.permanent = e.Fault == FaultRow && permanentCode(api)
 		return e
 	}
 	e := &Error{Err: err}
@@ -141,8 +142,12 @@ func Classify(err error) *Error {
 
 // permanentCode says whether the server refused a message for its size. The
 // other codes that are the row's fault depend on the stream's configuration.
-func permanentCode(code int) bool {
-	return code == codeMessageTooLarge || code == codeHeadersTooLarge || code == codeStoreFailed
+func permanentCode(api *jetstream.APIError) bool {
+	switch int(api.ErrorCode) {
+	case codeMessageTooLarge, codeHeadersTooLarge:
+		return true
+	}
+	return strings.Contains(api.Description, textTooLarge)
 }
 
 // rowFault and setupFault wrap what this package itself finds wrong, before
@@ -167,12 +172,20 @@ func setupFault(err error) error { return &Error{Fault: FaultSetup, Err: err, re
 func classifyCode(api *jetstream.APIError) (fault Fault, refused bool) {
 	switch int(api.ErrorCode) {
 	case codeStoreFailed: // its reason is in the text only
-		if strings.Contains(api.Description, "message too large") {
+		switch {
+		case strings.Contains(api.Description, textTooLarge):
 			// More than a record of the file store can hold.
 			return FaultRow, true
+		case strings.Contains(api.Description, textPerSubject):
+			// A limit on the messages of its subject, and the stream discards new
+			// ones: it concerns no event of another subject.
+			return FaultRow, true
+		case strings.Contains(api.Description, textNoSpace):
+			// The server does not write again before a restart.
+			return FaultSetup, false
 		}
 		// A limit on messages or bytes, and the stream discards new ones.
-		// Consumers, age or a person make room.
+		// Consumers, age or a person make room; see explanation.
 		return FaultWeather, true
 
 	case
@@ -222,22 +235,23 @@ func classifyCode(api *jetstream.APIError) (fault Fault, refused bool) {
 		10003, // bad request
 		10005, // no suitable peers: say, more replicas than servers
 		10025, // invalid JSON: say, a field that an old server does not know
-		10027, // too many streams
-		10052, // invalid configuration
-		10058, // the name is in use, with another configuration
-		10059, // stream not found
-		10065, // another stream listens on the subjects
-		10074, // replicas without a cluster
-		10113, // the account demands max_bytes
-		10122, // max_bytes exceeds the account's limit
-		10185: // the request needs a newer server
+		10026, // likewise a consumer: too many of them
+		codeStreamsMost,
+		codeInvalidConfig,
+		10058,               // the name is in use, with another configuration
+		10059,               // stream not found
+		10065,               // another stream listens on the subjects
+		10074,               // replicas without a cluster
+		codeMaxBytesNeeded,  // by the account
+		codeMaxBytesTooMany, // likewise
+		10185:               // the request needs a newer server
 		return FaultSetup, true
 
 	case
-		10023, // the server's memory or disk is full
-		10002, // the account's quota is used up
-		10028, // likewise, of memory
-		10047, // likewise, of disk
+		codeNoResources,
+		codeAccountExceeded,
+		codeNoMemory,
+		codeNoDisk,
 		10167, // 429: the stream's ingest queue is full
 		10210, // 429: too many atomic batches in flight
 		10211, // 429: too many ordered batches in flight

@@ -33,6 +33,7 @@ func TestClassify(t *testing.T) {
 		{answer(400, 10054, "message size exceeds maximum allowed"), FaultRow, false},
 		{answer(400, 10097, "header size exceeds maximum allowed of 64k"), FaultRow, false},
 		{answer(503, 10077, "message too large"), FaultRow, false},
+		{answer(503, 10077, "maximum messages per subject exceeded"), FaultRow, false},
 		{answer(500, 10111, "rollup not permitted"), FaultRow, false},
 		{answer(400, 10166, "per-message TTL is disabled"), FaultRow, false},
 		{nats.ErrMaxPayload, FaultRow, false},
@@ -41,6 +42,8 @@ func TestClassify(t *testing.T) {
 		{fmt.Errorf("%w: x", jetstream.ErrInvalidSubject), FaultRow, false},
 
 		// The set-up's.
+		{answer(503, 10077, "write /data/1.blk: no space left on device"), FaultSetup, true},
+		{answer(400, 10026, "maximum consumers limit reached"), FaultSetup, false},
 		{answer(400, 10060, "expected stream does not match"), FaultSetup, true}, // It is another stream that says so.
 		{answer(400, 10109, "invalid operation on sealed stream"), FaultSetup, false},
 		{answer(400, 10205, "batch publish is disabled"), FaultSetup, false},

@@ -42,6 +42,10 @@ type Fence struct {
 	// lost it.
 	Gaps bool
 
+	// Holes says that messages are missing between others: somebody removed them,
+	// or such a limit did that is not there any more.
+	Holes bool
+
 	// Warning tells of somebody else's message on the control subject, which was
 	// skipped; empty for none.
 	Warning string
@@ -67,7 +71,9 @@ func (e *DeposedError) Error() string {
 // Unfenced is Fence for an outbox that has never published to the stream, so
 // that there is nothing to fence off: it stores no message. Ordered batches
 // begin as long as nobody else has put up a fence.
-func (p *Publisher) Unfenced(ctx context.Context, outbox string, term int64) (Fence, error) {
+func (p *Publisher) Unfenced(ctx context.Context, outbox string, term int64) (f Fence, err error) {
+	ctx, done := p.ask(ctx)
+	defer done(&err)
 	conn, subject := p.control(outbox)
 	if conn == nil {
 		return Fence{}, Classify(nats.ErrInvalidConnection)
@@ -108,7 +114,9 @@ func (p *Publisher) control(outbox string) (*nats.Conn, string) {
 // Its error is a *DeposedError if a later term has begun, and an *Error
 // otherwise. After that last kind it is open whether the fence is there; it
 // does no harm if it is.
-func (p *Publisher) Fence(ctx context.Context, outbox string, term int64) (Fence, error) {
+func (p *Publisher) Fence(ctx context.Context, outbox string, term int64) (f Fence, err error) {
+	ctx, done := p.ask(ctx)
+	defer done(&err)
 	conn, subject := p.control(outbox)
 	if conn == nil {
 		return Fence{}, Classify(nats.ErrInvalidConnection)
@@ -137,6 +145,10 @@ func (p *Publisher) Fence(ctx context.Context, outbox string, term int64) (Fence
 		fault := Classify(err)
 		if fault.Code != CodeWrongLastSequence && fault.Code != CodeSequenceInProcess {
 			fault.Err = fmt.Errorf("put up a fence: %w", err)
+			if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) {
+				// It has just told the last fence.
+				fault.Err = fmt.Errorf("put up a fence: stream %q answers questions, but nothing that is published: its disk may be, or have been, full: look for \"write error\" in the log of the NATS server, which does not write again before a restart: %w", p.Stream(), err)
+			}
 			return Fence{}, fault
 		}
 		// Another relay, or an earlier attempt of ours.
@@ -167,7 +179,7 @@ func (p *Publisher) fencedAt(ctx context.Context, conn *nats.Conn, sequence uint
 	}
 	return Fence{
 		Sequence: sequence, Created: info.Created, First: info.State.FirstSeq,
-		Gaps: info.Config.MaxMsgsPerSubject > 0, Consumed: info.Config.Retention != jetstream.LimitsPolicy,
+		Gaps: info.Config.MaxMsgsPerSubject > 0, Holes: info.State.NumDeleted > 0, Consumed: info.Config.Retention != jetstream.LimitsPolicy,
 	}, nil
 }
 

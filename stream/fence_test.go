@@ -106,11 +106,11 @@ func TestUnfenced(t *testing.T) {
 	}
 	fence(t, p, 5)
 	if f, err := p.Unfenced(t.Context(), outboxName, 6); err != nil || f.Sequence != 2 {
-		t.Errorf("behind a fence: %+v, %v, want another one, at 2", f, err)
+		t.Errorf("after a fence: %+v, %v, want another one, at 2", f, err)
 	}
 	var deposed *stream.DeposedError
 	if _, err := p.Unfenced(t.Context(), outboxName, 1); !errors.As(err, &deposed) {
-		t.Errorf("behind a later term's: %v, want a DeposedError", err)
+		t.Errorf("after a later term's: %v, want a DeposedError", err)
 	}
 }
 
@@ -156,7 +156,7 @@ func TestControlSubject(t *testing.T) {
 	}
 }
 
-// Two who put up fences at a time both get one, behind the other's, or are told that they are late.
+// Two who put up fences at a time both get one, after the other's, or are told that they are late.
 func TestFencesAtATime(t *testing.T) {
 	server := streamtest.Start(t)
 	results := make(chan error, 10)

@@ -190,7 +190,7 @@ func generated(ev *Event) (id, seq, at string, err error) {
 }
 
 // appendGenerated appends the values that the relay makes itself, id, seq and
-// time, one behind the other, and returns where each ends.
+// time, one after the other, and returns where each ends.
 func appendGenerated(dst []byte, ev *Event) (text []byte, ends [3]int, err error) {
 	if ev.ID == uuid.Nil {
 		// All events with this ID would be duplicates of the first.

@@ -83,7 +83,14 @@ type Publisher struct {
 	flow       int       // and how many it does.
 	batch      *batch    // The open one.
 	batchTimer *time.Timer
-	severed    *Outcome // That of events behind a batch's failure, until Collect has told of it; nil for none.
+	severed    *Outcome // That of events after a batch's failure, until Collect has told of it; nil for none.
+
+	asked   requests             // Wait for an answer.
+	unheard *Error               // That we may not hear the answers on this connection; nil if we may.
+	denied  map[uint64]time.Time // Until when events of a subject do not go in ordered batches.
+
+	asksQuota bool   // The next opening asks for
+	quota     string // what the account uses of its limits; empty if that is not known.
 }
 
 // NewPublisher returns a publisher that has yet to be opened. It connects to
@@ -121,6 +128,17 @@ func (p *Publisher) Stream() string { return p.options.Setup.Stream }
 // whether there is any point in going on. The warnings name conditions of the
 // exactly-once claim that do not hold. The error is an *Error.
 func (p *Publisher) Open(ctx context.Context) (warnings []string, err error) {
+	warnings, err = p.open(ctx)
+	if err == nil {
+		p.askQuota(ctx)
+	}
+	return warnings, err
+}
+
+// open is Open.
+func (p *Publisher) open(ctx context.Context) (warnings []string, err error) {
+	ctx, done := p.ask(ctx)
+	defer done(&err)
 	conn, err := p.connected(ctx)
 	if err != nil {
 		return nil, err
@@ -174,9 +192,22 @@ func (p *Publisher) connection() *nats.Conn {
 	return p.conn
 }
 
+// heard returns the connection; nil if there is none, or if it is of no use, since
+// we may not hear the answers on it: a subscription that was denied remains so.
+func (p *Publisher) heard() *nats.Conn {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.conn == nil || p.unheard == nil {
+		return p.conn
+	}
+	p.line.cut()
+	go p.conn.Close() // It waits for the network.
+	return nil
+}
+
 // connected returns the connection, or makes one if there is none. Its error is an *Error.
 func (p *Publisher) connected(ctx context.Context) (*nats.Conn, error) {
-	conn := p.connection()
+	conn := p.heard()
 	if conn == nil {
 		return p.connect(ctx)
 	}
@@ -207,7 +238,7 @@ func (p *Publisher) connect(ctx context.Context) (*nats.Conn, error) {
 	if p.batch != nil || !p.window.empty() {
 		p.fail(Classify(fmt.Errorf("connection to NATS closed: %w", nats.ErrConnectionClosed)))
 	}
-	p.conn, p.line, p.replies = nil, line, "" // A former connection has nothing to tell any more.
+	p.conn, p.line, p.replies, p.unheard = nil, line, "", nil // A former connection has nothing to tell any more.
 	p.mu.Unlock()
 	options := p.options.Connect
 	options.line = line
@@ -220,9 +251,9 @@ func (p *Publisher) connect(ctx context.Context) (*nats.Conn, error) {
 	}
 	options.OnClosed = nil
 	options.OnError = func(err error) {
-		// A message without permission is answered with an error that names no
-		// message, and with no acknowledgement.
-		if Classify(err).Fault == FaultSetup {
+		if denied, ok := violation(err); ok {
+			p.violated(line, denied)
+		} else if Classify(err).Fault == FaultSetup {
 			p.failAll(line, err)
 		}
 	}
@@ -277,7 +308,7 @@ func (p *Publisher) Publish(ev *Event) error {
 	if err != nil {
 		return Classify(err)
 	}
-	conn, token, reply, first, err := p.expect(ev.Seq, sizesOf(len(ev.Data), p.composer.head))
+	conn, token, reply, first, err := p.expect(ev.Seq, sizesOf(len(ev.Data), p.composer.head), p.composer.mark)
 	if err != nil {
 		return err
 	}
@@ -316,7 +347,7 @@ func publishError(err error) error {
 // expect notes that an answer will come, before it can.
 // First says that the message is to find out whether the stream still is the one
 // that is known.
-func (p *Publisher) expect(seq int64, of sizes) (conn *nats.Conn, token uint64, reply string, first bool, err error) {
+func (p *Publisher) expect(seq int64, of sizes, mark uint64) (conn *nats.Conn, token uint64, reply string, first bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.lost != nil {
@@ -325,7 +356,7 @@ func (p *Publisher) expect(seq int64, of sizes) (conn *nats.Conn, token uint64, 
 	now := time.Now()
 	// Before 2.14 a server takes the fence's subject for the event's own.
 	first = p.config.AllowBatchPublish && p.unproven(now) && p.window.empty()
-	token = p.window.push(publish{seq: seq, until: now.Add(p.options.AckTimeout), last: p.highest, sizes: of})
+	token = p.window.push(publish{seq: seq, until: now.Add(p.options.AckTimeout), last: p.highest, sizes: of, mark: mark})
 	if p.timer == nil {
 		p.timer = time.AfterFunc(p.options.AckTimeout, p.expire)
 	}
@@ -369,10 +400,14 @@ func (p *Publisher) outcome(sent *publish, msg *nats.Msg) Outcome {
 		if is[*LostError](fault) {
 			p.lose(fault)
 		}
-		return unstored(sent.seq, p.sized(fault, sent.sizes))
+		p.quotaNeeded(fault)
+		return unstored(sent.seq, p.inWords(p.sized(fault, sent.sizes)))
 	}
 	if !duplicate {
 		p.highest, p.proved = max(p.highest, sequence), time.Now()
+	}
+	if len(p.denied) > 0 {
+		delete(p.denied, sent.mark) // A person has given the permission.
 	}
 	return stored(sent.seq, sequence, duplicate)
 }
@@ -492,7 +527,7 @@ func (p *Publisher) Close() {
 	conn, line := p.conn, p.line
 	p.conn, p.line, p.replies = nil, nil, ""
 	p.window.clear()
-	p.fence, p.fenceSubject = 0, ""
+	p.fence, p.fenceSubject, p.unheard = 0, "", nil
 	p.highest, p.lost, p.proved = 0, nil, time.Time{}
 	p.batch, p.done, p.trouble, p.severed = nil, nil, nil, nil
 	if p.batchTimer != nil {

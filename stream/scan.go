@@ -32,7 +32,9 @@ type Found struct {
 // of a million a second.
 //
 // Its error is an *Error, unless it is that of visit.
-func (p *Publisher) Scan(ctx context.Context, above uint64, fence Fence, visit func(Found) error) error {
+func (p *Publisher) Scan(ctx context.Context, above uint64, fence Fence, visit func(Found) error) (err error) {
+	ctx, done := p.ask(ctx)
+	defer done(&err)
 	if above+1 >= fence.Sequence {
 		return nil
 	}
@@ -181,7 +183,9 @@ func (e *LostError) Error() string { return e.reason }
 //
 // Its error is a *LostError if the stream must be read back, and an *Error if
 // it could not be looked at.
-func (p *Publisher) Look(ctx context.Context, before Sight, acked uint64) (Sight, error) {
+func (p *Publisher) Look(ctx context.Context, before Sight, acked uint64) (sight Sight, err error) {
+	ctx, done := p.ask(ctx)
+	defer done(&err)
 	conn := p.connection()
 	if conn == nil {
 		return Sight{}, Classify(nats.ErrInvalidConnection)

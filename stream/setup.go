@@ -341,13 +341,13 @@ func (s Setup) warnings(config jetstream.StreamConfig) []string {
 	switch {
 	case config.MaxMsgsPerSubject <= 0:
 	case config.Discard == jetstream.DiscardNew && config.DiscardNewPerSubject:
-		add("at most %d messages a subject, new ones refused (discard_new_per_subject): one full subject stops all events: run `nats stream edit %s --no-discard-per-subject`",
+		add("at most %d messages a subject, new ones refused (discard_new_per_subject): an event of a full subject becomes a dead letter: run `nats stream edit %s --no-discard-per-subject`",
 			config.MaxMsgsPerSubject, s.Stream)
 	case config.Discard == jetstream.DiscardOld:
 		add("at most %d messages a subject: older events of an aggregate are removed, and may be stored again if their acknowledgement was lost: run `nats stream edit %s --max-msgs-per-subject=-1`",
 			config.MaxMsgsPerSubject, s.Stream)
 	}
-	return warnings
+	return append(warnings, smallLimits(&config)...)
 }
 
 // refusal makes an error that names the stream.
@@ -361,13 +361,24 @@ func (s Setup) explain(ctx context.Context, js jetstream.JetStream, err error) *
 		return s.offline(js, api)
 	}
 	e := Classify(err)
+	quota := ""
+	if ofQuota(e) {
+		quota = quotaOf(ctx, js)
+	}
+	limit := s.hint(e)
+	if limit == "" {
+		limit, _ = explanationOf(e, &jetstream.StreamConfig{Name: s.Stream}, quota)
+	} else if quota != "" {
+		limit += " (" + quota + ")"
+	}
 	switch {
+	case is[*jetstream.APIError](err) && limit != "":
+		e.Fault, e.told = FaultSetup, true
+		e.Err = fmt.Errorf("stream %q: %s: %w", s.Stream, limit, err)
 	case errors.Is(err, nats.ErrNoResponders):
 		e.Err = fmt.Errorf("stream %q: JetStream does not answer: it is just starting, or not enabled on the server or for this account, or the stream is in another JetStream domain: then set nats_domain (ConnectOptions.Domain): %w", s.Stream, err)
 	case e.Code == int(jetstream.JSErrCodeJetStreamNotEnabled), e.Code == int(jetstream.JSErrCodeJetStreamNotEnabledForAccount):
 		e.Err = fmt.Errorf("stream %q: JetStream is not enabled on the server or for this account: %w", s.Stream, err)
-	case is[*jetstream.APIError](err) && s.hint(e) != "":
-		e.Fault, e.Err = FaultSetup, fmt.Errorf("stream %q: %s: %w", s.Stream, s.hint(e), err)
 	case inboxDenied(js.Conn()):
 		e = Classify(fmt.Errorf("stream %q: %w", s.Stream, noInbox(js.Conn(), err)))
 	case e.Code == 10065:

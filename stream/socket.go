@@ -2,6 +2,7 @@ package stream
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -71,8 +72,10 @@ const (
 func (s *socket) secure(trust *trust) {
 	config, err := trust.config(s.host)
 	if err == nil {
+		ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
+		defer cancel()
 		conn := tls.Client(&s.guarded, config)
-		if err = conn.Handshake(); err == nil {
+		if err = conn.HandshakeContext(ctx); err == nil {
 			s.tls = conn
 			return
 		}

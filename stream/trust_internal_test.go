@@ -23,7 +23,8 @@ func TestTLSWithServersThatWereFound(t *testing.T) {
 	ports := make([]int, 2)
 	for i := range ports {
 		l := listen(t)
-		ports[i] = l.Addr().(*net.TCPAddr).Port
+		addr, _ := l.Addr().(*net.TCPAddr)
+		ports[i] = addr.Port
 		l.Close()
 	}
 	node := func(i int) *streamtest.Server {

@@ -8,7 +8,8 @@ type publish struct {
 	until time.Time // When it is given up.
 	last  uint64    // A sequence that the stream had given before.
 	sizes sizes
-	known bool // Its outcome is known; it only keeps its place.
+	mark  uint64 // Its subject's.
+	known bool   // Its outcome is known; it only keeps its place.
 }
 
 // A window holds the publishes between the oldest that is open and the newest,
@@ -50,6 +51,17 @@ func (w *window) take(token uint64) (taken publish, open bool) {
 		w.entries, w.head = w.entries[:0], 0
 	}
 	return taken, true
+}
+
+// takeMarked removes the open publish with a subject that was sent first, and
+// returns it; false if there is none.
+func (w *window) takeMarked(mark uint64) (taken publish, open bool) {
+	for i := range w.entries[w.head:] {
+		if p := &w.entries[w.head+i]; p.mark == mark && !p.known {
+			return w.take(w.first + uint64(i))
+		}
+	}
+	return publish{}, false
 }
 
 // oldest returns the open publish that was sent first.

@@ -167,11 +167,13 @@ func TestBatchOverAnyConnection(t *testing.T) {
 		{"TLS", ConnectOptions{TLSCA: ca.file}, withTLS(secure), (*streamtest.Server).URL, true},
 		{"TLS by scheme", ConnectOptions{TLSCA: ca.file}, withTLS(secure), encrypted, true},
 		{
-			"TLS that the server only offers", ConnectOptions{TLSCA: ca.file},
+			"TLS that the server only offers",
+			ConnectOptions{TLSCA: ca.file},
 			withTLS(secure, func(o *server.Options) { o.AllowNonTLS = true }), encrypted, true,
 		},
 		{
-			"TLS first", ConnectOptions{TLSCA: ca.file, TLSFirst: true},
+			"TLS first",
+			ConnectOptions{TLSCA: ca.file, TLSFirst: true},
 			withTLS(secure, func(o *server.Options) { o.TLSHandshakeFirst = true }), (*streamtest.Server).URL, true,
 		},
 		{"TLS of both sides", ConnectOptions{TLSCA: ca.file, TLSCert: cert, TLSKey: key}, withTLS(mutual), (*streamtest.Server).URL, true},

@@ -85,7 +85,7 @@ func exchangeAll(w *harness.World, load backlog, retain time.Duration) time.Dura
 	return time.Since(start)
 }
 
-// publishAll publishes as many events as a backlog has, one behind the other without regard to aggregates.
+// publishAll publishes as many events as a backlog has, one after the other without regard to aggregates.
 func publishAll(w *harness.World, load backlog, batches bool) time.Duration {
 	w.Helper()
 	publisher, err := stream.NewPublisher(stream.PublisherOptions{

@@ -59,6 +59,6 @@
 //	| in-process       | that an event is being stored (10158) counts as success      | a cluster without a majority gets an event twice, then loses its leader                  | acknowledged and not stored                                    |
 //
 // Two are killed by what the publisher alone does, reconnect-buffer and in-process: around it, the relay has a second
-// safeguard against each. It publishes nothing while it is not connected, and after an open outcome its fence comes behind
+// safeguard against each. It publishes nothing while it is not connected, and after an outcome in doubt its fence follows
 // on the same connection; and when that fence is stored, nothing from before is in process any more.
 package chaos

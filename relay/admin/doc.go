@@ -1,8 +1,8 @@
 // Package admin serves a relay's health and metrics over HTTP.
 //
 //	GET /         an index in plain text
-//	GET /healthz  200 unless the relay has stopped: does the process have to be restarted?
-//	GET /readyz   200 if the relay publishes or knows another to lead, otherwise 503: is it of any use just now?
+//	GET /healthz  200 unless the relay has stopped or hangs: does the process have to be restarted?
+//	GET /readyz   200 if it publishes, or could and another leads, otherwise 503: is it of any use just now?
 //	GET /metrics  what Prometheus scrapes
 //
 // An outage of Postgres or NATS makes a relay unready and not unhealthy, since a restart would not mend it. So

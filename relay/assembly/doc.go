@@ -25,7 +25,7 @@
 //
 // What is wrong with the configuration itself, New tells as a [ConfigError], all of it at once. Outages are no failures:
 // Run waits for Postgres and NATS, and says so. It returns an error for what waiting does not mend only: one that
-// store.Fatal knows, such as a foreign table of the outbox's name; or stream.ErrRefused, when the configuration is strict
+// store.Fatal knows, such as a foreign table of the outbox's name, or another stream than the outbox goes to; or stream.ErrRefused, when the configuration is strict
 // and the stream does not meet a condition of exactly-once delivery.
 //
 // # What is left to the program

@@ -29,8 +29,8 @@
 //	                                               slows the relay or is about to; 0 otherwise
 //	outbox_relay_database_findings_total{kind}  counter   times that the log names somebody in Postgres who slows or stops the
 //	                                               relay: "lock", "slow" (a statement), "horizon" (an old transaction)
-//	outbox_relay_kept_rows_total        counter    times that Postgres refused to settle a row or to record its refusal, for that
-//	                                               row's own sake; it stays in the outbox, and the log names it
+//	outbox_relay_kept_rows_total        counter    times that Postgres refused to settle a row or to record its refusal, for a
+//	                                               reason of that row's own; it stays in the outbox, and the log names it
 //	outbox_relay_repeated_ids_total     counter    events that the stream did not store since another row had the same id
 //
 // Counters count from the start of the process, over all of its terms. The lag compares the clock of the database

@@ -69,7 +69,7 @@ func newMetrics() *metrics {
 			Name: prefix + "database_findings_total",
 			Help: "Times that something in Postgres was found to slow or stop this relay, or is still: a lock, a slow statement, an old transaction.",
 		}, []string{"kind"}),
-		kept:        counter("kept_rows_total", "Times that Postgres refused to settle a row or to record its refusal, for that row's own sake: it stays in the outbox."),
+		kept:        counter("kept_rows_total", "Times that Postgres refused to settle a row or to record its refusal, for a reason of that row's own: it stays in the outbox."),
 		repeatedIDs: counter("repeated_ids_total", "Events that the stream did not store since another row had the same id."),
 		leader:      gauge("leader", "Whether this relay leads."),
 		term:        gauge("term", "Number of this relay's latest term of office, 0 before the first."),

@@ -115,7 +115,7 @@ func TestTwoRelaysNeedTheirOwnLabels(t *testing.T) {
 	}
 }
 
-// What is exposed is what the package's documentation lists, under names that Prometheus recommends.
+// What is exposed is what the documents list, under names that Prometheus recommends.
 func TestEveryMetricIsDocumented(t *testing.T) {
 	registry, _ := register(t)
 	problems, err := testutil.GatherAndLint(registry)
@@ -126,27 +126,32 @@ func TestEveryMetricIsDocumented(t *testing.T) {
 		t.Errorf("%s: %s", problem.Metric, problem.Text)
 	}
 
-	doc, err := os.ReadFile("doc.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	documented := make(map[string]string)
-	for _, line := range regexp.MustCompile(`(?m)^//\t(outbox_relay_\w+)\S* +(\w+)`).FindAllStringSubmatch(string(doc), -1) {
-		documented[line[1]] = line[2]
-	}
 	families, err := registry.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, family := range families {
-		name, kind := family.GetName(), strings.ToLower(family.GetType().String())
-		if got := documented[name]; got != kind {
-			t.Errorf("%s is documented as %q, it is a %s", name, got, kind)
+	for document, row := range map[string]string{
+		"doc.go":       `(?m)^//\t(outbox_relay_\w+)\S* +(\w+)`,
+		"../README.md": "(?m)^\\| `(outbox_relay_\\w+)\\S*` \\| (\\w+)",
+	} {
+		text, err := os.ReadFile(document)
+		if err != nil {
+			t.Fatal(err)
 		}
-		delete(documented, name)
-	}
-	for name := range documented {
-		t.Errorf("%s is documented but not exposed", name)
+		documented := make(map[string]string)
+		for _, line := range regexp.MustCompile(row).FindAllStringSubmatch(string(text), -1) {
+			documented[line[1]] = line[2]
+		}
+		for _, family := range families {
+			name, kind := family.GetName(), strings.ToLower(family.GetType().String())
+			if got := documented[name]; got != kind {
+				t.Errorf("%s documents %s as %q, it is a %s", document, name, got, kind)
+			}
+			delete(documented, name)
+		}
+		for name := range documented {
+			t.Errorf("%s documents %s, which is not exposed", document, name)
+		}
 	}
 }
 

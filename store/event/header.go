@@ -220,7 +220,7 @@ func validName(name string) bool {
 // from finding a header that we rely upon.
 //
 // The server searches the block for a header's name. When it meets the name
-// elsewhere it searches on behind it, and there takes a match within the first
+// elsewhere it searches on after it, and there takes a match within the first
 // two bytes for "no such header" (getHeaderKeyIndex in its client.go). So a
 // value "Nats-Msg-IdNats-Msg-Id", standing before the real header, switches
 // the recognition of duplicates off.

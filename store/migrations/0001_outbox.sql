@@ -77,7 +77,7 @@ comment on column {{.Published}}.after is 'The event''s sequence in the stream i
 create table {{.Name}} partition of {{$.Published}} for values in ({{.Number}}) with (autovacuum_enabled = off);
 {{- end}}
 
--- One row a stream: who publishes to it, for the how-manieth term, and how far back one would have to read it. Whatever
+-- One row a stream: its current leader, the leader's term number, and how far back one would have to read it. Whatever
 -- row of the outbox was ever published has a higher sequence than the checkpoint, of the stream that was created at
 -- stream_created; 0 is always true.
 create table {{.Relay}} (

@@ -11,6 +11,10 @@
 // it is for one relay. A second relay with a server of its own would, once it leads, publish to another stream than the
 // first one did.
 //
+// After a write that failed, as on a full disk, a nats-server does not write again
+// before a restart. This one restarts itself, on the same port, once there is room:
+// clients see an outage of a moment.
+//
 // It is a single server. What it acknowledges survives the process, but not
 // the machine: it asks for fsync every two minutes, the server's default.
 package embedded

@@ -50,8 +50,17 @@ const closeTimeout = 5 * time.Second
 
 // A Server is a running nats-server.
 type Server struct {
+	log     *slog.Logger
+	options server.Options // As of the first start: with the port that it got.
+	timeout time.Duration
+	lock    *flock.Flock
+	url     string
+	broken  chan breakage // Holds one token when the server does not write any more.
+	stop    context.CancelFunc
+	watched chan struct{} // Closed once nobody restarts the server any more.
+
+	mu     sync.Mutex // Protects server.
 	server *server.Server
-	lock   *flock.Flock
 }
 
 // Start starts a server and waits until it is ready.
@@ -64,44 +73,68 @@ func Start(opts Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("embedded NATS server, store %s: %w", opts.StoreDir, err)
 	}
-	ns, err := server.NewServer(natsOpts)
-	if err != nil {
+	s := &Server{log: opts.Logger, options: *natsOpts, timeout: opts.ReadyTimeout, lock: lock, broken: make(chan breakage, 1), watched: make(chan struct{})}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.timeout == 0 {
+		s.timeout = DefaultReadyTimeout
+	}
+	if err := s.boot(); err != nil {
 		_ = lock.Unlock()
-		return nil, fmt.Errorf("embedded NATS server: %w", err)
+		return nil, err
 	}
-	log := &logger{fatal: make(chan struct{}), to: opts.Logger}
-	if log.to == nil {
-		log.to = slog.New(slog.DiscardHandler)
+	running := s.running()
+	s.url = running.ClientURL()
+	if addr, ok := running.Addr().(*net.TCPAddr); ok {
+		s.options.Port = addr.Port
 	}
-	ns.SetLoggerV2(log, log.to.Enabled(context.Background(), slog.LevelDebug), false, false)
+	ctx, stop := context.WithCancel(context.Background())
+	s.stop = stop
+	go s.watch(ctx)
+	return s, nil
+}
 
-	timeout := opts.ReadyTimeout
-	if timeout == 0 {
-		timeout = DefaultReadyTimeout
+func (s *Server) running() *server.Server {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.server
+}
+
+// boot makes a server and starts it.
+func (s *Server) boot() error {
+	options := s.options // The server changes it.
+	ns, err := server.NewServer(&options)
+	if err != nil {
+		return fmt.Errorf("embedded NATS server: %w", err)
 	}
-	s := &Server{server: ns, lock: lock}
+	log := &logger{fatal: make(chan struct{}), to: s.log, broken: s.broken}
+	ns.SetLoggerV2(log, log.to.Enabled(context.Background(), slog.LevelDebug), false, false)
 	started := make(chan struct{})
-	if err := s.start(log, timeout, started); err != nil {
+	if err := start(ns, log, s.timeout, started); err != nil {
 		// It may be busy starting all the same: shut down meanwhile, it would start more behind the shutdown's back.
 		select {
 		case <-started:
 		case <-time.After(closeTimeout):
 		}
-		s.Close()
-		return nil, fmt.Errorf("embedded NATS server on %s, store %s: %w", net.JoinHostPort(natsOpts.Host, strconv.Itoa(natsOpts.Port)), opts.StoreDir, err)
+		shutDown(ns)
+		return fmt.Errorf("embedded NATS server on %s, store %s: %w", net.JoinHostPort(s.options.Host, strconv.Itoa(s.options.Port)), s.options.StoreDir, err)
 	}
-	return s, nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.server = ns
+	return nil
 }
 
-// start runs the server until it is ready, out of time or broken. The
+// start runs a server until it is ready, out of time or broken. The
 // server reports a failed start to its logger only. Started is closed when it
 // does nothing more.
-func (s *Server) start(log *logger, timeout time.Duration, started chan<- struct{}) error {
+func start(ns *server.Server, log *logger, timeout time.Duration, started chan<- struct{}) error {
 	ready := make(chan bool, 1)
 	go func() {
-		s.server.Start()
+		ns.Start()
 		close(started)
-		ready <- s.server.ReadyForConnections(timeout)
+		ready <- ns.ReadyForConnections(timeout)
 	}()
 	deadline := time.NewTimer(timeout)
 	defer deadline.Stop()
@@ -123,6 +156,11 @@ func (s *Server) start(log *logger, timeout time.Duration, started chan<- struct
 		}
 		return nil
 	}
+}
+
+func shutDown(ns *server.Server) {
+	ns.Shutdown()
+	ns.WaitForShutdown()
 }
 
 func (o Options) natsOptions() (*server.Options, error) {
@@ -163,13 +201,14 @@ func (o Options) natsOptions() (*server.Options, error) {
 }
 
 // ClientURL is where clients connect, such as "nats://127.0.0.1:4222".
-func (s *Server) ClientURL() string { return s.server.ClientURL() }
+func (s *Server) ClientURL() string { return s.url }
 
 // Close stops the server and waits until it has stopped. A second call only
 // waits.
 func (s *Server) Close() {
-	s.server.Shutdown()
-	s.server.WaitForShutdown()
+	s.stop()
+	<-s.watched
+	shutDown(s.running())
 	_ = s.lock.Unlock() // It ends with the process at the latest.
 }
 
@@ -194,7 +233,8 @@ func lockStore(dir string) (*flock.Flock, error) {
 // logger passes the server's log on. Its Fatalf does not end the process,
 // unlike that of the server's own logger.
 type logger struct {
-	to *slog.Logger
+	to     *slog.Logger
+	broken chan<- breakage
 
 	once   sync.Once
 	fatal  chan struct{} // closed once reason is set
@@ -203,9 +243,12 @@ type logger struct {
 
 func (l *logger) Noticef(format string, v ...any) { l.log(slog.LevelInfo, format, v) }
 func (l *logger) Warnf(format string, v ...any)   { l.log(slog.LevelWarn, format, v) }
-func (l *logger) Errorf(format string, v ...any)  { l.log(slog.LevelError, format, v) }
-func (l *logger) Debugf(format string, v ...any)  { l.log(slog.LevelDebug, format, v) }
-func (l *logger) Tracef(format string, v ...any)  { l.log(slog.LevelDebug, format, v) }
+func (l *logger) Errorf(format string, v ...any) {
+	l.log(slog.LevelError, format, v)
+	l.notice(format, v)
+}
+func (l *logger) Debugf(format string, v ...any) { l.log(slog.LevelDebug, format, v) }
+func (l *logger) Tracef(format string, v ...any) { l.log(slog.LevelDebug, format, v) }
 
 func (l *logger) log(level slog.Level, format string, v []any) {
 	l.to.Log(context.Background(), level, "embedded NATS server", "says", fmt.Sprintf(format, v...))

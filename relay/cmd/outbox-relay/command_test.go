@@ -100,7 +100,7 @@ func TestHelpOfACommandIsItsOwn(t *testing.T) {
 }
 
 func TestReadmeHasEveryCommand(t *testing.T) {
-	readme, err := os.ReadFile("../../../README.md")
+	readme, err := os.ReadFile("../../README.md")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,7 +2,8 @@
 // the container runs.
 //
 //	outbox-relay                                   relay events until SIGTERM or SIGINT; so does outbox-relay run
-//	outbox-relay migrate [--print]                 create or upgrade the tables, or print the SQL that would
+//	outbox-relay migrate                           create or upgrade the tables; --print prints the SQL that would, and
+//	                                               --print-grants what each role needs
 //	outbox-relay dead list|show|requeue|discard    look after the events that were given up
 //	outbox-relay replay ID... | --all | FLAGS      publish again what was published, from the archive
 //	outbox-relay status                            tell from the tables who leads, what waits and what was given up
@@ -29,7 +30,7 @@
 //
 // With --new-ids, replay makes new events of archived ones. Without it they keep their ids, and only those are published
 // that the stream does not have any more, whatever its duplicate window: the relay begins another term, in which it
-// reads the stream back from behind the oldest of them. A relay that leads is therefore interrupted for a moment.
+// reads the stream back from the place after which the oldest of them is stored. A relay that leads is therefore interrupted for a moment.
 //
 // # Exit codes
 //

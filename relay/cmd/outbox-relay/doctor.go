@@ -25,6 +25,9 @@ const (
 	doctorPatience = 5 * time.Second
 	// longWait is how long an event may wait before that is worth a warning: an outage of a minute is one.
 	longWait = time.Minute
+	// samplesTried is how many kinds of pending events are tried, and samplesTold how many of them are named.
+	samplesTried = 200
+	samplesTold  = 3
 )
 
 func newDoctorCommand(p *process) *cobra.Command {
@@ -70,6 +73,7 @@ type doctor struct {
 	p        *process
 	config   config.Config
 	findings []finding
+	pending  []store.Sample // Events that are in the outbox, one of each kind.
 }
 
 func (d *doctor) ok(check, format string, args ...any) { d.note(verdictOK, check, format, args...) }
@@ -150,6 +154,7 @@ func (d *doctor) examineDatabase(ctx context.Context) {
 		d.examineHazards(ctx, outbox)
 		if !errors.Is(found.Tables, store.ErrRowSecurity) { // Otherwise there is no looking.
 			d.examineContents(ctx, outbox)
+			d.pending, _ = outbox.Samples(ctx, samplesTried) // What is wrong with the tables has been said.
 		}
 	}
 }
@@ -322,6 +327,7 @@ func (d *doctor) examineBroker(ctx context.Context) {
 	if found != nil {
 		d.examinePublishing(ctx, conn, setup, found, &asides)
 		d.examineReading(ctx, js, connect.API(), found, &asides)
+		d.examineAccount(ctx, js, &asides)
 	}
 	if answers && d.config.Election.Kind == config.ElectionJetStream {
 		d.examineBucket(ctx, conn, connect.Domain, setup)
@@ -364,6 +370,7 @@ func (d *doctor) examineStream(ctx context.Context, connect stream.ConnectOption
 	if found.Duplicates >= setup.MinWindow {
 		d.ok("duplicate window", "%v, at least %v are needed", found.Duplicates, setup.MinWindow)
 	}
+	d.examineLimits(report.Info)
 	d.ok("ordered batches", "%s", connect.BatchAdvice(conn, setup.Stream, found.AllowBatchPublish))
 	return found, true
 }
@@ -386,6 +393,13 @@ func (d *doctor) examinePublishing(ctx context.Context, conn *nats.Conn, setup s
 	// A stream that removes what was consumed has no such messages.
 	if control := setup.ControlSubject(anybody, *found); found.Retention == jetstream.LimitsPolicy && !permitted(control) {
 		d.fail(check, "the relay cannot begin a term: let its NATS user publish to %s", strings.Replace(control, anybody, "*", 1))
+		return
+	}
+	denied, tried := d.deniedSubjects(setup.Template, permitted)
+	if len(denied) > 0 {
+		told := denied[:min(len(denied), samplesTold)]
+		d.fail(check, "%d of %s of pending events are denied to the relay's NATS user, and become dead letters: let it publish to %s, such as %s",
+			len(denied), plural(tried, "kind"), setup.Template.StreamSubject(), strings.Join(told, ", "))
 		return
 	}
 	somebody := stream.Event{Topic: anybody, AggregateType: anybody, AggregateID: anybody, EventType: anybody}

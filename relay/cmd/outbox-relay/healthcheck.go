@@ -30,7 +30,8 @@ With host networking several relays share their ports: the answer of one that re
 or that runs in another container, does not count.
 
 Alive is not the same as useful: a relay that stands by, or whose broker is away, is alive, since
-restarting it would mend nothing. With --ready it has to publish, or to know another to lead.`,
+restarting it would mend nothing. One that hangs is not. With --ready the relay has to publish, or to
+stand by while another leads: it could lead itself, for it has reached Postgres, NATS and the stream.`,
 		Args: usage(noArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := p.config(needNothing)

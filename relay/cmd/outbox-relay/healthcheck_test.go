@@ -20,7 +20,7 @@ func TestHealthcheckFollowsTheRelay(t *testing.T) {
 		says         string
 	}{
 		"stopped":    {relay.Status{State: relay.Stopped}, 1, 1, "stopped"},
-		"standby":    {relay.Status{State: relay.Campaigning, Standby: true}, 0, 0, "standing by, another relay leads"},
+		"standby":    {relay.Status{State: relay.Campaigning, Standby: true, Fit: true}, 0, 0, "standing by, another relay leads"},
 		"no broker":  {relay.Status{State: relay.Leading, Term: 3, Trouble: "not connected"}, 0, 1, "leading, term 3: not connected"},
 		"publishing": {relay.Status{State: relay.Leading, Term: 3, Publishing: true}, 0, 0, "leading, term 3"},
 	} {

@@ -128,10 +128,10 @@ func TestAnEventArrives(t *testing.T) {
 	expectCode(t, execute(t, env, "healthcheck"), 1)
 }
 
-// The permissions that the README names suffice: to create the stream, to publish, and for the next one to read back; and to
-// be elected.
+// The permissions that relay/README.md names suffice: to create the stream, to publish, and for the next one to read back; and
+// to be elected.
 func TestPermissionsOfTheReadme(t *testing.T) {
-	readme, err := os.ReadFile("../../../README.md")
+	readme, err := os.ReadFile("../../README.md")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,260 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+// A server does not answer a message whose subject our user may not publish to: it
+// says so beside the answers, with the subject and nothing else. So the violation
+// is joined to what it is about by that subject:
+//
+//   - that of an event that is pending: the event is refused, and nothing else.
+//     In an ordered batch, it and all events after it are not stored;
+//   - that of a request which waits for its answer: the request has failed, and
+//     its error tells the permission to give;
+//   - that of acknowledgements: nothing can be published before it is given.
+//
+// An event of a denied subject would end every ordered batch that it is in. So it
+// goes by itself from then on, and for some time all others do.
+
+const (
+	// deniedRest is how long plain publishes are sent after a violation: others
+	// may follow, and each would end an ordered batch.
+	deniedRest = 5 * time.Second
+
+	// deniedMemory is how long an event of a denied subject does not go in an
+	// ordered batch, and deniedMost how many subjects are remembered.
+	deniedMemory = 10 * time.Minute
+	deniedMost   = 50_000
+
+	// deniedGrace is how long a batch of which an event is missing waits for the
+	// violation that may be the reason. The server sends it first, but another
+	// goroutine hears of it.
+	deniedGrace = 50 * time.Millisecond
+)
+
+// PermissionError says that our user may not do something on a subject.
+type PermissionError struct {
+	// Subject is what was denied.
+	Subject string
+
+	// Subscribe says that our user may not subscribe to the subject; otherwise it
+	// may not publish to it.
+	Subscribe bool
+
+	cause error
+}
+
+// Error tells the permission to give.
+func (e *PermissionError) Error() string {
+	verb := "publish"
+	if e.Subscribe {
+		verb = "subscribe"
+	}
+	text := fmt.Sprintf("the relay's NATS user may not %s to %s", verb, cutTo(e.Subject, maxRefusal/4))
+	if permission := e.Permission(); permission != e.Subject {
+		text = fmt.Sprintf("%s: permit it to %s to %s", text, verb, permission)
+	} else {
+		text += ": permit it"
+	}
+	if e.Subscribe {
+		text += ", or set nats_inbox_prefix (ConnectOptions.InboxPrefix) to what it may subscribe to"
+	}
+	return text
+}
+
+// Unwrap returns the violation as nats.go tells it.
+func (e *PermissionError) Unwrap() error { return e.cause }
+
+// Permission returns the subject to permit, with wildcards where the next subject
+// of its kind will be another one.
+func (e *PermissionError) Permission() string {
+	tokens := strings.Split(e.Subject, ".")
+	if tokens[0] == controlPrefix && len(tokens) == 3 {
+		return strings.Join(tokens[:2], ".") + ".*"
+	}
+	if e.Subscribe {
+		return inboxesOf(tokens)
+	}
+	for i, token := range tokens {
+		// $JS.API.CONSUMER.CREATE.<stream>.<consumer>[.<filter>], and others with an operation of two words.
+		if token != "CONSUMER" || tokens[0] != "$JS" {
+			continue
+		}
+		keep := i + 3
+		if i+1 < len(tokens) && (tokens[i+1] == "MSG" || tokens[i+1] == "DURABLE") {
+			keep++
+		}
+		if keep < len(tokens) {
+			return strings.Join(tokens[:keep], ".") + ".>"
+		}
+	}
+	return e.Subject
+}
+
+// inboxesOf returns the subject of all inboxes, of which one is <prefix>.<unique>
+// and may have further tokens that are wildcards.
+func inboxesOf(tokens []string) string {
+	for len(tokens) > 2 && (tokens[len(tokens)-1] == ">" || tokens[len(tokens)-1] == "*") {
+		tokens = tokens[:len(tokens)-1]
+	}
+	return strings.Join(tokens[:max(len(tokens)-1, 1)], ".") + ".>"
+}
+
+var violationText = regexp.MustCompile(`Permissions Violation for (Publish|Subscription) to ("(?:[^"\\]|\\.)*")`)
+
+// violation reads what a server says of a permission; false if it is no such thing,
+// or of another kind.
+func violation(err error) (*PermissionError, bool) {
+	if !errors.Is(err, nats.ErrPermissionViolation) {
+		return nil, false
+	}
+	parts := violationText.FindStringSubmatch(err.Error())
+	if parts == nil {
+		return nil, false
+	}
+	subject, unquoting := strconv.Unquote(parts[2])
+	return &PermissionError{Subject: subject, Subscribe: parts[1] == "Subscription", cause: err}, unquoting == nil
+}
+
+// deniedFault is the fault of an event of a denied subject. It is not permanent: a
+// person may give the permission.
+func deniedFault(e *PermissionError) *Error { return &Error{Fault: FaultRow, Err: e, refused: true} }
+
+var markSeed = maphash.MakeSeed() //nolint:gochecknoglobals // Immutable.
+
+// subjectMark recognises a pending event by its subject.
+func subjectMark[T string | []byte](subject T) uint64 {
+	switch subject := any(subject).(type) {
+	case string:
+		return maphash.String(markSeed, subject)
+	case []byte:
+		return maphash.Bytes(markSeed, subject)
+	}
+	return 0
+}
+
+// violated joins a violation on a line to what it is about.
+func (p *Publisher) violated(on *line, denied *PermissionError) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	fault := &Error{Fault: FaultSetup, Err: denied}
+	switch {
+	case p.line != on: // A former one.
+	case denied.Subscribe:
+		p.unheard = fault
+		p.asked.refuse(fault)
+		p.fail(fault)
+	case p.deniedEvent(denied):
+	case covers(p.options.Setup.Template.Filter(), denied.Subject) && !strings.Contains(denied.Subject, tokenControl):
+		// An event's, whose outcome has been told.
+	default:
+		p.asked.refuse(fault) // Otherwise nobody waits for the answer any more, or ever did.
+	}
+}
+
+// deniedEvent refuses the pending event whose subject is denied: of several with
+// one subject that sent first, since each has a violation of its own. It reports
+// whether there is one. The caller holds mu.
+func (p *Publisher) deniedEvent(denied *PermissionError) bool {
+	mark := subjectMark(denied.Subject)
+	if sent, found := p.window.takeMarked(mark); found {
+		p.remember(mark)
+		p.tell(unstored(sent.seq, deniedFault(denied)))
+		return true
+	}
+	if p.batch == nil {
+		return false
+	}
+	i := p.batch.marked(mark)
+	if i < 0 {
+		return false
+	}
+	p.remember(mark)
+	p.batchDenied(p.batch, p.batch.known+uint64(i)+1, deniedFault(denied))
+	return true
+}
+
+// marked returns the place among the open events of the first with a subject; -1
+// for none.
+func (b *batch) marked(mark uint64) int {
+	for i := range b.open {
+		// The subject of the latest may not have been noted yet.
+		if b.open[i].mark == mark || b.open[i].mark == 0 && i == len(b.open)-1 {
+			return i
+		}
+	}
+	return -1
+}
+
+// remember keeps events of a subject out of ordered batches. The caller holds mu.
+func (p *Publisher) remember(mark uint64) {
+	now := time.Now()
+	p.rest = later(p.rest, now.Add(deniedRest))
+	if len(p.denied) >= deniedMost {
+		clear(p.denied)
+	}
+	if p.denied == nil {
+		p.denied = make(map[uint64]time.Time)
+	}
+	p.denied[mark] = now.Add(deniedMemory)
+}
+
+// errDenied says that an event's subject was denied to us not long ago: it goes by
+// itself, since it would end the ordered batch.
+var errDenied = &Error{Fault: FaultWeather, Err: errors.New("the event's subject was denied: it does not go in an ordered batch"), refused: true}
+
+// isDenied reports whether the latest event's subject was denied not long ago.
+func (p *Publisher) isDenied() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	until, known := p.denied[p.composer.mark]
+	return known && time.Now().Before(until)
+}
+
+// requests are those that wait for an answer.
+type requests struct {
+	open map[*request]struct{}
+}
+
+type request struct{ refuse context.CancelCauseFunc }
+
+// refuse ends all of them: which of them it is about, the subject does not tell.
+func (r *requests) refuse(fault *Error) {
+	for waiting := range r.open {
+		waiting.refuse(fault)
+	}
+}
+
+// ask prepares for requests to the server: a violation ends the context that it
+// returns, and done makes the error say so.
+func (p *Publisher) ask(ctx context.Context) (asking context.Context, done func(*error)) {
+	asking, refuse := context.WithCancelCause(ctx)
+	waiting := &request{refuse}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.asked.open == nil {
+		p.asked.open = make(map[*request]struct{})
+	}
+	p.asked.open[waiting] = struct{}{}
+	return asking, func(err *error) {
+		p.mu.Lock()
+		delete(p.asked.open, waiting)
+		p.mu.Unlock()
+		if fault, denied := errors.AsType[*Error](context.Cause(asking)); denied && *err != nil && ctx.Err() == nil {
+			*err = &Error{Fault: fault.Fault, Err: fmt.Errorf("stream %q: %w", p.Stream(), fault.Err), refused: true}
+		} else if *err != nil {
+			*err = p.explain(*err)
+		}
+		refuse(nil)
+	}
+}
