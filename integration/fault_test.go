@@ -196,7 +196,7 @@ func TestWrongPassword(t *testing.T) {
 		return err == nil
 	})
 	for _, p := range []*harness.Process{relay, early} {
-		p.WaitFor(anything, "publishing paused", "Authorization Violation")
+		p.WaitFor(regexp.MustCompile(`(publishing paused|not fit to lead)`), "Authorization Violation")
 	}
 	harness.Pause(t.Context(), time.Second) // More than two refusals.
 	w.NATS.Kill()

@@ -5,6 +5,7 @@ package chaos_test
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -82,6 +83,11 @@ var mutants = []mutant{
 		"in-process", "that an event is being stored (10158) counts as success",
 		"a cluster without a majority gets an event twice, then loses its leader",
 		"acknowledged and not stored", neverCommitted, true,
+	},
+	{
+		"fitness", "a leader that cannot publish stays",
+		"a leader loses its broker, while a standby has it",
+		"the standby publishes", blindLeader, false,
 	},
 }
 
@@ -501,5 +507,20 @@ func createdAnew(v *verdict, settings ...string) {
 		v.Fatal(err)
 	}
 	harness.Eventually(v, 15*time.Second, "what it held comes back", func() bool { return b.Stored() >= rows })
+	b.Audit(conn)
+}
+
+func blindLeader(v *verdict, settings ...string) {
+	w := harness.NewWorld(v, harness.Options{SharedPostgres: true})
+	conn := w.Connect()
+	b := w.Backlog().Migrate()
+	proxy := harness.NewProxy(v, strings.TrimPrefix(w.URL(), "nats://"))
+	w.Relay(append(slices.Clone(settings), "OUTBOX_NATS_URL=nats://"+proxy.Address())...).Leads()
+	standby := w.Relay(settings...)
+	standby.WaitFor(regexp.MustCompile(`standing (by)`))
+	const rows = 100
+	proxy.Cut()
+	b.Add(conn, rows)
+	harness.Eventually(v, 10*time.Second, "the standby publishes", func() bool { return b.Stored() >= rows })
 	b.Audit(conn)
 }
