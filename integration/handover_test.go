@@ -2,7 +2,6 @@ package integration_test
 
 import (
 	"cmp"
-	"context"
 	"fmt"
 	"os"
 	"slices"
@@ -18,19 +17,24 @@ import (
 func load(w *harness.World, rate int) (stop func()) {
 	const every = 5 * time.Millisecond
 	conn := w.Connect()
-	ctx, cancel := context.WithCancel(w.Context())
+	stopped := make(chan struct{})
 	var producing sync.WaitGroup
 	producing.Go(func() {
 		began, inserted := time.Now(), 0
 		tick := time.NewTicker(every)
 		defer tick.Stop()
-		for ctx.Err() == nil {
-			<-tick.C
+		for {
+			select {
+			case <-stopped:
+				return
+			case <-tick.C:
+			}
 			due := int(time.Since(began).Seconds()*float64(rate)) - inserted
 			if due <= 0 {
 				continue
 			}
-			if _, err := conn.Exec(w.Context(), `insert into outbox (topic, aggregate_type, aggregate_id, event_type, data)
+			if _, err := conn.Exec(w.Context(), //nolint:contextcheck // A stop does not cut an insert in two.
+				`insert into outbox (topic, aggregate_type, aggregate_id, event_type, data)
 				select 'accounts', 'Account', 'a' || n % 1000, 'Changed', decode(repeat('00', 200), 'hex') from generate_series($1::int, $2::int) n`, inserted+1, inserted+due); err != nil {
 				w.Error(err)
 				return
@@ -39,7 +43,7 @@ func load(w *harness.World, rate int) (stop func()) {
 		}
 	})
 	return func() {
-		cancel()
+		close(stopped)
 		producing.Wait()
 	}
 }
@@ -85,8 +89,8 @@ func TestHandOver(t *testing.T) {
 		most time.Duration
 	}
 	const (
-		stops   = 300 * time.Millisecond // 100 ms on a machine of one's own.
-		crashes = time.Second            // 400 ms, likewise.
+		stops   = 300 * time.Millisecond // 100 ms on a machine of one's own, beside the gaps that there are without a takeover.
+		crashes = 800 * time.Millisecond // 400 ms, likewise.
 	)
 	var takeovers []takeover
 	for i, how := range []string{"stop", "crash", "crash", "crash", "stop", "stop", "crash"} {
@@ -118,8 +122,8 @@ func TestHandOver(t *testing.T) {
 		gap := gapIn(stored, took.at.Add(-100*time.Millisecond), took.at.Add(1500*time.Millisecond))
 		before := gapIn(stored, took.at.Add(-1500*time.Millisecond), took.at.Add(-100*time.Millisecond))
 		t.Logf("%s: nothing stored for %v, and %v without a takeover", took.how, gap.Round(time.Millisecond), before.Round(time.Millisecond))
-		if gap > took.most {
-			t.Errorf("%s: nothing stored for %v, want at most %v", took.how, gap, took.most)
+		if gap > took.most+before {
+			t.Errorf("%s: nothing stored for %v, want at most %v", took.how, gap, took.most+before)
 		}
 	}
 }

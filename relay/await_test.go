@@ -219,7 +219,7 @@ func (s *stage) told() {
 	}
 }
 
-// hasRefused makes an event be refused for its own sake, which is held up in a hook. The caller holds mu.
+// hasRefused has an event refused for a reason of its own, which is held up in a hook. The caller holds mu.
 func (s *stage) hasRefused(seq int64) {
 	s.rows[seq], s.refused = true, seq
 	s.wake()
@@ -372,7 +372,10 @@ func (s *stage) Run(ctx context.Context, lead func(ctx context.Context, lease *e
 		end(nil)
 		s.locked(func() { s.leading = false })
 		s.returned <- struct{}{}
-		if err != nil && !lost && ctx.Err() == nil {
+		if err != nil && !lost {
+			if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+				return nil
+			}
 			return err
 		}
 	}

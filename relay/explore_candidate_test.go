@@ -263,7 +263,7 @@ func (p *port) join() {
 		case <-p.opened:
 		case <-p.read:
 		case <-p.looked:
-		case <-p.handed:
+		case <-p.handed: //nolint:errcheck // As the others.
 		default:
 			return
 		}

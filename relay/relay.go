@@ -353,6 +353,7 @@ func (r *Relay) missed(ctx context.Context) func(gap time.Duration) {
 // campaign takes part in elections, and serves the terms, until ctx ends or no further term can be served.
 func (r *Relay) campaign(ctx context.Context, office *office, abort func()) error {
 	scout := &scout{Relay: r, working: make(chan struct{}, 1)}
+	var unfit *unfitError // That ended the latest term; nil for another reason.
 	setbacks := backoff{first: 100 * time.Millisecond, most: 5 * time.Second}
 	failures := 0
 	lead := func(leading context.Context, lease *election.Lease) error {
@@ -371,6 +372,7 @@ func (r *Relay) campaign(ctx context.Context, office *office, abort func()) erro
 		err := r.lead(leading, lease, office.stop, func() { failures = 0 })
 		var setback *setbackError
 		if !errors.As(err, &setback) {
+			errors.As(err, &unfit)
 			return err
 		}
 		failures++
@@ -383,25 +385,21 @@ func (r *Relay) campaign(ctx context.Context, office *office, abort func()) erro
 		sleep(leading, office.stop, wait)
 		return nil
 	}
-	for ctx.Err() == nil {
-		if err := scout.ready(ctx); err != nil {
+	for {
+		if err := scout.ready(ctx); err != nil || ctx.Err() != nil {
 			return err
 		}
-		if ctx.Err() != nil {
-			break
-		}
+		unfit = nil
 		published := r.status.get().Published
 		err := scout.campaign(ctx, func(standing context.Context) error { return r.elector.Run(standing, lead) })
-		var unfit *unfitError
 		switch {
-		case errors.As(err, &unfit):
+		case unfit != nil:
 			r.log.WarnContext(ctx, "made way for another relay", slog.Any("error", unfit))
 			scout.madeWay(r.status.get().Published > published)
 		case err != nil:
 			return err
 		}
 	}
-	return nil
 }
 
 // warn logs a condition that weakens the guarantees, once.

@@ -11,7 +11,7 @@ import (
 )
 
 // run runs a relay on the stage until the returned function is called.
-func (s *stage) run(t *testing.T, options Options) (relay *Relay, stop func()) {
+func (s *stage) run(t *testing.T, options Options) (*Relay, func()) {
 	t.Helper()
 	relay, err := New(s, s, s, options)
 	if err != nil {
@@ -113,8 +113,9 @@ func TestBlindLeaderMakesWay(t *testing.T) {
 		if s.elections() != 1 || len(s.returned) > 0 {
 			t.Errorf("without a standby it made way")
 		}
-		s.locked(func() { s.standbys, s.openErr = 1, nil })
-		time.Sleep(2 * time.Second)
+		s.locked(func() { s.openErr = nil })
+		time.Sleep(2 * time.Second) // By then it publishes again.
+		s.locked(func() { s.standbys = 1 })
 		blind()
 		at := time.Now()
 		<-s.returned

@@ -579,14 +579,14 @@ func (o *Outbox) look(ctx context.Context, conn *pgx.Conn, settled []Settled, re
 }
 
 // lowest returns the lowest seq that the relay holds after an exchange, if it holds any.
-func lowest(held []int64, fetched []Row) (low int64, ok bool) {
+func lowest(held []int64, fetched []Row) (low int64, holds bool) {
 	if len(fetched) > 0 {
-		low, ok = fetched[0].Seq, true
+		low, holds = fetched[0].Seq, true
 	}
 	for _, seq := range held {
-		if !ok || seq < low {
-			low, ok = seq, true
+		if !holds || seq < low {
+			low, holds = seq, true
 		}
 	}
-	return low, ok
+	return low, holds
 }

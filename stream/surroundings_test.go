@@ -298,7 +298,6 @@ func TestPlacementTags(t *testing.T) {
 		}
 		addr, _ := l.Addr().(*net.TCPAddr)
 		ports[i] = addr.Port
-		defer func() { _ = l.Close() }()
 		_ = l.Close()
 	}
 	var servers []*server.Server

@@ -30,7 +30,7 @@ func NATSServer(tb testing.TB, version string) (program string) {
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		tb.Skipf("nowhere to keep nats-server %s: %v", version, err)
 	}
-	dir, err := os.MkdirTemp(cache, "build-") //nolint:usetesting // It is renamed, which works within a file system only.
+	dir, err := os.MkdirTemp(cache, "build-") //nolint:usetesting // The program is moved within a file system.
 	if err != nil {
 		tb.Fatal(err)
 	}
