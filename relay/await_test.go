@@ -78,7 +78,7 @@ func (s *stage) pass(ctx context.Context, name string) error {
 	}
 	s.mu.Unlock()
 	if !endless {
-		return ctx.Err() //nolint:wrapcheck // A test.
+		return ctx.Err()
 	}
 	<-ctx.Done()
 	return context.Cause(ctx)

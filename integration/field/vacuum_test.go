@@ -84,6 +84,10 @@ select 't', 'Held', 'h', 'E', 'x' from generate_series(1, $1::int) i`, rows)
 		s.problem("%d new terms while the rows were written", terms)
 	}
 	s.mark()
+	if *long { // Each of them is looked at twice at least, since nobody knows whose they are: that holds up the others, once.
+		harness.Pause(t.Context(), 10*time.Second)
+		s.mark()
+	}
 	harness.Pause(t.Context(), 4*time.Second)
 	s.check(fmt.Sprintf("beside %d held rows", rows))
 	s.checkCommands()
