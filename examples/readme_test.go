@@ -3,6 +3,7 @@ package examples_test
 import (
 	"context"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -13,14 +14,21 @@ import (
 	"github.com/go-outbox/go-outbox/store"
 )
 
-// readmes are the documents that have code.
-var readmes = []string{"../README.md", "../store/README.md", "../relay/README.md", "../config/README.md", "../integration/README.md"}
+// readmes returns the documents of the repository.
+func readmes(t *testing.T) []string {
+	t.Helper()
+	found, err := filepath.Glob("../*/README.md")
+	if err != nil || len(found) == 0 {
+		t.Fatalf("found %d documents (%v)", len(found), err)
+	}
+	return append([]string{"../README.md"}, found...)
+}
 
 // The documents' snippets of Go are parts of the examples, so they compile and work.
 func TestReadmeGo(t *testing.T) {
 	examples := plain(read(t, "embed_test.go") + read(t, "assembly_test.go") + read(t, "insert_test.go"))
 	snippets := make(map[string]int)
-	for _, readme := range readmes {
+	for _, readme := range readmes(t) {
 		for _, snippet := range blocks(read(t, readme), "go") {
 			snippets[readme]++
 			if !strings.Contains(examples, plain(snippet)) {
@@ -36,7 +44,7 @@ func TestReadmeGo(t *testing.T) {
 // The documents' SQL for producers runs as it stands, and stores what it says.
 func TestReadmeSQL(t *testing.T) {
 	dsn := newDatabase(t.Context(), store.Table{})
-	for _, readme := range readmes {
+	for _, readme := range readmes(t) {
 		for _, sql := range blocks(read(t, readme), "sql") {
 			execute(t.Context(), dsn, sql)
 		}

@@ -77,7 +77,7 @@ func TestAwkwardAggregates(t *testing.T) {
 	w.Relay().Leads()
 	conn := w.Connect()
 	ids := []string{
-		"", " ", "  ", ".", "..", "a.b", "*", ">", "a.>", "a b", "\t", "\n", "\r\n", "\x01", "\x7f", "日本語", "שלום", "🙂", "%2E", "%",
+		" ", "  ", ".", "..", "a.b", "*", ">", "a.>", "a b", "\t", "\n", "\r\n", "\x01", "\x7f", "日本語", "שלום", "🙂", "%2E", "%",
 		strings.Repeat("x", 1600), strings.Repeat("x", 1599) + "y", "$SYS", `"\'`, "_INBOX.x", "é", "e\u0301",
 	}
 	for _, id := range ids {
@@ -122,7 +122,7 @@ func TestDeadLetters(t *testing.T) {
 		}
 		return len(letters) == 2
 	})
-	if l := letters[0]; l.Seq != 2 || l.AggregateID != "a" || l.Attempts != 3 || !strings.Contains(l.LastError, "payload") {
+	if l := letters[0]; l.Seq != 2 || l.AggregateID != "a" || l.Attempts != 1 || !strings.Contains(l.LastError, "payload") {
 		t.Errorf("first dead letter: %+v", l)
 	}
 	if l := letters[1]; l.AggregateID != "c" || !strings.Contains(l.LastError, "Nats-Rollup") {
@@ -162,7 +162,7 @@ func TestHold(t *testing.T) {
 	w.Exec(conn, insert, "a", []byte("4"))
 	w.Exec(conn, insert, "b", []byte("5"))
 	arrived(w, 2, 10*time.Second)
-	w.Exec(conn, `update outbox_dead set data = '1'`)
+	w.Exec(conn, `update outbox set data = '1' where given_up_at is not null`) // It is too large to be moved.
 	w.Command("dead", "requeue", "--all")
 	arrived(w, 5, 10*time.Second)
 	if got, want := stored(w), []string{"3", "5", "1", "2", "4"}; fmt.Sprint(got) != fmt.Sprint(want) {

@@ -33,7 +33,8 @@ func load(w *harness.World, rate int) (stop func()) {
 			if due <= 0 {
 				continue
 			}
-			if _, err := conn.Exec(w.Context(), `insert into outbox (topic, aggregate_type, aggregate_id, event_type, data)
+			if _, err := conn.Exec(w.Context(),
+				`insert into outbox (topic, aggregate_type, aggregate_id, event_type, data)
 				select 'accounts', 'Account', 'a' || n % 1000, 'Changed', decode(repeat('00', 200), 'hex') from generate_series($1::int, $2::int) n`, inserted+1, inserted+due); err != nil {
 				w.Error(err)
 				return

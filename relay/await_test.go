@@ -219,7 +219,7 @@ func (s *stage) told() {
 	}
 }
 
-// hasRefused makes an event be refused for its own sake, which is held up in a hook. The caller holds mu.
+// hasRefused has an event refused for a reason of its own, which is held up in a hook. The caller holds mu.
 func (s *stage) hasRefused(seq int64) {
 	s.rows[seq], s.refused = true, seq
 	s.wake()

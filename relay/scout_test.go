@@ -114,7 +114,7 @@ func TestBlindLeaderMakesWay(t *testing.T) {
 			t.Errorf("without a standby it made way")
 		}
 		s.locked(func() { s.openErr = nil })
-		time.Sleep(2 * time.Second)
+		time.Sleep(2 * time.Second) // By then it publishes again.
 		s.locked(func() { s.standbys = 1 })
 		blind()
 		at := time.Now()

@@ -557,11 +557,12 @@ func keptFault(err error) *stream.Error { return &stream.Error{Fault: stream.Fau
 
 // kept tells of a row for which the database refused what was asked.
 func (t *term) kept(ctx context.Context, k store.Kept) {
-	what := "the database does not record that an event was refused; its row stays in the outbox"
 	if k.Settle {
-		what = "the database does not let a published event's row go; trying again later"
+		t.log.LogAttrs(ctx, slog.LevelError, "the database does not let a published event's row go; trying again later",
+			slog.Int64("seq", k.Seq), slog.String("error", cut(k.Err.Error())))
+	} else {
+		t.log.LogAttrs(ctx, slog.LevelError, "the database does not record that an event was refused; its row stays in the outbox",
+			slog.Int64("seq", k.Seq), slog.String("id", k.ID.String()), slog.Bool("marked", k.Marked), slog.String("error", cut(k.Err.Error())))
 	}
-	t.log.LogAttrs(ctx, slog.LevelError, what, slog.Int64("seq", k.Seq), slog.String("id", k.ID.String()),
-		slog.Bool("marked", k.Marked), slog.String("error", cut(k.Err.Error())))
 	t.hooks.Kept(k)
 }

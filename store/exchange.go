@@ -551,8 +551,8 @@ func (o *Outbox) passed(seen observation, f *Fetch, reply Reply, idle bool) {
 	}
 	o.complete = !reply.Full
 	defer func() { o.floorSeen.Store(o.floor.at) }()
-	low, any := lowest(f.Held, reply.Rows)
-	if !any {
+	low, held := lowest(f.Held, reply.Rows)
+	if !held {
 		low = math.MaxInt64
 	}
 	o.floor.advance(seen.xmin, seen.xid, highest, low)
@@ -579,14 +579,14 @@ func (o *Outbox) look(ctx context.Context, conn *pgx.Conn, settled []Settled, re
 }
 
 // lowest returns the lowest seq that the relay holds after an exchange, if it holds any.
-func lowest(held []int64, fetched []Row) (low int64, any bool) {
+func lowest(held []int64, fetched []Row) (low int64, holds bool) {
 	if len(fetched) > 0 {
-		low, any = fetched[0].Seq, true
+		low, holds = fetched[0].Seq, true
 	}
 	for _, seq := range held {
-		if !any || seq < low {
-			low, any = seq, true
+		if !holds || seq < low {
+			low, holds = seq, true
 		}
 	}
-	return low, any
+	return low, holds
 }

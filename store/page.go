@@ -80,10 +80,11 @@ func (t Table) measured(maxData string) string {
 
 // measuredColumns are a measured row's. Who its aggregate is, is told of a row that does not fit, too, unless that is what
 // does not.
-var measuredColumns = fmt.Sprintf(`seq, id, case when fits then topic end, case when fits or octet_length(aggregate_type) <= %[1]d then aggregate_type end,
+var measuredColumns = fmt.Sprintf( //nolint:gochecknoglobals // Immutable.
+	`seq, id, case when fits then topic end, case when fits or octet_length(aggregate_type) <= %[1]d then aggregate_type end,
        case when fits or octet_length(aggregate_id) <= %[1]d then aggregate_id end, case when fits or octet_length(event_type) <= %[2]d then event_type end,
        case when fits then data end, case when fits then left(headers::text, %[1]d + 1) end, created_at, attempts, data_size, text_size + headers_size, weight`,
-	textMost, textFits) //nolint:gochecknoglobals // Immutable.
+	textMost, textFits)
 
 // fetchOne selects one row of a page, by its seq and id.
 func (t Table) fetchOne() string {

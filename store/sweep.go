@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -154,5 +155,5 @@ func (o *Outbox) excluded(f *Fetch) names {
 	if held == nil || len(held.ids) == 0 {
 		return names{f.BlockedTypes, f.BlockedIDs}
 	}
-	return names{append(held.types[:len(held.types):len(held.types)], f.BlockedTypes...), append(held.ids[:len(held.ids):len(held.ids)], f.BlockedIDs...)}
+	return names{slices.Concat(held.types, f.BlockedTypes), slices.Concat(held.ids, f.BlockedIDs)}
 }

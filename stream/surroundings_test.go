@@ -22,9 +22,9 @@ import (
 	"github.com/go-outbox/go-outbox/stream"
 )
 
-// configured starts a nats-server with a configuration as operators write it. What is left out is added: any free
+// serverWith starts a nats-server with a configuration as operators write it. What is left out is added: any free
 // port and a store of its own.
-func configured(t *testing.T, config string) *server.Server {
+func serverWith(t *testing.T, config string) *server.Server {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "nats.conf")
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
@@ -115,7 +115,7 @@ func refused(t *testing.T, options stream.PublisherOptions, want string) {
 }
 
 func TestJetStreamDomain(t *testing.T) {
-	hub := configured(t, `
+	hub := serverWith(t, `
 		jetstream { domain: hub }
 		leafnodes { listen: "127.0.0.1:-1" }`)
 	for name, config := range map[string]string{
@@ -123,7 +123,7 @@ func TestJetStreamDomain(t *testing.T) {
 		"a leaf node with a domain of its own": `jetstream { domain: leaf }`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			leaf := configured(t, config+fmt.Sprintf(`
+			leaf := serverWith(t, config+fmt.Sprintf(`
 				server_name: leaf
 				leafnodes { remotes: [ { url: "nats://%s" } ] }`, leafAddress(t, hub)))
 			eventually(t, func() bool { return leaf.NumLeafNodes() == 1 })
@@ -172,7 +172,7 @@ func leafAddress(t *testing.T, hub *server.Server) string {
 }
 
 func TestInboxPrefix(t *testing.T) {
-	srv := configured(t, `
+	srv := serverWith(t, `
 		jetstream: enabled
 		authorization { users: [ {
 			user: relay, password: relay
@@ -194,13 +194,13 @@ func TestTLSFirst(t *testing.T) {
 	const secure = `
 		jetstream: enabled
 		tls { cert_file: %q, key_file: %q, timeout: 2%s }`
-	first := configured(t, fmt.Sprintf(secure, cert, key, ", handshake_first: true"))
+	first := serverWith(t, fmt.Sprintf(secure, cert, key, ", handshake_first: true"))
 	options := stream.PublisherOptions{Connect: stream.ConnectOptions{URL: first.ClientURL(), TLSCA: cert}, Setup: stream.Setup{Create: true}}
 	refused(t, options, "nats_tls_first")
 	options.Connect.TLSFirst = true
 	everything(t, options)
 
-	later := configured(t, fmt.Sprintf(secure, cert, key, ""))
+	later := serverWith(t, fmt.Sprintf(secure, cert, key, ""))
 	options.Connect.URL = later.ClientURL()
 	refused(t, options, "leave out nats_tls_first")
 	options.Connect.TLSFirst = false
@@ -259,7 +259,7 @@ func TestStreamLimits(t *testing.T) {
 		{"compressed", `jetstream: enabled`, stream.Setup{Compress: true}, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			srv := configured(t, tt.config)
+			srv := serverWith(t, tt.config)
 			tt.setup.Create = true
 			options := stream.PublisherOptions{Connect: stream.ConnectOptions{URL: srv.ClientURL()}, Setup: tt.setup}
 			if tt.want != "" {
@@ -298,7 +298,6 @@ func TestPlacementTags(t *testing.T) {
 		}
 		addr, _ := l.Addr().(*net.TCPAddr)
 		ports[i] = addr.Port
-		defer func() { _ = l.Close() }()
 		_ = l.Close()
 	}
 	var servers []*server.Server
@@ -307,7 +306,7 @@ func TestPlacementTags(t *testing.T) {
 		if i == 1 {
 			tags = `["ssd", "eu"]`
 		}
-		servers = append(servers, configured(t, fmt.Sprintf(`
+		servers = append(servers, serverWith(t, fmt.Sprintf(`
 			server_name: n%d
 			server_tags: %s
 			jetstream: enabled

@@ -179,7 +179,7 @@ func TestWaitsForPostgresAndNATS(t *testing.T) {
 		t.Fatal(err)
 	}
 	url := p.url(t)
-	p.log.Await(t, "publishing paused")
+	p.log.Await(t, "not fit to lead")
 	if got, want := request(t, "GET", url+"/healthz", ""), "200 OK ok"; got != want {
 		t.Errorf("GET /healthz without NATS: %s, want %s", got, want)
 	}
@@ -187,7 +187,7 @@ func TestWaitsForPostgresAndNATS(t *testing.T) {
 		t.Errorf("POST /users without NATS: %s, want %s", got, want)
 	}
 	nats.Restart()
-	p.log.Await(t, "publishing again")
+	p.log.Await(t, "fit to lead again")
 	if got := receive(t, nats, 1); !strings.Contains(got[0], "john.doe") {
 		t.Errorf("the stream = %q, want the user created in the outage", got)
 	}

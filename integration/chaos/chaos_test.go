@@ -19,7 +19,7 @@ var (
 	//nolint:gochecknoglobals // A flag.
 	seed = flag.Int64("seed", environmentSeed(), "the seed of the first world, also from CHAOS_SEED; 0 draws one where -duration is given")
 	//nolint:gochecknoglobals // A flag.
-	hostile = flag.Bool("hostile", false, "write hostile rows besides, one or several in each episode")
+	hostile = flag.Bool("hostile", true, "write hostile rows besides, one or several in each episode")
 	//nolint:gochecknoglobals // A flag.
 	episodes = flag.Int("episodes", 0, "the episodes of a world; 0 for 40, or a few without -duration and -seed")
 )

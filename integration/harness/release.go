@@ -30,7 +30,7 @@ func NATSServer(tb testing.TB, version string) (program string) {
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		tb.Skipf("nowhere to keep nats-server %s: %v", version, err)
 	}
-	dir, err := os.MkdirTemp(cache, "build-")
+	dir, err := os.MkdirTemp(cache, "build-") //nolint:usetesting // The program is moved within a file system.
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -57,6 +57,7 @@ func NATSServer(tb testing.TB, version string) (program string) {
 	return program
 }
 
+//nolint:gochecknoglobals // Immutable.
 var natsConfig = template.Must(template.New("").Parse(`
 server_name: {{.Name}}
 listen: "127.0.0.1:{{.Port}}"
@@ -68,7 +69,7 @@ authorization: {user: {{printf "%q" .User}}, password: {{printf "%q" .Password}}
 {{- if .ClusterPort}}
 cluster: {name: test, listen: "127.0.0.1:{{.ClusterPort}}", no_advertise: true, routes: [{{range .Routes}}{{printf "%q" .}} {{end}}]}
 {{- end}}
-`)) //nolint:gochecknoglobals // Immutable.
+`))
 
 // released is the command that runs the nats-server of another version than ours.
 func (n *NATS) released() *exec.Cmd {

@@ -52,7 +52,8 @@ func disallowBatches(w *harness.World) {
 	request := func(subject string, body []byte) (answer struct {
 		Config map[string]any  `json:"config"`
 		Error  json.RawMessage `json:"error"`
-	}) {
+	},
+	) {
 		msg, err := conn.RequestWithContext(w.Context(), subject, body)
 		if err != nil {
 			w.Fatal(err)
