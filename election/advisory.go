@@ -27,6 +27,9 @@ const (
 	renewAfter = 1100 * time.Millisecond
 	// renewTimeout bounds one such question, so that a second one still fits into the lease.
 	renewTimeout = 2 * time.Second
+	// unlockTimeout bounds giving the lock back. A session that does not answer for so long is closed instead, so that the
+	// process can end within a second.
+	unlockTimeout = 700 * time.Millisecond
 )
 
 // Session is one dedicated Postgres connection, which store.Session implements. It must not lead through a
@@ -196,10 +199,10 @@ var errRenewed = errors.New("renewed by other work")
 
 // resign implements tenure. Whatever stays unclear, closing the session settles it.
 func (l *lock) resign(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, resignTimeout)
-	defer cancel()
 	if NewLease(l.until).Valid() {
-		err := l.session.Do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+		unlocking, cancel := context.WithTimeout(ctx, unlockTimeout)
+		defer cancel()
+		err := l.session.Do(unlocking, func(ctx context.Context, conn *pgx.Conn) error {
 			batch := &pgx.Batch{}
 			// All of them: the sleep lock of package store rests on the same session.
 			batch.Queue(`select pg_advisory_unlock_all()`)
@@ -213,6 +216,8 @@ func (l *lock) resign(ctx context.Context) {
 		}
 		l.log.LogAttrs(ctx, slog.LevelWarn, "could not resign; closing the session instead", slog.Any("error", err))
 	}
+	ctx, cancel := context.WithTimeout(ctx, unlockTimeout)
+	defer cancel()
 	if err := l.session.Close(ctx); err != nil {
 		l.log.LogAttrs(ctx, slog.LevelDebug, "closing the session", slog.Any("error", err))
 	}

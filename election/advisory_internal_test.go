@@ -243,8 +243,8 @@ func TestResignationThatFailsClosesTheSession(t *testing.T) {
 		session.answer = silent
 		start := time.Now()
 		l.end(nil, nil)
-		if took := time.Since(start); took != resignTimeout {
-			t.Errorf("took %v, want %v", took, resignTimeout)
+		if took := time.Since(start); took != unlockTimeout {
+			t.Errorf("took %v, want %v", took, unlockTimeout)
 		}
 		if _, closed := session.counts(); closed != 1 {
 			t.Errorf("the session was closed %d times, want once", closed)

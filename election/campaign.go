@@ -19,7 +19,7 @@ const (
 	// reconnectWait is the pause after an attempt for which the server could not be reached, doubling to reconnectWaitMax.
 	reconnectWait    = 100 * time.Millisecond
 	reconnectWaitMax = time.Second
-	// resignTimeout bounds giving the leadership back.
+	// resignTimeout bounds giving a key-value entry back.
 	resignTimeout = 2 * time.Second
 )
 

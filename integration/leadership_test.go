@@ -1,10 +1,14 @@
 package integration_test
 
 import (
+	"net"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/go-outbox/go-outbox/integration/harness"
 )
@@ -134,4 +138,52 @@ func TestFrozenRelayKnowsIt(t *testing.T) {
 	relay.WaitFor(regexp.MustCompile(`(did not run for).*for=8\.`))
 	relay.WaitFor(regexp.MustCompile(`(this process did not run for 8\.\d+s)`), "error=")
 	relay.Leads()
+}
+
+// Whatever does not answer, a relay that does not lead stops within a second, and so does a leader with nothing in flight.
+func TestStopsWhileNobodyAnswers(t *testing.T) {
+	t.Parallel()
+	for name, settings := range map[string]func(w *harness.World, postgres, nats string) []string{
+		"leader": func(_ *harness.World, postgres, nats string) []string { return []string{postgres, nats} },
+		"standby": func(w *harness.World, postgres, nats string) []string {
+			w.Relay().Leads()
+			return []string{postgres, nats}
+		},
+	} {
+		for _, mute := range []string{"Postgres", "NATS"} {
+			t.Run(name+" without "+mute, func(t *testing.T) {
+				t.Parallel()
+				w := harness.NewWorld(t, harness.Options{})
+				postgres, nats := harness.NewProxy(t, addressOf(t, w.DSN)), harness.NewProxy(t, strings.TrimPrefix(w.URL(), "nats://"))
+				s := settings(w, "OUTBOX_DATABASE_DSN="+strings.Replace(w.DSN, addressOf(t, w.DSN), postgres.Address(), 1), "OUTBOX_NATS_URL=nats://"+nats.Address())
+				relay := w.Relay(append(s, "OUTBOX_SHUTDOWN_TIMEOUT=200ms")...)
+				harness.Eventually(t, 20*time.Second, "it is ready", func() bool { return relay.Get("/readyz") == 200 })
+				if mute == "NATS" {
+					nats.Mute()
+				} else {
+					postgres.Mute()
+				}
+				harness.Pause(t.Context(), 3*time.Second) // Until it waits for an answer.
+				at := time.Now()
+				if code := relay.Stop(); code != 0 {
+					t.Errorf("exit code %d after SIGTERM, want 0", code)
+				}
+				if took := time.Since(at); took > 1500*time.Millisecond {
+					t.Errorf("it stopped after %v", took)
+				} else {
+					t.Logf("it stopped after %v", took)
+				}
+			})
+		}
+	}
+}
+
+// addressOf returns host and port of a DSN.
+func addressOf(t *testing.T, dsn string) string {
+	t.Helper()
+	config, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return net.JoinHostPort(config.Host, strconv.Itoa(int(config.Port)))
 }

@@ -57,6 +57,7 @@
 //	| duplicate-ack    | that the stream has an event already counts as a failure     | an event comes again under an id that the stream knows                                   | the outbox does not get empty                                  |
 //	| audit            | what a look at the stream finds is ignored                   | the stream is deleted and created anew, while there is nothing to publish                | what it held does not come back                                |
 //	| in-process       | that an event is being stored (10158) counts as success      | a cluster without a majority gets an event twice, then loses its leader                  | acknowledged and not stored                                    |
+//	| fitness          | a leader that cannot publish stays                           | a leader loses its broker, while a standby has it                                        | the standby does not publish                                   |
 //
 // Two are killed by what the publisher alone does, reconnect-buffer and in-process: around it, the relay has a second
 // safeguard against each. It publishes nothing while it is not connected, and after an outcome in doubt its fence follows
