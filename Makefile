@@ -86,7 +86,7 @@ down: need-docker ## remove the containers and their data
 ## Working on it
 
 test: need-go need-postgres ## run all tests (ARGS, PACKAGES)
-	go test $(RACE) -count=1 -timeout 15m $(ARGS) $(PACKAGES)
+	go test $(RACE) -count=1 -timeout 40m $(ARGS) $(PACKAGES)
 
 chaos: need-go need-postgres ## break all there is for DURATION, then the relay itself for as long at most (SEED)
 	go test -count=1 -v -timeout 0 -run '^TestChaos$$' ./integration/chaos -duration $(DURATION) $(if $(SEED),-seed $(SEED))

@@ -381,6 +381,7 @@ func (r *Relay) campaign(ctx context.Context, office *office, abort func()) erro
 		if gap := r.pulse.Gap(); gap > 0 {
 			reason = fmt.Errorf("this process did not run for %v (%w)", gap.Round(time.Millisecond), reason)
 		}
+		r.status.set(Status{State: Campaigning, Since: time.Now(), Trouble: reason.Error()})
 		r.log.WarnContext(ctx, "term ended early", slog.Any("error", reason), slog.Duration("next_in", wait))
 		sleep(leading, office.stop, wait)
 		return nil
