@@ -49,7 +49,7 @@ type scene struct {
 // patient is how much more time a relay with the race detector gets.
 func patient(d time.Duration) time.Duration {
 	if harness.Racing {
-		return 2 * d
+		return 8 * d
 	}
 	return d
 }
