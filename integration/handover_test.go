@@ -72,7 +72,7 @@ func gapIn(stored []time.Time, from, to time.Time) time.Duration {
 // Not parallel: it measures times. OUTBOX_RATE is the load, in events a second.
 func TestHandOver(t *testing.T) {
 	if harness.Racing {
-		t.Skip("it takes times, which mean nothing while the race detector slows all down; .ci/run runs it without")
+		t.Skip("it takes times, which mean nothing while the race detector slows all down: go test -run TestHandOver ./integration")
 	}
 	rate := 5000
 	if text := os.Getenv("OUTBOX_RATE"); text != "" {
