@@ -19,7 +19,7 @@ type block struct {
 	aggregate aggregate
 	until     time.Time
 	recording bool    // Until its dead letter is recorded, rather than until a time.
-	from      int64   // The seq of the row that was refused.
+	from      int64   // None of its rows was passed over below this seq.
 	passed    []int64 // Of its other rows that were fetched meanwhile.
 	place     int     // In blocks.due; not used while recording.
 }
@@ -112,6 +112,16 @@ func (b *blocks) names() (types, ids []string) {
 		types, ids = append(types, a.kind), append(ids, a.id)
 	}
 	return types, ids
+}
+
+// lowest returns from which seq on rows will be wanted; nil if there are no blocked aggregates.
+func (b *blocks) lowest() (from *int64) {
+	for _, bl := range b.of {
+		if from == nil || bl.from < *from {
+			from = new(bl.from)
+		}
+	}
+	return from
 }
 
 // seqs are those of the rows that were passed over.

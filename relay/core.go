@@ -49,6 +49,7 @@ type core struct {
 	pipelined bool
 	closing   bool
 
+	floor   int64 // See store.Reply.
 	blocked blocks
 	back    bool  // The next fetch must go back, since aggregates were let go on:
 	backTo  int64 // to this seq.
@@ -167,8 +168,9 @@ func newCore(o Options) *core {
 
 // begin sets out from what the former leader left.
 func (c *core) begin(term store.Term, readsBack bool, now time.Time) {
+	c.floor = term.Floor
 	for _, b := range term.Blocked {
-		c.blocked.add(aggregate{b.AggregateType, b.AggregateID}, now.Add(min(b.For, c.retry.most)), b.From)
+		c.blocked.add(aggregate{b.AggregateType, b.AggregateID}, now.Add(min(b.For, c.retry.most)), c.floor)
 	}
 	c.readsBack, c.doubt = readsBack, readsBack
 	c.busy = now
@@ -392,13 +394,13 @@ func (c *core) refuse(row *store.Row, a aggregate, reason string, forGood bool, 
 		// Until that is recorded nothing of the aggregate goes on: after a crash the row would be tried once
 		// more, after its successors.
 		if !row.Nameless { // Otherwise every row of its aggregate is as unfit.
-			c.blocked.record(a, row.Seq)
+			c.blocked.record(a, min(row.Seq, c.floor))
 		}
 		c.dead = append(c.dead, burial{a, row.Nameless, failure})
 		return died
 	}
 	failure.Wait = c.retry.after(failure.Attempts)
-	c.blocked.add(a, now.Add(failure.Wait), row.Seq)
+	c.blocked.add(a, now.Add(failure.Wait), min(row.Seq, c.floor))
 	c.failed = append(c.failed, failure)
 	return refused
 }
@@ -625,7 +627,9 @@ func (c *core) start(fetch bool, sleep store.SleepChange) store.Request {
 			c.under.epochs = append(c.under.epochs, epoch)
 		}
 	}
-	request.Checkpoint = c.ledger.checkpoint()
+	if request.Checkpoint = c.ledger.checkpoint(); request.Checkpoint > 0 {
+		request.ScanFrom = c.blocked.lowest()
+	}
 	c.under.clears = c.old.allStored() && len(c.doubles)+len(c.aside) == 0
 	if c.noted != c.maxData {
 		request.MaxPayload = c.maxData
@@ -666,6 +670,7 @@ func (c *core) fetch() *store.Fetch {
 func (c *core) exchanged(reply store.Reply, now time.Time) {
 	done := c.under
 	c.under = nil
+	c.floor = reply.Floor
 	if reply.Remaining == nil { // Otherwise it is not known which of them are gone.
 		for i, s := range done.request.Settled {
 			c.ledger.settled(done.epochs[i], len(s.Seqs))

@@ -76,7 +76,7 @@ func loaded(t *testing.T, options Options, now time.Time, rows ...store.Row) *co
 	if request := c.mustExchange(t, now); request.Fetch == nil {
 		t.Fatal("the first exchange does not fetch")
 	}
-	c.exchanged(store.Reply{Rows: rows}, now)
+	c.exchanged(store.Reply{Floor: 1, Rows: rows}, now)
 	return c
 }
 
@@ -138,7 +138,7 @@ func TestRefusedRowBlocksItsAggregateOnly(t *testing.T) {
 	if !slices.Equal(request.Failed, want) {
 		t.Errorf("got %+v, want %+v", request.Failed, want)
 	}
-	c.exchanged(store.Reply{}, now)
+	c.exchanged(store.Reply{Floor: 1}, now)
 	c.resolved(3, nil, now)
 
 	c.wake()
@@ -146,13 +146,13 @@ func TestRefusedRowBlocksItsAggregateOnly(t *testing.T) {
 	if got := fmt.Sprint(request.Fetch.BlockedTypes, request.Fetch.BlockedIDs); got != "[A] [a]" {
 		t.Errorf("blocked: %s", got)
 	}
-	c.exchanged(store.Reply{Rows: []store.Row{row(2, "a"), row(4, "b")}}, now) // 2 by a snapshot from before.
+	c.exchanged(store.Reply{Floor: 1, Rows: []store.Row{row(2, "a"), row(4, "b")}}, now) // 2 by a snapshot from before.
 	expect(t, "while a is blocked", c.drain(), []int64{4})
 	c.resolved(4, nil, now)
 
 	// It is let go at its time, not before.
 	c.mustExchange(t, now)
-	c.exchanged(store.Reply{Asleep: true}, now)
+	c.exchanged(store.Reply{Floor: 1, Asleep: true}, now)
 	later := now.Add(time.Second)
 	if request, due := c.exchange(later.Add(-1)); due {
 		t.Errorf("1 ns early: %+v", request)
@@ -166,7 +166,7 @@ func TestRefusedRowBlocksItsAggregateOnly(t *testing.T) {
 	}
 	again := row(1, "a")
 	again.Attempts = 1
-	c.exchanged(store.Reply{Rows: []store.Row{again, row(2, "a")}}, later)
+	c.exchanged(store.Reply{Floor: 1, Rows: []store.Row{again, row(2, "a")}}, later)
 	expect(t, "again", c.drain(), []int64{1})
 
 	// Given up: the rest of the aggregate waits until that is recorded.
@@ -178,10 +178,40 @@ func TestRefusedRowBlocksItsAggregateOnly(t *testing.T) {
 	if len(request.Dead) != 1 || request.Dead[0].Seq != 1 || request.Dead[0].Attempts != 2 {
 		t.Errorf("dead: %+v", request.Dead)
 	}
-	c.exchanged(store.Reply{}, later)
+	c.exchanged(store.Reply{Floor: 1}, later)
 	request = c.mustExchange(t, later)
 	if request.Fetch == nil || !request.Fetch.Back || request.Fetch.BackTo != 1 || len(request.Fetch.BlockedIDs) != 0 {
 		t.Errorf("after it was recorded: %+v", request)
+	}
+}
+
+// A row that commits late may have a lower seq than the one for which its aggregate is blocked. It is left out as well, so
+// when the aggregate goes on, and in the next term, it has to be looked for.
+func TestBlockedAggregateGoesOnFromTheFloor(t *testing.T) {
+	now := time.Now()
+	c := newTestCore(t, Options{MaxAttempts: 2, RetryBackoff: time.Second})
+	c.mustExchange(t, now)
+	c.exchanged(store.Reply{Floor: 95, Rows: []store.Row{row(101, "a"), row(102, "b")}}, now)
+	c.drain()
+	c.resolved(102, nil, now)
+	c.resolved(101, errRow, now)
+	c.ledger.unrecorded, c.ledger.unsettled, c.ledger.start = true, [2]int{}, [2]uint64{7, 7}
+	request := c.mustExchange(t, now)
+	if request.ScanFrom == nil || *request.ScanFrom != 95 || request.Checkpoint == 0 {
+		t.Errorf("a checkpoint is recorded with %+v, want one that has the next term look from 95 on", request)
+	}
+	c.exchanged(store.Reply{Floor: 150}, now)
+	if request = c.mustExchange(t, now.Add(time.Second)); !request.Fetch.Back || request.Fetch.BackTo != 95 {
+		t.Errorf("it goes on with %+v, want a fetch from 95 on", request.Fetch)
+	}
+
+	// The same where a term begins with it.
+	c = newTestCore(t, Options{RetryBackoffMax: time.Second})
+	c.begin(store.Term{Floor: 95, Blocked: []store.Blocked{{AggregateType: "A", AggregateID: "a", For: time.Hour}}}, false, now)
+	c.mustExchange(t, now)
+	c.exchanged(store.Reply{Floor: 150}, now)
+	if request = c.mustExchange(t, now.Add(time.Second)); !request.Fetch.Back || request.Fetch.BackTo != 95 {
+		t.Errorf("in the next term it goes on with %+v, want a fetch from 95 on", request.Fetch)
 	}
 }
 
@@ -618,7 +648,7 @@ func TestUnfitRows(t *testing.T) {
 	if len(request.Dead) != 3 || request.Dead[0].Size < 1<<20 || request.Dead[0].Attempts != 1 {
 		t.Errorf("dead: %+v", request.Dead)
 	}
-	c.exchanged(store.Reply{}, now)
+	c.exchanged(store.Reply{Floor: 1}, now)
 	request = c.mustExchange(t, now)
 	if !request.Fetch.Back || request.Fetch.BackTo != 1 {
 		t.Errorf("after they were recorded: %+v, want to go back to row 1", request.Fetch)

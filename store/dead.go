@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -265,10 +266,10 @@ func (o *Outbox) RequeueAnySize(ctx context.Context, keys ...DeadKey) (int, erro
 }
 
 func (o *Outbox) requeue(ctx context.Context, keys []DeadKey, anySize bool) (int, error) {
-	return o.takeDead(ctx, "requeue", keys, func(tx pgx.Tx, graves []grave) error {
+	return o.takeDead(ctx, "requeue", keys, func(tx pgx.Tx, graves []grave) (lowest int64, err error) {
 		if !anySize {
 			if err := o.table.checkSizes(ctx, tx, graves); err != nil {
-				return err
+				return 0, err
 			}
 		}
 		return o.table.revive(ctx, tx, graves)
@@ -301,8 +302,8 @@ func (t Table) checkSizes(ctx context.Context, tx pgx.Tx, graves []grave) error 
 	return nil
 }
 
-// revive makes rows of the outbox of dead letters, and tells the relay where to look for them.
-func (t Table) revive(ctx context.Context, tx pgx.Tx, graves []grave) error {
+// revive makes rows of the outbox of dead letters, and returns the lowest of their seqs.
+func (t Table) revive(ctx context.Context, tx pgx.Tx, graves []grave) (lowest int64, err error) {
 	const columns = `id, topic, aggregate_type, aggregate_id, event_type, data, headers, created_at, last_error`
 	dead := `
 with gone as (delete from ` + t.dead() + ` where letter = $1 returning seq, ` + columns + `),
@@ -314,7 +315,7 @@ select seq from same union all select seq from anew`
 update ` + t.outbox() + ` set given_up_at = null, attempts = 0, retry_at = null, last_error = coalesce(last_error, 'requeued')
  where seq = $1 and given_up_at is not null returning seq`
 
-	batch, lowest := &pgx.Batch{}, int64(0)
+	batch := &pgx.Batch{}
 	for i, g := range graves {
 		statement, key := dead, g.letter
 		if g.letter == 0 {
@@ -333,13 +334,7 @@ update ` + t.outbox() + ` set given_up_at = null, attempts = 0, retry_at = null,
 			return nil
 		})
 	}
-	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
-		return err
-	}
-	if err := t.lowerScan(ctx, tx, lowest); err != nil {
-		return err
-	}
-	return t.askForRescan(ctx, tx, lowest)
+	return lowest, tx.SendBatch(ctx, batch).Close()
 }
 
 // lowerScan lets the terms to come look for rows from this seq on.
@@ -350,8 +345,9 @@ func (t Table) lowerScan(ctx context.Context, tx pgx.Tx, lowest int64) error {
 
 // Discard removes dead letters for good. All of keys or none, as with [Outbox.Requeue].
 func (o *Outbox) Discard(ctx context.Context, keys ...DeadKey) (int, error) {
-	return o.takeDead(ctx, "discard", keys, func(tx pgx.Tx, graves []grave) error {
-		batch, lowest := &pgx.Batch{}, graves[0].seq
+	return o.takeDead(ctx, "discard", keys, func(tx pgx.Tx, graves []grave) (lowest int64, err error) {
+		batch := &pgx.Batch{}
+		lowest = graves[0].seq
 		for _, g := range graves {
 			lowest = min(lowest, g.seq)
 			query := batch.Queue(`delete from `+o.table.dead()+` where letter = $1 returning true`, g.letter)
@@ -368,16 +364,17 @@ func (o *Outbox) Discard(ctx context.Context, keys ...DeadKey) (int, error) {
 				return nil
 			})
 		}
-		if err := tx.SendBatch(ctx, batch).Close(); err != nil {
-			return err
-		}
-		return o.table.askForRescan(ctx, tx, lowest) // What was held back for their sake comes after them.
+		return lowest, tx.SendBatch(ctx, batch).Close()
 	})
 }
 
-// takeDead finds what keys name, and has it taken in one transaction.
-func (o *Outbox) takeDead(ctx context.Context, operation string, keys []DeadKey, take func(tx pgx.Tx, graves []grave) error) (int, error) {
-	var graves []grave
+// takeDead finds what keys name, has it taken in one transaction, and tells the relay to look from there on: also for what
+// was held back for its sake. Take returns the lowest seq of what it puts back or removes.
+func (o *Outbox) takeDead(ctx context.Context, operation string, keys []DeadKey, take func(tx pgx.Tx, graves []grave) (lowest int64, err error)) (int, error) {
+	var (
+		graves []grave
+		lowest int64
+	)
 	err := o.with(ctx, func(conn *pgx.Conn) error {
 		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 			for _, key := range keys {
@@ -397,15 +394,48 @@ func (o *Outbox) takeDead(ctx context.Context, operation string, keys []DeadKey,
 			if len(graves) == 0 {
 				return nil
 			}
-			return take(tx, graves)
+			held, err := o.lowestHeld(ctx, tx, graves)
+			if err != nil {
+				return err
+			}
+			if lowest, err = take(tx, graves); err != nil {
+				return err
+			}
+			lowest = min(lowest, held)
+			if err := o.table.lowerScan(ctx, tx, lowest); err != nil {
+				return err
+			}
+			return o.table.askForRescan(ctx, tx, lowest)
 		})
 	})
 	if err != nil {
 		return 0, o.explain(operation+" dead letters", err)
 	}
-	o.held.Store(nil) // If this is the relay's own process, it need not wait to be notified.
-	for _, g := range graves {
-		o.back.lower(g.seq)
+	if len(graves) == 0 {
+		return 0, nil
 	}
+	o.back.lower(lowest) // If this is the relay's own process, it need not wait to be notified.
+	o.held.Store(nil)
 	return len(graves), nil
+}
+
+// lowestHeld returns the lowest seq of the rows that are held back for the sake of dead letters: it is below theirs if a
+// row was committed after a later one of its aggregate had been given up.
+func (o *Outbox) lowestHeld(ctx context.Context, tx pgx.Tx, graves []grave) (seq int64, err error) {
+	if !o.holdDead {
+		return math.MaxInt64, nil
+	}
+	var letters, seqs []int64
+	for _, g := range graves {
+		if g.letter == 0 {
+			seqs = append(seqs, g.seq)
+		} else {
+			letters = append(letters, g.letter)
+		}
+	}
+	err = tx.QueryRow(ctx, `
+select coalesce(min(seq), `+fmt.Sprint(math.MaxInt64)+`) from `+o.table.outbox()+`
+ where (aggregate_type, aggregate_id) in (select aggregate_type, aggregate_id from `+o.table.dead()+` where letter = any($1)
+                                          union select aggregate_type, aggregate_id from `+o.table.outbox()+` where seq = any($2))`, letters, seqs).Scan(&seq)
+	return seq, err
 }

@@ -103,6 +103,9 @@ type Request struct {
 	Dead    []Failure // To be moved to the dead letters.
 	// Checkpoint is the new checkpoint, to be recorded with all of the above; 0 for none. See [Checkpoint].
 	Checkpoint uint64
+	// ScanFrom is where the rows begin that are passed over now and wanted later, so that the next term does not begin above
+	// them; nil for none. It is recorded with a checkpoint.
+	ScanFrom *int64
 	// MaxPayload is the largest payload that the broker takes, to be recorded for the operator's commands; 0 for no news.
 	MaxPayload int
 	Sleep      SleepChange
@@ -120,6 +123,9 @@ type Reply struct {
 	Asleep bool
 	// Kept are rows for which the database refused what was asked, each for a reason of its own: the rest was done.
 	Kept []Kept
+	// Floor is a seq below which no row will appear that has not been returned, but for rows of aggregates that were not
+	// wanted: a later fetch that goes back to here sees what those had up to now, and what others still commit.
+	Floor int64
 	// Remaining is an [ErrKept] if some of the Settled rows are still in the outbox although Postgres reported no error, or
 	// more than those are gone, and an [ErrUnarchived] if the archive does not have them: something in the database did
 	// otherwise. Nothing may be published until it is known what.
@@ -215,7 +221,7 @@ update ` + t.outbox() + ` o
  where o.seq = any($1::bigint[]) and coalesce(o.id, '00000000-0000-0000-0000-000000000000') = ($2::uuid[])[array_position($1::bigint[], o.seq)]`,
 		checkpoint: `
 update ` + t.relay() + `
-   set checkpoint = $1, checkpoint_before = checkpoint, scan_from = case when scan_from = $5 then $4 else scan_from end
+   set checkpoint = $1, checkpoint_before = checkpoint, scan_from = case when scan_from = $5 then $4 else greatest(least(scan_from, $4), -9223372036854775807) - 1 end
  where stream = $2 and term = $3 returning scan_from`,
 		maxPayload: `update ` + t.relay() + ` set max_payload = $1::bigint where stream = $2 and term = $3`,
 		remaining:  `select count(*) from ` + t.outbox() + ` where seq = any($1::bigint[])`,
@@ -269,6 +275,7 @@ func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
 			return err
 		}
 		if f := request.Fetch; f != nil {
+			o.leftOut = o.held.Load() // Before that: whoever lets an aggregate go on says first where its rows are.
 			if back, ok := o.back.take(); ok {
 				o.floor.lower(back)
 			}
@@ -282,6 +289,7 @@ func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
 			reply, err = o.exchangeOneByOne(ctx, conn, request)
 		}
 		if err == nil {
+			reply.Floor = o.floor.at
 			o.tendArchive(ctx, conn)
 		}
 		return err
@@ -419,12 +427,15 @@ func (o *Outbox) giveUp(batch *pgx.Batch, f failures) {
 }
 
 // recordCheckpoint queues the checkpoint and with it where the next term's first fetch may begin.
-func (o *Outbox) recordCheckpoint(batch *pgx.Batch, checkpoint uint64) {
-	if checkpoint == 0 {
+func (o *Outbox) recordCheckpoint(batch *pgx.Batch, request Request) {
+	if request.Checkpoint == 0 {
 		return
 	}
 	at := o.floor.at
-	batch.Queue(o.queries.checkpoint, int64(checkpoint), o.stream, o.term, at, o.scanFrom).Query(func(rows pgx.Rows) error {
+	if from := request.ScanFrom; from != nil {
+		at = min(at, *from)
+	}
+	batch.Queue(o.queries.checkpoint, int64(request.Checkpoint), o.stream, o.term, at, o.scanFrom).Query(func(rows pgx.Rows) error {
 		var now int64
 		_, err := pgx.ForEachRow(rows, []any{&now}, func() error {
 			o.scanFrom = now
@@ -469,7 +480,7 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 		o.removeSettled(batch, &n, s)
 	}
 	o.recordFailures(batch, request.Failed, request.Dead)
-	o.recordCheckpoint(batch, request.Checkpoint)
+	o.recordCheckpoint(batch, request)
 	if request.MaxPayload > 0 {
 		batch.Queue(o.queries.maxPayload, int64(request.MaxPayload), o.stream, o.term)
 	}

@@ -121,8 +121,8 @@ func (l *listening) interrupted(ctx context.Context, err error) {
 // HandleNotification implements [pgxlisten.Handler].
 func (l *listening) HandleNotification(_ context.Context, n *pgconn.Notification, _ *pgx.Conn) error {
 	if from, ok := parseRescan(n.Payload); ok {
-		l.outbox.held.Store(nil) // Some may be free again.
 		l.outbox.back.lower(from)
+		l.outbox.held.Store(nil) // Some may be free again.
 	}
 	l.wake()
 	return nil

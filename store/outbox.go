@@ -55,6 +55,7 @@ type Outbox struct {
 	back      back                  // Where rows may have appeared below the floor.
 	floorSeen atomic.Int64          // The floor, for those who do not have the session.
 	held      atomic.Pointer[names] // Aggregates that are held; nil for none.
+	leftOut   *names                // Those of them that the present exchange leaves out by name.
 
 	// These belong to whoever has the session.
 	queries    queries
@@ -162,8 +163,6 @@ type Blocked struct {
 	AggregateID   string
 	// For is how long until the refused event is due again.
 	For time.Duration
-	// From is the seq of the first such event.
-	From int64
 }
 
 // Term is what a term of office begins with.
@@ -174,6 +173,8 @@ type Term struct {
 	Number int64
 	// Blocked are the aggregates that wait for another attempt.
 	Blocked []Blocked
+	// Floor is where the first fetch begins: see [Reply.Floor].
+	Floor int64
 	// Checkpoint says how far back the stream has to be read.
 	Checkpoint Checkpoint
 	// First tells that no checkpoint has been recorded yet, so nothing of this outbox has ever been published to this
@@ -207,6 +208,7 @@ func (o *Outbox) Begin(ctx context.Context, stream, leader string, atLeast int64
 		if err := o.readBlocked(ctx, conn, &term); err != nil {
 			return o.explain("read which events are to be tried again", err)
 		}
+		term.Floor = o.floor.at
 		o.floorSeen.Store(o.floor.at)
 		return o.explain("read which aggregates are held", o.readHeld(ctx, conn))
 	})
@@ -251,7 +253,7 @@ func (o *Outbox) readBlocked(ctx context.Context, conn *pgx.Conn, term *Term) er
 	}
 	rows, err := conn.Query(ctx, `
 select aggregate_type, aggregate_id,
-       (extract(epoch from least(max(retry_at), clock_timestamp() + interval '1 day') - clock_timestamp()) * 1000000)::bigint, min(seq)
+       (extract(epoch from least(max(retry_at), clock_timestamp() + interval '1 day') - clock_timestamp()) * 1000000)::bigint
   from `+o.table.outbox()+`
  where retry_at > clock_timestamp() and given_up_at is null and octet_length(aggregate_type) <= $1::int and octet_length(aggregate_id) <= $1::int
  group by 1, 2 limit $2::int`, blockedNameFits, blockedMost)
@@ -260,7 +262,7 @@ select aggregate_type, aggregate_id,
 	}
 	term.Blocked, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (b Blocked, err error) {
 		var micros int64
-		err = row.Scan(&b.AggregateType, &b.AggregateID, &micros, &b.From)
+		err = row.Scan(&b.AggregateType, &b.AggregateID, &micros)
 		b.For = max(time.Duration(micros)*time.Microsecond, 0)
 		return b, err
 	})

@@ -151,7 +151,7 @@ select aggregate_type, aggregate_id
 
 // excluded are the aggregates that a page leaves out by name.
 func (o *Outbox) excluded(f *Fetch) names {
-	held := o.held.Load()
+	held := o.leftOut
 	if held == nil || len(held.ids) == 0 {
 		return names{f.BlockedTypes, f.BlockedIDs}
 	}

@@ -246,6 +246,7 @@ var serving = regexp.MustCompile(`serving.*addr=(127\.0\.0\.1:\d+)`)
 func (w *World) environment(settings []string) []string {
 	environment := []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"),
+		"GORACE=atexit_sleep_ms=0", // With the race detector a process otherwise stays for another second.
 		"OUTBOX_DATABASE_DSN=" + w.DSN, "OUTBOX_NATS_URL=" + w.URL(), "OUTBOX_HTTP_ADDR=127.0.0.1:0", "OUTBOX_LOGGING_LEVEL=debug",
 	}
 	if w.Cluster != nil {
