@@ -23,6 +23,9 @@ COMPOSE = $(shell docker compose version >/dev/null 2>&1 && echo docker compose 
 # The race detector needs cgo and a C compiler.
 RACE = $(shell [ "$$(go env CGO_ENABLED)" = 1 ] && command -v "$$(go env CC)" >/dev/null && echo -race)
 
+# It takes times and memory, so it runs alone and without the race detector.
+TIMED = .*/integration/field
+
 .DEFAULT_GOAL := help
 .PHONY: help build docker-build up sample-logs down demo test chaos lint bench fuzz clean need-go need-postgres need-docker
 
@@ -86,7 +89,9 @@ down: need-docker ## remove the containers and their data
 ## Working on it
 
 test: need-go need-postgres ## run all tests (ARGS, PACKAGES)
-	go test $(RACE) -count=1 -timeout 40m $(ARGS) $(PACKAGES)
+	@set -e; timed=$$(go list $(PACKAGES) | grep -x '$(TIMED)' || true); others=$$(go list $(PACKAGES) | grep -vx '$(TIMED)' || true); set -x; \
+	[ -z "$$others" ] || go test $(RACE) -count=1 -timeout 40m $(ARGS) $$others; \
+	[ -z "$$timed" ] || go test -count=1 -timeout 40m $(ARGS) $$timed
 
 chaos: need-go need-postgres ## break all there is for DURATION, then the relay itself for as long at most (SEED)
 	go test -count=1 -v -timeout 0 -run '^TestChaos$$' ./integration/chaos -duration $(DURATION) $(if $(SEED),-seed $(SEED))

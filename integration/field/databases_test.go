@@ -606,7 +606,7 @@ func TestExclusiveLock(t *testing.T) {
 	for !s.traffic.ArrivedSince(released) && time.Since(released) < 10*time.Second {
 		harness.Pause(t.Context(), 10*time.Millisecond)
 	}
-	if took := time.Since(released); took > patient(3*time.Second) {
+	if took := time.Since(released); took > 3*time.Second {
 		s.problem("nothing is published until %v after the lock", took)
 	}
 	if terms := s.latestTerm() - s.term; terms > boundTerms {
@@ -676,7 +676,7 @@ func TestConnectionLimit(t *testing.T) {
 				s.traffic = s.NewTraffic()
 				harness.Pause(t.Context(), 5*time.Second)
 				// Without a connection that listens, it polls every second.
-				if d := s.traffic.Since(began, ""); d.P99 > patient(3*time.Second) && (limit > 1 || !says) {
+				if d := s.traffic.Since(began, ""); d.P99 > 3*time.Second && (limit > 1 || !says) {
 					s.problem("others wait: %v", d)
 				}
 			case limit > 1:

@@ -2,6 +2,7 @@ package field_test
 
 import (
 	"flag"
+	"fmt"
 	"os"
 	"testing"
 
@@ -15,6 +16,10 @@ var long = flag.Bool("field.long", os.Getenv("FIELD_LONG") != "", "also what tak
 const atOnce = "6"
 
 func TestMain(m *testing.M) {
+	if harness.Racing {
+		fmt.Println("skipped: it takes times and memory, which mean nothing under the race detector")
+		os.Exit(0)
+	}
 	if err := flag.Set("test.parallel", atOnce); err != nil { // A flag of the command line comes after it, and wins.
 		panic(err)
 	}

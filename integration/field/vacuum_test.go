@@ -45,6 +45,7 @@ select 't', 'Bulk', 'b' || i % 1000, 'E', 'x' from generate_series(1, $1::int) i
 	if terms := s.latestTerm() - s.term; terms > 0 {
 		s.problem("%d new terms while the rows were published", terms)
 	}
+	s.awaitConsumer()
 	s.mark()
 	harness.Pause(t.Context(), 4*time.Second)
 	s.check(fmt.Sprintf("after %d dead rows", rows))

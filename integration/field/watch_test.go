@@ -46,14 +46,6 @@ type scene struct {
 	seen     []string // What a reader of a failure wants to know.
 }
 
-// patient is how much more time a relay with the race detector gets.
-func patient(d time.Duration) time.Duration {
-	if harness.Racing {
-		return 8 * d
-	}
-	return d
-}
-
 // newScene returns a world with an empty outbox.
 func newScene(t *testing.T, settings ...string) *scene {
 	t.Helper()
@@ -80,6 +72,13 @@ func (s *scene) start() {
 	s.traffic = s.NewTraffic()
 	harness.Eventually(s.TB, 10*time.Second, "honest events flow", func() bool { return s.traffic.Arrived() >= 20 })
 	s.mark()
+}
+
+// awaitConsumer waits until the one who takes the times has read all that is stored.
+func (s *scene) awaitConsumer() {
+	s.Helper()
+	from := time.Now()
+	harness.Eventually(s.TB, time.Minute, "honest events arrive", func() bool { return s.traffic.ArrivedSince(from) })
 }
 
 // mark begins a watch.
@@ -126,7 +125,7 @@ func (s *scene) check(what string) {
 		s.problem("%s: no metrics", what)
 	}
 	peak := s.relay.Peak()
-	if peak > boundMemory && !harness.Racing { // The race detector's relay takes several times as much.
+	if peak > boundMemory {
 		s.problem("%s: memory of up to %d MiB", what, peak>>20)
 	}
 	s.seen = append(s.seen, fmt.Sprintf("%s; %v read-backs; memory up to %d MiB; %d bytes of log", seen, backs, peak>>20, s.relay.Logged()))
@@ -135,7 +134,7 @@ func (s *scene) check(what string) {
 // late reports whether honest events waited for longer than they may. On a machine that has no time for the producer's
 // inserts they may wait for longer, within limits.
 func late(d harness.Delays) bool {
-	return d.Events == 0 || d.P99 > patient(boundDelay)+min(4*d.Insert, 2*time.Second) || d.P50 > patient(boundMedian)+min(2*d.Insert, time.Second)
+	return d.Events == 0 || d.P99 > boundDelay+min(4*d.Insert, 2*time.Second) || d.P50 > boundMedian+min(2*d.Insert, time.Second)
 }
 
 // checkLog compares the length of the present relay's log with the bound.
@@ -185,7 +184,7 @@ func (s *scene) checkCommands() {
 // takeover kills the relay, does something meanwhile, starts another, and waits until it publishes.
 func (s *scene) takeover(meanwhile func()) {
 	s.Helper()
-	if peak := s.relay.Peak(); peak > boundMemory && !harness.Racing {
+	if peak := s.relay.Peak(); peak > boundMemory {
 		s.problem("memory of up to %d MiB", peak>>20)
 	}
 	s.seen = append(s.seen, "log of the first relay:\n"+s.relay.Tail(3<<10))
@@ -203,7 +202,7 @@ func (s *scene) takeover(meanwhile func()) {
 	}
 	took := time.Since(started)
 	s.seen = append(s.seen, fmt.Sprintf("first event %v after the start of the next relay", took.Round(time.Millisecond)))
-	if took > patient(boundTakeover) {
+	if took > boundTakeover {
 		s.problem("the next relay publishes nothing for %v", took.Round(time.Millisecond))
 	}
 	for range 200 { // What waited meanwhile.

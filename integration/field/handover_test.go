@@ -1,9 +1,10 @@
-package integration_test
+package field_test
 
 import (
 	"cmp"
 	"fmt"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"sync"
@@ -71,9 +72,6 @@ func gapIn(stored []time.Time, from, to time.Time) time.Duration {
 //
 // Not parallel: it measures times. OUTBOX_RATE is the load, in events a second.
 func TestHandOver(t *testing.T) {
-	if harness.Racing {
-		t.Skip("it takes times, which mean nothing while the race detector slows all down: go test -run TestHandOver ./integration")
-	}
 	rate := 5000
 	if text := os.Getenv("OUTBOX_RATE"); text != "" {
 		var err error
@@ -98,7 +96,7 @@ func TestHandOver(t *testing.T) {
 	var takeovers []takeover
 	for i, how := range []string{"stop", "crash", "crash", "crash", "stop", "stop", "crash"} {
 		next := w.Relay(settings...)
-		next.WaitFor(standsBy)
+		next.WaitFor(regexp.MustCompile(`standing (by)`))
 		harness.Eventually(t, 10*time.Second, "the standby is ready", func() bool { return next.Get("/readyz") == 200 })
 		harness.Pause(t.Context(), 3*time.Second) // The load meanwhile.
 		at := takeover{fmt.Sprintf("%d. %s", i+1, how), time.Now(), stops}
