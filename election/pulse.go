@@ -8,7 +8,7 @@ import (
 
 // Time budgets of a [Pulse].
 const (
-	pulseEvery = 250 * time.Millisecond
+	pulseEvery = time.Second
 	// pulseMissed is from when on a gap is worth a word: a busy machine makes shorter ones.
 	pulseMissed = 2 * time.Second
 	// pulseMemory is for how long a gap explains what is noticed after it.

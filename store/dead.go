@@ -415,7 +415,7 @@ func (o *Outbox) takeDead(ctx context.Context, operation string, keys []DeadKey,
 		return 0, nil
 	}
 	o.back.lower(lowest) // If this is the relay's own process, it need not wait to be notified.
-	o.held.Store(nil)
+	o.someMayGoOn()
 	return len(graves), nil
 }
 

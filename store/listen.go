@@ -122,7 +122,7 @@ func (l *listening) interrupted(ctx context.Context, err error) {
 func (l *listening) HandleNotification(_ context.Context, n *pgconn.Notification, _ *pgx.Conn) error {
 	if from, ok := parseRescan(n.Payload); ok {
 		l.outbox.back.lower(from)
-		l.outbox.held.Store(nil) // Some may be free again.
+		l.outbox.someMayGoOn()
 	}
 	l.wake()
 	return nil

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"math"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 const (
@@ -18,6 +20,8 @@ const (
 	sweepShare = 10
 	// sweepTimeout bounds one look.
 	sweepTimeout = time.Minute
+	// sweepBrief is how long a look may take that the session is used for.
+	sweepBrief = 20 * time.Millisecond
 )
 
 // lowest seqs to go back to, gathered from several goroutines.
@@ -47,11 +51,11 @@ func (b *back) take() (to int64, ok bool) {
 
 // Sweep looks from time to time for rows below the floor that no notification told of: those of sessions in which triggers
 // do not fire, and rows whose producers gave them a seq of their own. It calls wake when it has found some, for the next
-// fetch begins there. It blocks until ctx ends. It works on connections of its own, so that a look that takes long holds
-// nobody up.
+// fetch begins there. It blocks until ctx ends. A look that takes long holds nobody up: it has a connection of its own.
 func (o *Outbox) Sweep(ctx context.Context, wake func()) {
 	timer := time.NewTimer(sweepEvery)
 	defer timer.Stop()
+	took := sweepTimeout // Nobody knows.
 	for {
 		select {
 		case <-ctx.Done():
@@ -59,41 +63,80 @@ func (o *Outbox) Sweep(ctx context.Context, wake func()) {
 		case <-timer.C:
 		}
 		start := time.Now()
-		found, seq, err := o.sweep(ctx)
+		found, err := o.sweep(ctx, took < sweepBrief)
+		took = time.Since(start)
 		switch {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
 			o.back.lower(math.MinInt64) // The session has to do it.
 		case found:
-			o.back.lower(seq)
 			wake()
 		}
-		timer.Reset(max(sweepEvery, sweepShare*time.Since(start)))
+		timer.Reset(max(sweepEvery, sweepShare*took))
 	}
 }
 
 // sweep looks for the lowest row below the floor that waits for nothing: neither it nor its aggregate is to be tried again
-// later, or is held.
-func (o *Outbox) sweep(ctx context.Context) (found bool, seq int64, err error) {
+// later, or is held. If there is one the next fetch begins there. A brief look may go by the session, which costs no
+// connection; if it does not turn out to be brief, it is done again apart.
+func (o *Outbox) sweep(ctx context.Context, brief bool) (found bool, err error) {
 	floor := o.floorSeen.Load()
 	if floor == math.MinInt64 {
-		return false, 0, nil
+		return false, nil
+	}
+	if brief {
+		err = o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
+			if err := o.inOffice(); err != nil {
+				return err
+			}
+			found, err = o.sweepOn(ctx, conn, floor, 2*sweepBrief)
+			return err
+		})
+		var refusal *pgconn.PgError
+		if !errors.As(err, &refusal) || refusal.Code != "57014" {
+			return found, err
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()
 	err = o.with(ctx, func(conn *pgx.Conn) error {
-		if err := o.readHeld(ctx, conn); err != nil {
-			return err
-		}
-		err := conn.QueryRow(ctx, o.stragglers(), floor).Scan(&seq)
-		if errors.Is(err, pgx.ErrNoRows) {
-			return nil
-		}
-		found = err == nil
+		found, err = o.sweepOn(ctx, conn, floor, sweepTimeout)
 		return err
 	})
-	return found, seq, err
+	return found, err
+}
+
+func (o *Outbox) sweepOn(ctx context.Context, conn *pgx.Conn, floor int64, timeout time.Duration) (found bool, err error) {
+	var (
+		seq   int64
+		known = o.held.Load()
+		held  *names
+		batch = &pgx.Batch{}
+	)
+	if o.holdDead { // Before the rows are looked at: an aggregate that may go on meanwhile is still left out by name.
+		o.queueHeld(batch, &held)
+	}
+	batch.Queue(o.stragglers(), floor).Query(func(rows pgx.Rows) error {
+		_, err := pgx.ForEachRow(rows, []any{&seq}, func() error { found = true; return nil })
+		return err
+	})
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `select set_config('statement_timeout', $1, true)`, strconv.FormatInt(timeout.Milliseconds(), 10)); err != nil {
+			return err
+		}
+		return tx.SendBatch(ctx, batch).Close()
+	})
+	if err != nil {
+		return false, err
+	}
+	if found {
+		o.back.lower(seq)
+	}
+	if held != nil {
+		o.held.CompareAndSwap(known, held) // Unless it is known by now that some may go on.
+	}
+	return found, nil
 }
 
 func (o *Outbox) stragglers() string {
@@ -129,25 +172,39 @@ func (o *Outbox) readHeld(ctx context.Context, conn *pgx.Conn) error {
 	if !o.holdDead {
 		return nil
 	}
-	var n names
-	rows, err := conn.Query(ctx, `
+	var (
+		held  *names
+		batch = &pgx.Batch{}
+	)
+	o.queueHeld(batch, &held)
+	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
+		return err
+	}
+	o.held.Store(held)
+	return nil
+}
+
+// queueHeld queues the query for the names of held aggregates.
+func (o *Outbox) queueHeld(batch *pgx.Batch, into **names) {
+	batch.Queue(`
 select aggregate_type, aggregate_id
   from (select aggregate_type, aggregate_id from `+o.table.dead()+`
         union select aggregate_type, aggregate_id from `+o.table.outbox()+` where given_up_at is not null) held
- where octet_length(aggregate_type) <= $1 and octet_length(aggregate_id) <= $1 limit $2`, nameFits, heldNames)
-	if err != nil {
+ where octet_length(aggregate_type) <= $1 and octet_length(aggregate_id) <= $1 limit $2`, nameFits, heldNames).Query(func(rows pgx.Rows) error {
+		n := &names{}
+		var kind, id string
+		_, err := pgx.ForEachRow(rows, []any{&kind, &id}, func() error {
+			n.types, n.ids = append(n.types, kind), append(n.ids, id)
+			return nil
+		})
+		*into = n
 		return err
-	}
-	var kind, id string
-	if _, err := pgx.ForEachRow(rows, []any{&kind, &id}, func() error {
-		n.types, n.ids = append(n.types, kind), append(n.ids, id)
-		return nil
-	}); err != nil {
-		return err
-	}
-	o.held.Store(&n)
-	return nil
+	})
 }
+
+// someMayGoOn forgets which aggregates are held, since some of them may be free again. Where their rows are has to be said
+// before.
+func (o *Outbox) someMayGoOn() { o.held.Store(&names{}) }
 
 // excluded are the aggregates that a page leaves out by name.
 func (o *Outbox) excluded(f *Fetch) names {

@@ -10,8 +10,10 @@ import (
 )
 
 const (
-	// watchEvery is how often the watcher looks whether the session is still inside the same use.
+	// watchEvery is how often the watcher looks whether the session is still inside the same use, and watchIdle while it is
+	// inside none.
 	watchEvery = 500 * time.Millisecond
+	watchIdle  = time.Second
 	// slowAfter is when a use of the session is looked into.
 	slowAfter = time.Second
 	// longAfter is when a statement that waits for nobody's lock is worth a word.
@@ -49,14 +51,19 @@ const eventSyncRep = "IPC: SyncRep"
 func (o *Outbox) Watch(ctx context.Context, report func(Finding)) {
 	w := &watcher{outbox: o, report: report, horizonDue: time.Now().Add(horizonEvery)}
 	defer w.close(ctx)
-	ticker := time.NewTicker(watchEvery)
-	defer ticker.Stop()
+	timer := time.NewTimer(watchIdle)
+	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
-			w.look(ctx)
+		case <-timer.C:
+		}
+		w.look(ctx)
+		if o.session.use.Load() != nil || w.wait.open {
+			timer.Reset(watchEvery)
+		} else {
+			timer.Reset(watchIdle)
 		}
 	}
 }
