@@ -354,6 +354,7 @@ func (o *Outbox) remove(batch *pgx.Batch, n *tally, r removal, archive bool, aft
 		}
 	}
 	if o.retain > 0 && archive {
+		o.filling.Store(int32(o.archive.part) + 1)
 		batch.Queue(r.archive[o.archive.part], append(slices.Clone(keys), o.stream, int64(after))...).Exec(count(&n.archived))
 	}
 	batch.Queue(r.remove, keys...).Exec(func(tag pgconn.CommandTag) error {

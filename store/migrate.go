@@ -29,8 +29,9 @@ var payloads = []struct{ Type, Bytes string }{ //nolint:gochecknoglobals // Immu
 // names are what the migrations' templates call this table's objects.
 func (t Table) names() map[string]any {
 	type part struct {
-		Number int
-		Name   string
+		Number      int
+		Name, Index string
+		Literal     string // Of the index.
 	}
 	names := map[string]any{
 		"Schema":         quote(t.orDefault().Schema),
@@ -60,12 +61,15 @@ func (t Table) names() map[string]any {
 		"CheckTrigger":          t.unqualified("_check"),
 		"EmitNameLiteral":       literal(t.orDefault().Name + "_emit"),
 		"EmittedNameLiteral":    literal(t.orDefault().Name + "_emitted"),
+		"SummarizeFunction":     t.summarize(),
 		"Payloads":              payloads,
 	}
 	parts := make([]part, archiveParts)
 	for i, name := range t.parts() {
-		parts[i] = part{i, name}
+		suffix := "_after_" + strconv.Itoa(i)
+		parts[i] = part{i, name, t.unqualified(suffix), literal(t.quoted(suffix))}
 		names["Part"+strconv.Itoa(i)] = name
+		names["AfterIndex"+strconv.Itoa(i)] = t.unqualified(suffix)
 	}
 	names["Parts"] = parts
 	return names

@@ -55,6 +55,7 @@ type Outbox struct {
 	back      back                  // Where rows may have appeared below the floor.
 	floorSeen atomic.Int64          // The floor, for those who do not have the session.
 	held      atomic.Pointer[names] // Aggregates that are held; nil for none.
+	filling   atomic.Int32          // 1 + the part of the archive that something has come to; 0 for none.
 	leftOut   *names                // Those of them that the present exchange leaves out by name.
 
 	// These belong to whoever has the session.

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"math"
 	"slices"
 	"strconv"
@@ -51,7 +52,7 @@ func (b *back) take() (to int64, ok bool) {
 
 // Sweep looks from time to time for rows below the floor that no notification told of: those of sessions in which triggers
 // do not fire, and rows whose producers gave them a seq of their own. It calls wake when it has found some, for the next
-// fetch begins there. It blocks until ctx ends. A look that takes long holds nobody up: it has a connection of its own.
+// fetch begins there. It also keeps the archive's index up to date. It blocks until ctx ends. A look that takes long holds nobody up: it has a connection of its own.
 func (o *Outbox) Sweep(ctx context.Context, wake func()) {
 	timer := time.NewTimer(sweepEvery)
 	defer timer.Stop()
@@ -72,6 +73,9 @@ func (o *Outbox) Sweep(ctx context.Context, wake func()) {
 			o.back.lower(math.MinInt64) // The session has to do it.
 		case found:
 			wake()
+		}
+		if err := o.summarize(ctx); err != nil && ctx.Err() == nil {
+			o.log.LogAttrs(ctx, slog.LevelDebug, "could not summarize the archive", slog.Any("error", err)) // Recoveries read more.
 		}
 		timer.Reset(max(sweepEvery, sweepShare*took))
 	}

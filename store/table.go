@@ -120,6 +120,9 @@ func (t Table) migrations() string { return t.quoted("_migrations") }
 func (t Table) emit() string    { return t.quoted("_emit") }
 func (t Table) emitted() string { return t.quoted("_emitted") }
 
+// summarize is the function that keeps the archive's indexes up to date.
+func (t Table) summarize() string { return t.quoted("_summarize") }
+
 // sequence is the one that seqs are drawn from, under the name that Postgres gives it.
 func (t Table) sequence() string { return t.quoted("_seq_seq") }
 

@@ -75,6 +75,29 @@ alter table {{.Published}} replica identity full;
 alter table {{.Name}} replica identity full;
 {{- end}}
 
+{{- range .Parts}}
+
+-- step: index of part {{.Number}} of the archive
+-- concurrently: Part{{.Number}} AfterIndex{{.Number}}
+-- Who leads after a crash looks for what was published lately. Rows come nearly in the order of "after", so that the lowest
+-- and the highest of each few pages tell enough. That costs an insert a quarter of what a b-tree does.
+create index{{$.Concurrently}} {{.Index}} on {{.Name}} using brin (after) with (pages_per_range = 32);
+{{- end}}
+
+-- step: function that summarizes the archive
+-- New pages have to be summarized, and only an owner may do that. The relay calls it every few seconds.
+create function {{.SummarizeFunction}}(part integer) returns void
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform brin_summarize_new_values((array[{{range $i, $part := .Parts}}{{if $i}}, {{end}}{{.Literal}}{{end}}]::regclass[])[part + 1]);
+end
+$$;
+
+comment on function {{.SummarizeFunction}}(integer) is 'Brings the index of a part of the archive up to date.';
+
 -- step: wake-up
 -- As before, but PERFORM starts a query of its own, which an initial value does not: it costs a producer as much as all the rest.
 create or replace function {{.WakeFunction}}() returns trigger
