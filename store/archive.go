@@ -164,7 +164,7 @@ func (o *Outbox) Archive(ctx context.Context, from uint64) (events []Archived, e
 	}
 	err = o.with(ctx, func(conn *pgx.Conn) error {
 		if from > 0 { // Statistics of tables that are filled and emptied within minutes mislead the planner.
-			if _, err := conn.Exec(ctx, `set enable_seqscan = off`); err != nil {
+			if _, err := conn.Exec(ctx, `set enable_seqscan = off; set max_parallel_workers_per_gather = 0`); err != nil {
 				return err
 			}
 		}
