@@ -35,8 +35,8 @@
 //	gone                     is stored in the stream
 //
 // The archive's parts are filled in turn, each for half of Retain, and the oldest is truncated before it is filled again:
-// what leaves the archive costs nothing. A BRIN index on each, which the leader keeps summarized, leads to what was archived
-// lately. Whoever reads it for long, such as a backup, makes it wait, not the relay.
+// what leaves the archive costs nothing. Whoever reads it for long, such as a backup, makes it wait, not the relay. A BRIN
+// index on each part, which the leader keeps summarized, leads to what was archived lately.
 //
 // # Waking
 //
