@@ -30,7 +30,8 @@ const (
 const NoArchive time.Duration = -1
 
 // Config is all that a relay can be told. Only Postgres is needed, and NATS unless that is at [DefaultNATS]: what is left zero
-// has the default of the command outbox-relay. Package config fills one from a file and the environment.
+// has the default of the command outbox-relay. Package config fills one from a file and the environment. It has passwords in
+// plain text: nothing here prints them.
 type Config struct {
 	// Postgres says how to reach Postgres itself, not a pooler: a URL or a keyword string, as store.Open takes it.
 	Postgres string

@@ -21,29 +21,27 @@
 //
 // Run returns nil when its context has ended, and an error only for what waiting does not mend:
 //
-//	store.Fatal knows it       from the store or an elector: a table of the outbox's name that is another's (store.ErrForeignTable),
-//	                           a schema of a newer version (ErrNewSchema), a pooler in between (ErrPooler), a server that is too old
-//	                           (ErrServerVersion), a setting of the DSN that the server refuses (ErrParameter), an outbox that goes
-//	                           to another stream (ErrOtherStream)
-//	stream.ErrRefused          from Publisher.Open: Strict is set, and the stream does not meet a condition of exactly-once delivery
-//	whatever Elector.Run says  such as an election's bucket that is not fit
-//	ErrRunning                 the relay runs already
+//   - One that store.Fatal knows, from the [Store] or the [Elector]: store.ErrForeignTable, ErrNewSchema, ErrPooler,
+//     ErrServerVersion, ErrParameter or ErrOtherStream.
+//   - stream.ErrRefused, from Open: Config.Strict is set, and the stream does not meet a condition of exactly-once delivery.
+//   - Whatever else ends the Elector's Run, such as an election's bucket that is not fit.
+//   - [ErrRunning]: the relay runs already.
 //
 // All others it waits out, and says so in Status and log:
 //
-//	from Migrate and Check        tried again after 100 ms, doubling to a second
-//	from Stand, and from Open     the relay does not campaign until both succeed: see Fit to lead
-//	while it does not lead
-//	from Begin, Exchange and      the term ends, and the next one begins after 100 ms, doubling to 5 s; Listen's leaves the relay
-//	Standbys                      polling
-//	from Open and Publish, and    publishing pauses, and is tried again after 50 ms, doubling to a second; a *stream.Error with
-//	outcomes                      stream.FaultRow is the row's own instead: see Refusals
-//	while it reads back           a *stream.Error pauses publishing, another error ends the term; so does a later term that the
-//	                              stream has seen (*stream.DeposedError)
-//	store.ErrKept, ErrUnarchived  publishing pauses: somebody's trigger changes what the relay does
+//   - Tables that cannot be prepared are tried again after 100 ms, doubling to a second.
+//   - After an error of Stand or, while it does not lead, of Open, the relay does not campaign: see Fit to lead.
+//   - An error of Begin, Exchange or Standbys ends the term. The next one begins after 100 ms, doubling to 5 s. After one of
+//     Listen the relay polls.
+//   - An error of Open or Publish, and an outcome that is one, pauses publishing, until it is tried again after 50 ms,
+//     doubling to a second. Only a *stream.Error with stream.FaultRow is the row's own: see Refusals.
+//   - While the stream is read back, a *stream.Error pauses publishing, and another error ends the term. So does a
+//     *stream.DeposedError: the stream has seen a later term.
+//   - store.ErrKept and store.ErrUnarchived pause publishing: somebody's trigger changes what the relay does.
 //
 // So a Store of a program's own stops the relay by an error that store.Fatal knows, and a Publisher by stream.ErrRefused. A
-// Publisher says by a *stream.Error whose fault a failure is; any other error of Open or Publish counts as stream.Classify sees it.
+// Publisher says by a *stream.Error whose fault a failure is; any other error of Open or Publish is what stream.Classify
+// makes of it.
 //
 // # Guarantees
 //
