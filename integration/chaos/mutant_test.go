@@ -16,7 +16,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/go-outbox/go-outbox/election"
 	"github.com/go-outbox/go-outbox/integration/harness"
 	"github.com/go-outbox/go-outbox/relay"
 	"github.com/go-outbox/go-outbox/store"
