@@ -83,7 +83,7 @@ func TestReadmeOutside(t *testing.T) {
 	}
 	execute(t.Context(), dsn, `create table orders (id bigint primary key, paid boolean not null default false)`)
 	execute(t.Context(), dsn, `insert into orders (id) values (17)`)
-	natsURL := newNATS() //nolint:contextcheck // The start of a server takes none.
+	natsURL := newNATS()
 	start := func(args ...string) (*exec.Cmd, *bytes.Buffer) {
 		cmd := exec.CommandContext(t.Context(), program, args...)
 		cmd.Env = append(os.Environ(), "SHOP_POSTGRES="+dsn, "SHOP_NATS="+natsURL)
