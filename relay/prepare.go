@@ -28,7 +28,7 @@ const (
 // What is given up, by which part.
 const (
 	noArchive    = "what the broker loses after it has acknowledged it, as in a crash before it was written to the disk, cannot be published again"
-	noReadBack   = "the publisher cannot read the stream back: what is in doubt after a crash or a lost acknowledgement is published again, and only the stream's duplicate window keeps it from being stored twice; what the broker loses is not noticed"
+	noReadBack   = "the publisher cannot read the stream back: what is in doubt after a crash or a lost acknowledgement is published again, and only the stream's duplicate window keeps it from being stored twice, if it is longer than any interruption; what the broker loses is not noticed"
 	noGuard      = "the publisher does not ask for the lease before it writes: what it has in a buffer when this process is stopped may be sent after another relay was elected"
 	retainIsZero = "retain is 0: " + noArchive
 )
