@@ -2,6 +2,10 @@
 // file and the environment, checks them, and speaks to neither Postgres nor
 // NATS.
 //
+//	c, err := config.Load(config.Sources{})
+//	…
+//	r, err := relay.New(c.RelayConfig())
+//
 // # Where a value comes from
 //
 // Later wins:

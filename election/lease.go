@@ -31,6 +31,12 @@ func (l *Lease) Valid() bool {
 // window, but an aggregate's order is then not guaranteed.
 type Always struct{}
 
+// Standby reports that nobody else leads.
+func (Always) Standby() bool { return false }
+
+// Trouble reports that nothing keeps it from leading.
+func (Always) Trouble() string { return "" }
+
 // Run implements the relay's Elector.
 func (Always) Run(ctx context.Context, lead func(ctx context.Context, lease *Lease) error) error {
 	for ctx.Err() == nil {

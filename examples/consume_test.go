@@ -58,10 +58,12 @@ func relayed(ctx context.Context, events ...store.Event) (natsURL string) {
 	natsURL = newNATS() //nolint:contextcheck // The start of a server takes none.
 	insert(ctx, dsn, events...)
 	left := len(events)
-	relayEvents(ctx, dsn, natsURL, relay.Hooks{Published: func(p relay.Published) {
+	r, err := relay.New(relay.Config{Postgres: dsn, NATS: natsURL, Logger: newLog(), Hooks: relay.Hooks{Published: func(p relay.Published) {
 		if left -= p.Events; left == 0 {
 			stop()
 		}
-	}})
+	}}})
+	check(err)
+	check(r.Run(ctx))
 	return natsURL
 }

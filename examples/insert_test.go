@@ -24,11 +24,8 @@ func Example_insert() {
 			return err
 		}
 		return store.Insert(ctx, tx, store.Event{
-			Topic:         "orders",
-			AggregateType: "Order",
-			AggregateID:   "17",
-			EventType:     "OrderPaid",
-			Data:          []byte(`{"id":17}`),
+			Topic: "orders", AggregateType: "Order", AggregateID: "17",
+			EventType: "OrderPaid", Data: []byte(`{"id":17}`),
 		})
 	})
 	check(err)

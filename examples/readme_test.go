@@ -26,7 +26,7 @@ func readmes(t *testing.T) []string {
 
 // The documents' snippets of Go are parts of the examples, so they compile and work.
 func TestReadmeGo(t *testing.T) {
-	examples := plain(read(t, "embed_test.go") + read(t, "assembly_test.go") + read(t, "insert_test.go"))
+	examples := plain(read(t, "embed_test.go") + read(t, "configuration_test.go") + read(t, "insert_test.go"))
 	snippets := make(map[string]int)
 	for _, readme := range readmes(t) {
 		for _, snippet := range blocks(read(t, readme), "go") {
@@ -36,8 +36,8 @@ func TestReadmeGo(t *testing.T) {
 			}
 		}
 	}
-	if snippets["../README.md"] != 2 || snippets["../relay/README.md"] != 1 {
-		t.Errorf("found %v snippets, want 2 in README.md and 1 in relay/README.md", snippets)
+	if snippets["../README.md"] != 2 || snippets["../relay/README.md"] != 2 {
+		t.Errorf("found %v snippets, want 2 in README.md and 2 in relay/README.md", snippets)
 	}
 }
 

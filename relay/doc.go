@@ -1,8 +1,47 @@
 // Package relay moves events from an outbox in Postgres to a stream in NATS JetStream.
 //
-// A [Relay] is put together from three parts, each behind a small interface and replaceable: a [Store] (package
-// store), a [Publisher] (package stream) and an [Elector] (package election). [Relay.Run] blocks until its context
-// ends; any number of relays may run for one outbox, one of which leads.
+//	r, err := relay.New(relay.Config{Postgres: dsn, NATS: natsURL, Logger: log})
+//	…
+//	err = r.Run(ctx) // Waits for Postgres, makes tables and stream, relays; cleans up when ctx ends.
+//	…
+//	r.Status() // Always says why: also while another leads, without Postgres, paused.
+//
+// [New] takes a [Config], of which only Postgres is needed: what is left zero has the default of the command outbox-relay, so
+// that relays in a program and in a container work for one outbox. Package config fills one from a file and the environment.
+// New connects to nothing. [Relay.Run] blocks until its context ends; any number of relays may run for one outbox, one of
+// which leads. [Relay.Prepare] makes the tables before Run does, [Relay.PrepareStream] the stream, and [Relay.Outbox] has the
+// operator's verbs: dead letters, replay, inspection. Signals, HTTP (package admin) and metrics (package metrics, by way of
+// Config.Hooks) are left to the program.
+//
+// [Assemble] makes a relay of three parts that a program has made, wrapped or replaced: a [Store] (package store), a
+// [Publisher] (package stream) and an [Elector] (package election). A type that embeds one of them keeps all that it can do.
+// [PublishOnly] adapts a publisher that can only send. The relay says at start what is given up by the choice of parts.
+//
+// # What stops Run, and what does not
+//
+// Run returns nil when its context has ended, and an error only for what waiting does not mend:
+//
+//   - One that store.Fatal knows, from the [Store] or the [Elector]: store.ErrForeignTable, ErrNewSchema, ErrPooler,
+//     ErrServerVersion, ErrParameter or ErrOtherStream.
+//   - stream.ErrRefused, from Open: Config.Strict is set, and the stream does not meet a condition of exactly-once delivery.
+//   - Whatever else ends the Elector's Run, such as an election's bucket that is not fit.
+//   - [ErrRunning]: the relay runs already.
+//
+// All others it waits out, and says so in Status and log:
+//
+//   - Tables that cannot be prepared are tried again after 100 ms, doubling to a second.
+//   - After an error of Stand or, while it does not lead, of Open, the relay does not campaign: see Fit to lead.
+//   - An error of Begin, Exchange or Standbys ends the term. The next one begins after 100 ms, doubling to 5 s. After one of
+//     Listen the relay polls.
+//   - An error of Open or Publish, and an outcome that is one, pauses publishing, until it is tried again after 50 ms,
+//     doubling to a second. Only a *stream.Error with stream.FaultRow is the row's own: see Refusals.
+//   - While the stream is read back, a *stream.Error pauses publishing, and another error ends the term. So does a
+//     *stream.DeposedError: the stream has seen a later term.
+//   - store.ErrKept and store.ErrUnarchived pause publishing: somebody's trigger changes what the relay does.
+//
+// So a Store of a program's own stops the relay by an error that store.Fatal knows, and a Publisher by stream.ErrRefused. A
+// Publisher says by a *stream.Error whose fault a failure is; any other error of Open or Publish is what stream.Classify
+// makes of it.
 //
 // # Guarantees
 //
@@ -47,12 +86,13 @@
 // A leader that stops in order hands over: nothing is in flight, and it leaves a checkpoint that says so. If its
 // successor finds that fence as the last one in the stream, it reads nothing back (handover.go).
 //
-// A relay whose [Publisher] is no [Reader] does none of that: then the stream's duplicate window is all there is.
+// A relay whose [Publisher] does not read back does none of that: then the stream's duplicate window is all there is.
 //
 // # States
 //
-//	stopped       before Run and after it
-//	campaigning   not elected: another leads, or something that a leader needs cannot be reached
+//	campaigning   not elected: it has not been run yet, waits for its tables, another leads, or something that a leader needs
+//	              cannot be reached
+//	stopped       Run has returned, or is about to
 //	leading       fetches, publishes, settles; asleep while there is nothing to do
 //	paused        leading, but the broker or the stream is not fit: see below
 //
@@ -83,8 +123,6 @@
 //     lives, and names whoever is in the way.
 //   - Postgres keeps rows that were deleted, or the archive does not have what was put into it: somebody's trigger or rule
 //     does that. Publishing pauses, as a fault of the set-up, since everything would be published again.
-//
-// Run returns an error only for what waiting does not mend, such as a foreign table of the outbox's name.
 //
 // # Refusals
 //

@@ -189,9 +189,24 @@ func newPort(s *scenario) *port {
 	if err != nil {
 		panic(err)
 	}
-	p.relay = &Relay{store: p, publisher: p, pipeline: p, reader: p, limited: unlimited{}, options: options, log: options.Logger, hooks: Hooks{}.orNop()}
+	p.relay = &Relay{store: portStore{p}, publisher: p, reader: p, options: options, log: options.Logger, hooks: Hooks{}.orNop()}
 	return p
 }
+
+// portStore is the port as an outbox, with what a term does not use.
+type portStore struct{ *port }
+
+func (portStore) Close(context.Context) error   { return nil }
+func (portStore) Migrate(context.Context) error { return nil }
+func (portStore) Check(context.Context) error   { return nil }
+func (portStore) Table() store.Table            { return store.Table{} }
+func (portStore) Retains() bool                 { return true }
+
+func (p *port) ReadsBack() bool                                 { return true }
+func (p *port) Guards() bool                                    { return false }
+func (p *port) Guard(func() bool)                               {}
+func (p *port) RequireWindow(func(time.Duration) time.Duration) {}
+func (p *port) MaxData() int                                    { return 0 }
 
 // newTerm is what Relay.lead begins with.
 func (p *port) newTerm() *term {

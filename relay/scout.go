@@ -168,9 +168,7 @@ func (s *scout) open(ctx context.Context) error {
 	}
 	s.interrupt = cancel
 	s.mu.Unlock()
-	if guarded, ok := s.publisher.(Guarded); ok {
-		guarded.Guard(nil) // It is only asked. What a term sends goes over a connection of its own.
-	}
+	s.publisher.Guard(nil) // It is only asked. What a term sends goes over a connection of its own.
 	warnings, err := s.publisher.Open(ctx)
 	_, _ = s.publisher.Collect(nil) // That it was away counts only if it still is.
 	s.mu.Lock()

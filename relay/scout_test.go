@@ -13,7 +13,7 @@ import (
 // run runs a relay on the stage until the returned function is called.
 func (s *stage) run(t *testing.T, options Options) (*Relay, func()) {
 	t.Helper()
-	relay, err := New(s, s, s, options)
+	relay, err := Assemble(s.parts(), options)
 	if err != nil {
 		t.Fatal(err)
 	}

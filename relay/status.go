@@ -11,9 +11,10 @@ type State string
 
 // The states of a relay.
 const (
-	// Stopped: Run has not been called, or has returned.
+	// Stopped: Run has returned, or is about to.
 	Stopped State = "stopped"
-	// Campaigning: it wants to lead and does not: another leads, or something that it needs cannot be reached.
+	// Campaigning: it wants to lead and does not: it has not been run yet, another leads, or something that it needs cannot be
+	// reached.
 	Campaigning State = "campaigning"
 	// Leading: it publishes, unless Status.Publishing says otherwise.
 	Leading State = "leading"
@@ -50,11 +51,9 @@ func (r *Relay) Status() Status {
 	s := r.status.get()
 	s.Stalled = r.watchdog.stalled(time.Now())
 	if s.State == Campaigning {
-		if candidate, ok := r.elector.(interface{ Standby() bool }); ok {
-			s.Standby = candidate.Standby()
-		}
-		if candidate, ok := r.elector.(interface{ Trouble() string }); ok && s.Trouble == "" {
-			s.Trouble = candidate.Trouble()
+		s.Standby = r.elector.Standby()
+		if s.Trouble == "" {
+			s.Trouble = r.elector.Trouble()
 		}
 		if s.Trouble == "" && !s.Ready() {
 			s.Trouble = "it has not been elected yet"

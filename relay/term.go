@@ -115,8 +115,8 @@ func (r *Relay) lead(ctx context.Context, lease *election.Lease, stop <-chan str
 		standbys:  make(chan standbys, 1),
 		originals: make(chan original, 1),
 	}
-	if guarded, ok := r.publisher.(Guarded); ok && !mutant("lease") {
-		guarded.Guard(lease.Valid)
+	if r.publisher.Guards() && !mutant("lease") {
+		r.publisher.Guard(lease.Valid)
 		t.guarded = true
 	}
 	// What the term started ends with it.
@@ -297,7 +297,7 @@ func (t *term) publish(ctx context.Context, now time.Time) {
 	if t.gate == ajar && !t.core.doubt && t.core.open == 0 {
 		t.resume(ctx) // What there was to try it with has been refused for a reason of its own.
 	}
-	limit, pipeline := t.options.Window, t.pipeline.Pipeline()
+	limit, pipeline := t.options.Window, t.publisher.Pipeline()
 	if t.reader != nil && t.reader.Alone() {
 		limit = 1
 	}
@@ -307,7 +307,7 @@ func (t *term) publish(ctx context.Context, now time.Time) {
 	t.core.engage(pipeline)
 	send := t.publisher.Publish
 	if t.core.pipelined {
-		limit, send = pipeline, t.pipeline.PublishInOrder
+		limit, send = pipeline, t.publisher.PublishInOrder
 		if !t.piped {
 			t.piped = true
 			t.log.InfoContext(ctx, "publishing backlogs in ordered batches")
@@ -328,9 +328,9 @@ func (t *term) publish(ctx context.Context, now time.Time) {
 		}
 	}
 	if t.core.finish(t.stopping) {
-		t.pipeline.Finish()
+		t.publisher.Finish()
 	} else if t.core.pipelined {
-		t.pipeline.Flush()
+		t.publisher.Flush()
 	}
 }
 
@@ -505,7 +505,7 @@ func (t *term) resume(ctx context.Context) {
 func (t *term) exchange(ctx context.Context, now time.Time) (done bool) {
 	var request store.Request
 	var due bool
-	t.core.maxData = t.limited.MaxData()
+	t.core.maxData = t.publisher.MaxData()
 	switch {
 	case !t.stopping:
 		request, due = t.core.exchange(now)

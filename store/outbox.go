@@ -118,6 +118,9 @@ func Open(dsn string, options Options) (*Outbox, error) {
 // Table returns the outbox's name, which also inserts into it.
 func (o *Outbox) Table() Table { return o.table }
 
+// Retains reports whether published events are kept in the archive: see Options.Retain.
+func (o *Outbox) Retains() bool { return o.retain > 0 }
+
 // Database returns the name of the database that the outbox is in.
 func (o *Outbox) Database() string { return o.connector.database }
 

@@ -177,6 +177,21 @@ func (p *Publisher) open(ctx context.Context) (warnings []string, err error) {
 	return report.Warnings, nil
 }
 
+// ReadsBack reports that the publisher can tell what the stream holds, for package
+// relay: one that wraps it may not.
+func (p *Publisher) ReadsBack() bool { return true }
+
+// Guards reports that the publisher asks what Guard sets, likewise.
+func (p *Publisher) Guards() bool { return true }
+
+// RequireWindow sets Setup.MinWindow, unless the options did, to what least returns
+// for AckTimeout. It is called before the first Open.
+func (p *Publisher) RequireWindow(least func(ackTimeout time.Duration) time.Duration) {
+	if p.options.Setup.MinWindow == 0 {
+		p.options.Setup.MinWindow = least(p.options.AckTimeout)
+	}
+}
+
 // Guard sets what is asked before anything is written, by connections that are
 // opened from then on: once it answers false nothing more is sent on them, not
 // even what is in a buffer. It must be fast.

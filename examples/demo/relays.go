@@ -13,9 +13,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/go-outbox/go-outbox/config"
 	"github.com/go-outbox/go-outbox/relay"
-	"github.com/go-outbox/go-outbox/relay/assembly"
 )
 
 const (
@@ -53,11 +51,11 @@ func beRelay() bool {
 
 // runRelay relays until ctx ends, and prints a line whenever it is elected.
 func runRelay(ctx context.Context, dsn, natsURL string, stdout io.Writer, log *slog.Logger) error {
-	c := config.Default()
-	c.DatabaseDSN, c.NATS.URL = config.Secret(dsn), config.Secret(natsURL)
-	relaying, err := assembly.New(c, assembly.Options{
-		Logger: log,
-		Hooks:  relay.Hooks{Elected: func(int64) { fmt.Fprintln(stdout, elected) }},
+	relaying, err := relay.New(relay.Config{
+		Postgres: dsn,
+		NATS:     natsURL,
+		Logger:   log,
+		Hooks:    relay.Hooks{Elected: func(int64) { fmt.Fprintln(stdout, elected) }},
 	})
 	if err != nil {
 		return err

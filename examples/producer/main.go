@@ -27,7 +27,7 @@ import (
 	"github.com/go-outbox/go-outbox/config"
 	"github.com/go-outbox/go-outbox/examples/internal/web"
 	"github.com/go-outbox/go-outbox/examples/producer/users"
-	"github.com/go-outbox/go-outbox/relay/assembly"
+	"github.com/go-outbox/go-outbox/relay"
 )
 
 const (
@@ -69,7 +69,9 @@ func run(ctx context.Context, args []string, settings config.Sources, logs io.Wr
 	defer pool.Close()
 	db := stdlib.OpenDBFromPool(pool)
 	defer db.Close()
-	relaying, err := assembly.New(c, assembly.Options{Logger: log, ClientName: "producer"})
+	relayed := c.RelayConfig()
+	relayed.Connect.Name, relayed.Logger = "producer", log
+	relaying, err := relay.New(relayed)
 	if err != nil {
 		return err
 	}

@@ -73,17 +73,10 @@ func (l *library) fill() {
 	l.total += libraryEvents
 }
 
-// windowOnly hides that a publisher can read the stream back.
-type windowOnly struct {
-	relay.Publisher
+// windowOnly does not say that a publisher can read the stream back.
+type windowOnly struct{ relay.Publisher }
 
-	pipe relay.Pipeline
-}
-
-func (w windowOnly) Pipeline() int                            { return w.pipe.Pipeline() }
-func (w windowOnly) PublishInOrder(event *stream.Event) error { return w.pipe.PublishInOrder(event) }
-func (w windowOnly) Flush()                                   { w.pipe.Flush() }
-func (w windowOnly) Finish()                                  { w.pipe.Finish() }
+func (windowOnly) ReadsBack() bool { return false }
 
 // drain returns when the backlog is in the stream and the relay has stopped. It tells how long that took from when the
 // relay had read back what the one before has left.
@@ -102,7 +95,7 @@ func (l *library) drain(withoutReader bool, retain time.Duration) time.Duration 
 	}
 	var publisher relay.Publisher = opened
 	if withoutReader {
-		publisher = windowOnly{opened, opened}
+		publisher = windowOnly{opened}
 	}
 	ready := make(chan time.Time, 1)
 	begun := func() {
@@ -115,7 +108,7 @@ func (l *library) drain(withoutReader bool, retain time.Duration) time.Duration 
 	if withoutReader {
 		hooks = relay.Hooks{Elected: func(int64) { begun() }}
 	}
-	r, err := relay.New(outbox, publisher, election.Always{}, relay.Options{Hooks: hooks})
+	r, err := relay.Assemble(relay.Parts{Store: outbox, Publisher: publisher, Elector: election.Always{}}, relay.Options{Hooks: hooks})
 	if err != nil {
 		l.Fatal(err)
 	}

@@ -16,7 +16,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/go-outbox/go-outbox/election"
 	"github.com/go-outbox/go-outbox/integration/harness"
 	"github.com/go-outbox/go-outbox/relay"
 	"github.com/go-outbox/go-outbox/store"
@@ -251,8 +250,8 @@ func stoppedBetweenEvents(v *verdict, settings ...string) {
 		v.Fatal(err)
 	}
 	stopping := &stoppingPublisher{Publisher: publisher, after: 10, stopped: make(chan struct{}), thawed: make(chan struct{})}
-	elector := election.NewAdvisoryLock(outbox.Session(), election.AdvisoryLockOptions{Key: 42, Table: outbox.Table().LockKey()})
-	stopped, err := relay.New(outbox, stopping, elector, relay.Options{})
+	elector := relay.AdvisoryLock(outbox, relay.DefaultAdvisoryLock, nil)
+	stopped, err := relay.Assemble(relay.Parts{Store: outbox, Publisher: stopping, Elector: elector}, relay.Options{})
 	if err != nil {
 		v.Fatal(err)
 	}

@@ -2,7 +2,7 @@
 //
 //	hooks, err := metrics.New(prometheus.DefaultRegisterer)
 //	…
-//	r, err := relay.New(outbox, publisher, elector, relay.Options{Hooks: hooks})
+//	r, err := relay.New(relay.Config{Postgres: dsn, NATS: natsURL, Hooks: hooks})
 //
 // # Metrics
 //

@@ -18,7 +18,7 @@
 // All faults of the configuration are reported at once, before anything is connected to. After that the relay starts
 // whether or not Postgres and NATS are there, says what it waits for, and goes on when they are. Only what waiting
 // cannot mend ends it, such as a foreign table of the outbox's name or, with strict = true, a stream that is not fit for
-// exactly-once delivery: see package assembly.
+// exactly-once delivery: see package relay.
 //
 // # Stopping
 //

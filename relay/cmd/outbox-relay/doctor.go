@@ -15,7 +15,6 @@ import (
 
 	"github.com/go-outbox/go-outbox/config"
 	"github.com/go-outbox/go-outbox/election"
-	"github.com/go-outbox/go-outbox/relay/assembly"
 	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream"
 )
@@ -130,7 +129,7 @@ func (d *doctor) examineRetain() {
 func (d *doctor) examineDatabase(ctx context.Context) {
 	outbox, err := openOutbox(d.config)
 	if err != nil {
-		return // Validate has said so.
+		return // check has said so.
 	}
 	found, err := outbox.Diagnose(ctx)
 	switch {
@@ -288,16 +287,16 @@ func (d *doctor) examineContents(ctx context.Context, outbox *store.Outbox) {
 }
 
 func (d *doctor) examineBroker(ctx context.Context) {
-	options := assembly.Options{ClientName: "outbox-relay doctor"}
 	embedded := d.config.NATS.Embedded()
 	if embedded {
 		if _, port, _ := net.SplitHostPort(d.config.NATS.Listen); port == "0" {
 			d.warn("nats", "the embedded server listens on any free port, which only the relay knows: to have it checked, set OUTBOX_NATS_LISTEN to one with a number")
 			return
 		}
-		options.NATSURL = "nats://" + d.config.NATS.Listen
 	}
-	connect, setup, _ := assembly.Target(d.config, options) // What is wrong with it, Validate has said.
+	c := relayConfig(d.config, "nats://"+d.config.NATS.Listen)
+	c.Connect.Name = "outbox-relay doctor"
+	connect, setup, _ := c.Target() // What is wrong with it, check has said.
 	var asides aside
 	connect.OnError = asides.add
 	conn, err := stream.Connect(ctx, connect)

@@ -9,7 +9,6 @@ import (
 	"github.com/lmittmann/tint"
 
 	"github.com/go-outbox/go-outbox/config"
-	"github.com/go-outbox/go-outbox/relay/assembly"
 )
 
 // process is what a command gets from its surroundings.
@@ -51,10 +50,10 @@ func (p *process) config(n need) (config.Config, error) {
 	}
 	switch n {
 	case needAll:
-		sources.Check = assembly.Check
+		sources.Check = check
 	case needForm:
 	case needDatabase:
-		sources.Check = assembly.CheckDatabase
+		sources.Check = checkDatabase
 		sources.Unneeded = func(key string) bool { return strings.HasPrefix(key, "nats_") }
 	case needNothing:
 		sources.Unneeded = func(string) bool { return true }

@@ -18,7 +18,6 @@ import (
 	"github.com/go-outbox/go-outbox/config"
 	"github.com/go-outbox/go-outbox/relay"
 	"github.com/go-outbox/go-outbox/relay/admin"
-	"github.com/go-outbox/go-outbox/relay/assembly"
 	"github.com/go-outbox/go-outbox/relay/metrics"
 	"github.com/go-outbox/go-outbox/stream/embedded"
 )
@@ -82,18 +81,18 @@ func differences(c config.Config) slog.Value {
 // service is a relay with all that belongs to it.
 type service struct {
 	config  config.Config
-	options assembly.Options
+	hooks   relay.Hooks
 	log     *slog.Logger
 	natsLog *slog.Logger
 	metrics http.Handler
 	started time.Time
 
-	relay atomic.Pointer[assembly.Assembly] // Nil until the embedded server runs.
+	relay atomic.Pointer[relay.Relay] // Nil until the embedded server runs.
 }
 
 // newService connects to nothing: it fails for faults of the configuration only.
 func newService(c config.Config, p *process) (*service, error) {
-	if err := assembly.Validate(c); err != nil {
+	if _, err := relay.New(relayConfig(c, unstarted)); err != nil {
 		return nil, wrongConfig(err)
 	}
 	registry := prometheus.NewRegistry()
@@ -105,7 +104,7 @@ func newService(c config.Config, p *process) (*service, error) {
 	log := p.logger(c.Logging.Format, c.Logging.Level)
 	return &service{
 		config:  c,
-		options: assembly.Options{Logger: log, Hooks: hooks},
+		hooks:   hooks,
 		log:     log,
 		natsLog: p.logger(c.Logging.Format, natsLevel(c.Logging.Level)),
 		metrics: promhttp.HandlerFor(registry, promhttp.HandlerOpts{}),
@@ -136,15 +135,18 @@ func (s *service) run(ctx context.Context) (err error) {
 		}
 	}()
 
+	var embeddedURL string
 	if s.config.NATS.Embedded() {
 		broker, err := s.startBroker(ctx)
 		if err != nil {
 			return err
 		}
 		defer broker.Close()
-		s.options.NATSURL = broker.ClientURL()
+		embeddedURL = broker.ClientURL()
 	}
-	r, err := assembly.New(s.config, s.options)
+	c := relayConfig(s.config, embeddedURL)
+	c.Logger, c.Hooks = s.log, s.hooks
+	r, err := relay.New(c)
 	if err != nil {
 		return wrongConfig(err)
 	}

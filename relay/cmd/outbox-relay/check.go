@@ -1,50 +1,64 @@
-package assembly
+package main
 
 import (
+	"errors"
 	"strings"
 
 	"github.com/go-outbox/go-outbox/config"
-	"github.com/go-outbox/go-outbox/store"
-	"github.com/go-outbox/go-outbox/stream"
+	"github.com/go-outbox/go-outbox/relay"
 )
 
-// Check finds what [New] would find wrong with a configuration, by the settings that are to blame. It is meant for
+// check finds what a relay would find wrong with a configuration, by the settings that are to blame. It is meant for
 // config.Sources.Check, so that all faults are told at once, each with its place.
-func Check(c config.Config) []config.Finding {
-	var o Options
-	if c.NATS.Embedded() {
-		o.NATSURL = embeddedURL
-	}
-	p, err := planOf(c, o)
-	findings := foundBy(err, "", planKeys())
-	findings = append(findings, CheckDatabase(c)...)
-	_, err = stream.NewPublisher(p.publisher)
-	findings = append(findings, foundBy(err, "", publisherKeys())...)
-	outbox, _ := store.Open(p.dsn, p.store) // What is wrong with it is found already.
-	_, err = p.elector(outbox)
-	return append(findings, foundBy(err, "election.key", nil)...)
+func check(c config.Config) []config.Finding {
+	faults := faultsOf(c)
+	findings := foundBy(faults.Config, "", planKeys())
+	findings = append(findings, databaseFindings(c, faults)...)
+	findings = append(findings, foundBy(faults.Publisher, "", publisherKeys())...)
+	return append(findings, foundBy(faults.Elector, "election.key", nil)...)
 }
 
-// CheckDatabase is Check for programs that do nothing but look at the database.
-func CheckDatabase(c config.Config) []config.Finding {
+// checkDatabase is check for commands that do nothing but look at the database.
+func checkDatabase(c config.Config) []config.Finding { return databaseFindings(c, faultsOf(c)) }
+
+// faultsOf returns what a relay would find wrong.
+func faultsOf(c config.Config) relay.ConfigError {
+	_, err := relay.New(relayConfig(c, unstarted))
+	if faults, ok := errors.AsType[*relay.ConfigError](err); ok {
+		return *faults
+	}
+	return relay.ConfigError{}
+}
+
+// unstarted stands for the URL of an embedded server that does not run yet.
+const unstarted = "nats://embedded"
+
+// relayConfig returns the relay's part of a configuration, with the URL of the embedded server if it asks for one.
+func relayConfig(c config.Config, embeddedURL string) relay.Config {
+	r := c.RelayConfig()
+	if c.NATS.Embedded() {
+		r.NATS = embeddedURL
+	}
+	return r
+}
+
+func databaseFindings(c config.Config, faults relay.ConfigError) []config.Finding {
 	if c.DatabaseDSN == "" {
 		return nil // Package config has said so.
 	}
-	p, _ := planOf(c, Options{}) // Which says what is wrong with the rest.
-	_, err := store.Open(p.dsn, p.store)
 	key := "database_dsn"
 	if c.DatabaseDSNFile != "" {
 		key = "database_dsn_file"
 	}
-	return foundBy(err, key, databaseKeys())
+	return foundBy(faults.Store, key, databaseKeys())
 }
 
 // key tells by how an error's text begins which setting it is of.
 type key struct{ prefix, setting string }
 
-// planKeys are of what planOf says,
+// planKeys are of what package relay says itself,
 func planKeys() []key {
-	return []key{{"subject: ", "subject"}, {"nats_url: ", "nats_url"}, {"relay.retain: ", "relay.retain"}}
+	return []key{{"Stream.Subject: ", "subject"}, {"NATS: ", "nats_url"}, {"option Retain: ", "relay.retain"}}
 }
 
 // databaseKeys of what store.Open says,

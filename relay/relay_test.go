@@ -1,4 +1,4 @@
-package assembly_test
+package relay_test
 
 import (
 	"context"
@@ -12,11 +12,9 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/go-outbox/go-outbox/config"
 	"github.com/go-outbox/go-outbox/election"
 	"github.com/go-outbox/go-outbox/relay"
 	"github.com/go-outbox/go-outbox/relay/admin"
-	"github.com/go-outbox/go-outbox/relay/assembly"
 	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/store/storetest"
 	"github.com/go-outbox/go-outbox/store/storetest/postgres"
@@ -29,34 +27,30 @@ func TestMain(m *testing.M) { storetest.Main(m) }
 // patience is how long anything here may take before the test fails.
 const patience = 20 * time.Second
 
-func configure(dsn, natsURL string) config.Config {
-	c := config.Default()
-	c.DatabaseDSN, c.NATS.URL = config.Secret(dsn), config.Secret(natsURL)
-	return c
-}
+func configure(dsn, natsURL string) relay.Config { return relay.Config{Postgres: dsn, NATS: natsURL} }
 
-func assemble(t *testing.T, c config.Config, o assembly.Options) *assembly.Assembly {
+func assemble(t *testing.T, c relay.Config) *relay.Relay {
 	t.Helper()
-	a, err := assembly.New(c, o)
+	r, err := relay.New(c)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return a
+	return r
 }
 
-// running is an assembly that runs until the end of the test, if not stopped before.
+// running is a relay that runs until the end of the test, if not stopped before.
 type running struct {
-	*assembly.Assembly
+	*relay.Relay
 
 	t     *testing.T
 	stop  context.CancelFunc
 	ended chan error
 }
 
-func run(t *testing.T, a *assembly.Assembly) *running {
+func run(t *testing.T, a *relay.Relay) *running {
 	t.Helper()
 	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
-	r := &running{Assembly: a, t: t, stop: stop, ended: make(chan error, 1)}
+	r := &running{Relay: a, t: t, stop: stop, ended: make(chan error, 1)}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -147,11 +141,11 @@ func expectNoSessions(t *testing.T, dsn string) {
 }
 
 func TestNewTellsAllFaults(t *testing.T) {
-	c := configure("postgres://localhost:port", config.NATSEmbedded)
+	c := configure("postgres://localhost:port", "embedded")
 	c.Stream.Subject, c.Stream.Name, c.Stream.CloudEventsSource = "{topic}", "A.B", "%"
-	c.Relay.BatchSize = -1
-	_, err := assembly.New(c, assembly.Options{})
-	faults, ok := errors.AsType[*assembly.ConfigError](err)
+	c.BatchSize, c.Strict, c.Retain, c.Election.Kind = -1, true, relay.NoArchive, "dice"
+	_, err := relay.New(c)
+	faults, ok := errors.AsType[*relay.ConfigError](err)
 	if !ok {
 		t.Fatalf("New: %v, want a %T", err, faults)
 	}
@@ -159,24 +153,16 @@ func TestNewTellsAllFaults(t *testing.T) {
 		t.Errorf("no headline:\n%v", err)
 	}
 	for _, want := range []string{
-		"\n  subject: subject template", "\n  nats_url: got \"embedded\"", "\n  database DSN: ", "\n  Stream: \"A.B\"",
-		"\n  CloudEvents source", "BatchSize is -1",
+		"\n  Stream.Subject: subject template", "\n  NATS: got \"embedded\"", "\n  database DSN: ", "\n  Stream: \"A.B\"",
+		"\n  CloudEvents source", "BatchSize is -1", "\n  option Retain: ", "\n  Election.Kind: got \"dice\"",
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("it lacks %q:\n%v", want, err)
 		}
 	}
-}
-
-func TestValidateNeedsNoServer(t *testing.T) {
-	c := configure("postgres://localhost", config.NATSEmbedded)
-	if err := assembly.Validate(c); err != nil {
-		t.Errorf("Validate: %v", err)
-	}
-	c.Stream.Subject = "{topic}"
-	err := assembly.Validate(c)
-	if _, ok := errors.AsType[*assembly.ConfigError](err); !ok || strings.Contains(err.Error(), "nats_url") {
-		t.Errorf("Validate: %v, want the fault of the subject only", err)
+	// What libpq's variables name may be another's database.
+	if _, err := relay.New(relay.Config{}); err == nil || !strings.Contains(err.Error(), "database DSN: it is empty") {
+		t.Errorf("New without Postgres: %v", err)
 	}
 }
 
@@ -187,9 +173,9 @@ func TestRunWaitsForPostgresRelaysAndCleansUp(t *testing.T) {
 	}
 	nats := streamtest.Start(t)
 	elected := make(chan int64, 1)
-	a := assemble(t, configure(server.DSN(), "nats://127.0.0.1:1"), assembly.Options{
-		NATSURL: nats.URL(), Name: "the only one", Hooks: relay.Hooks{Elected: func(term int64) { elected <- term }},
-	})
+	c := configure(server.DSN(), nats.URL())
+	c.Name, c.Hooks = "the only one", relay.Hooks{Elected: func(term int64) { elected <- term }}
+	a := assemble(t, c)
 	if s := a.Status(); s.State != relay.Campaigning || s.Since.IsZero() || s.Trouble == "" {
 		t.Errorf("before Run the status is %+v, want that of one who campaigns, and why it does not lead", s)
 	}
@@ -245,7 +231,7 @@ func TestRunWaitsForPostgresRelaysAndCleansUp(t *testing.T) {
 
 // The relay never looks dead to whoever restarts dead ones, from before Run until after it.
 func TestItIsHealthyUntilItHasRun(t *testing.T) {
-	a := assemble(t, configure(storetest.NewDatabase(t), streamtest.Start(t).URL()), assembly.Options{})
+	a := assemble(t, configure(storetest.NewDatabase(t), streamtest.Start(t).URL()))
 	handler := admin.NewHandler(admin.Identity{}, a.Status, http.NotFoundHandler())
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -270,7 +256,7 @@ func TestItIsHealthyUntilItHasRun(t *testing.T) {
 }
 
 func TestRunStopsWhileItWaits(t *testing.T) {
-	r := run(t, assemble(t, configure("postgres://127.0.0.1:1/nowhere", "nats://127.0.0.1:1"), assembly.Options{}))
+	r := run(t, assemble(t, configure("postgres://127.0.0.1:1/nowhere", "nats://127.0.0.1:1")))
 	r.await("Postgres is missed", func(s relay.Status) bool { return s.Trouble != "" })
 	r.stop()
 	if err := r.end(); err != nil {
@@ -283,9 +269,9 @@ func TestRunStopsWhileItWaits(t *testing.T) {
 
 func TestRunWaitsForTheMigrationOfOthers(t *testing.T) {
 	c := configure(storetest.NewDatabase(t), streamtest.Start(t).URL())
-	others := assemble(t, c, assembly.Options{})
-	c.Migrate = false
-	r := run(t, assemble(t, c, assembly.Options{}))
+	others := assemble(t, c)
+	c.NoMigrate = true
+	r := run(t, assemble(t, c))
 	r.await("the table is missed", func(s relay.Status) bool { return strings.Contains(s.Trouble, store.ErrNoTable.Error()) })
 	if err := others.Prepare(t.Context()); err != nil {
 		t.Fatal(err)
@@ -295,7 +281,7 @@ func TestRunWaitsForTheMigrationOfOthers(t *testing.T) {
 
 func TestPrepareIsDoneOrSaysSo(t *testing.T) {
 	dsn := storetest.NewDatabase(t)
-	a := assemble(t, configure(dsn, "nats://127.0.0.1:1"), assembly.Options{})
+	a := assemble(t, configure(dsn, "nats://127.0.0.1:1"))
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
 	if err := a.Prepare(ctx); !errors.Is(err, context.Canceled) {
@@ -311,9 +297,9 @@ func TestPrepareIsDoneOrSaysSo(t *testing.T) {
 func TestRunReturnsWhatWaitingDoesNotMend(t *testing.T) {
 	for _, migrate := range []bool{true, false} {
 		c := configure(storetest.NewDatabase(t), "nats://127.0.0.1:1")
-		c.Migrate = migrate
-		exec(t, string(c.DatabaseDSN), `create table outbox (id bigserial primary key)`)
-		r := run(t, assemble(t, c, assembly.Options{}))
+		c.NoMigrate = !migrate
+		exec(t, c.Postgres, `create table outbox (id bigserial primary key)`)
+		r := run(t, assemble(t, c))
 		if err := r.end(); !store.Fatal(err) || !errors.Is(err, store.ErrForeignTable) {
 			t.Errorf("with migrate = %v: Run = %v, want %v", migrate, err, store.ErrForeignTable)
 		}
@@ -326,9 +312,9 @@ func TestRunReturnsWhatWaitingDoesNotMend(t *testing.T) {
 	}
 	c := configure(storetest.NewDatabase(t), nats.URL())
 	c.Strict = true
-	r := run(t, assemble(t, c, assembly.Options{}))
+	r := run(t, assemble(t, c))
 	if err := r.end(); !errors.Is(err, stream.ErrRefused) {
 		t.Errorf("with a stream of a short window: Run = %v, want %v", err, stream.ErrRefused)
 	}
-	expectNoSessions(t, string(c.DatabaseDSN))
+	expectNoSessions(t, c.Postgres)
 }

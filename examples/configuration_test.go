@@ -8,7 +8,6 @@ import (
 
 	"github.com/go-outbox/go-outbox/config"
 	"github.com/go-outbox/go-outbox/relay"
-	"github.com/go-outbox/go-outbox/relay/assembly"
 	"github.com/go-outbox/go-outbox/store"
 )
 
@@ -30,10 +29,12 @@ func Example_configuration() {
 
 	settings, err := config.Load(config.Sources{}) // config/relay.toml, and OUTBOX_… from the environment.
 	check(err)
-	events, err := assembly.New(settings, assembly.Options{Logger: log, Hooks: hooks})
+	c := settings.RelayConfig()
+	c.Logger, c.Hooks = log, hooks
+	r, err := relay.New(c)
 	check(err)
-	check(events.Prepare(ctx)) // Waits for Postgres, and migrates. From here on your program may insert events.
-	check(events.Run(ctx))     // Relays; cleans up when ctx ends.
+	check(r.Prepare(ctx)) // Waits for Postgres, and migrates. From here on your program may insert events.
+	check(r.Run(ctx))     // Relays; cleans up when ctx ends.
 
 	// Output:
 	// events published: 1

@@ -1,4 +1,4 @@
-package assembly_test
+package relay_test
 
 import (
 	"context"
@@ -10,9 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/go-outbox/go-outbox/config"
 	"github.com/go-outbox/go-outbox/relay"
-	"github.com/go-outbox/go-outbox/relay/assembly"
 	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/store/storetest"
 	"github.com/go-outbox/go-outbox/store/storetest/impostor"
@@ -22,12 +20,17 @@ import (
 // A whole relay, its election included, calls nothing that others have put on its role's search_path.
 func TestARelayCallsNoImpostors(t *testing.T) {
 	recorder := &impostor.Recorder{}
+	recorded := func(dsn string) relay.Config {
+		c := configure(dsn, streamtest.Start(t).URL())
+		c.BeforeConnect = recorder.Hook
+		return c
+	}
 	relayOne := func(dsn, superuser string) {
 		t.Helper()
-		a := assemble(t, configure(dsn, streamtest.Start(t).URL()), assembly.Options{BeforeConnect: recorder.Hook})
+		a := assemble(t, recorded(dsn))
 		r := run(t, a)
 		r.await("it publishes", publishing)
-		standby := run(t, assemble(t, configure(dsn, streamtest.Start(t).URL()), assembly.Options{BeforeConnect: recorder.Hook}))
+		standby := run(t, assemble(t, recorded(dsn)))
 		standby.await("the other stands by", func(s relay.Status) bool { return s.Standby })
 		err := pgx.BeginFunc(t.Context(), connect(t, superuser), func(tx pgx.Tx) error {
 			return store.Insert(t.Context(), tx, store.Event{Topic: "t", AggregateType: "A", AggregateID: "1", EventType: "E"})
@@ -71,17 +74,4 @@ func TestARelayCallsNoImpostors(t *testing.T) {
 	}
 	u.User = url.User(role)
 	relayOne(u.String(), dsn)
-}
-
-// The files of the DSN and the password reach the connections.
-func TestDatabaseFilesReachTheStore(t *testing.T) {
-	c := config.Default()
-	c.DatabaseDSN, c.DatabaseDSNFile = "postgres://127.0.0.1:1/shop", "/none"
-	if findings := assembly.CheckDatabase(c); len(findings) != 1 || findings[0].Key != "database_dsn_file" {
-		t.Errorf("found %v, want the file that is not there", findings)
-	}
-	c.DatabaseDSNFile, c.DatabasePasswordFile = "", "/none"
-	if findings := assembly.CheckDatabase(c); len(findings) != 1 || findings[0].Key != "database_password_file" {
-		t.Errorf("found %v, want the file that is not there", findings)
-	}
 }

@@ -1,0 +1,227 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/go-outbox/go-outbox/election"
+	"github.com/go-outbox/go-outbox/store"
+	"github.com/go-outbox/go-outbox/stream"
+)
+
+// Parts are what [Assemble] makes a relay of. All three are needed.
+type Parts struct {
+	// Store is the outbox: see store.Open.
+	Store Store
+	// Publisher takes events to the broker: see stream.NewPublisher. One that only publishes is adapted by [PublishOnly].
+	Publisher Publisher
+	// Elector decides who may publish. [AdvisoryLock] makes that of an outbox, package election has others.
+	Elector Elector
+}
+
+// Store is the outbox as the relay sees it. *store.Outbox implements it; the interface is there to wrap it, and for tests.
+type Store interface {
+	// Table names the outbox, and Retains reports whether what was published is kept in an archive.
+	Table() store.Table
+	Retains() bool
+	// Migrate creates the tables or brings them to this version; Check verifies that they are. Both may be repeated.
+	Migrate(ctx context.Context) error
+	Check(ctx context.Context) error
+	// Close ends the session on which the relay led. The store may be used again after it.
+	Close(ctx context.Context) error
+
+	// Begin prepares for a term of office: it verifies that the outbox is fit to be worked on, records who
+	// leads, and returns the term's number, at least atLeast, and what the former leader left.
+	Begin(ctx context.Context, stream, leader string, atLeast int64) (store.Term, error)
+	// Stand tells others whether this relay, which does not lead, could publish to stream. Its error says why it could not
+	// lead, as far as the database is concerned, and obstacle why nobody can be elected; empty for nothing.
+	Stand(ctx context.Context, stream string, fit bool) (obstacle string, err error)
+	// Standbys returns how many other relays say that they could publish to the term's stream.
+	Standbys(ctx context.Context) (int, error)
+	// End ends it, if the session is still there that it rested on.
+	End(ctx context.Context) error
+	// Exchange records outcomes and fetches rows, in one transaction.
+	Exchange(ctx context.Context, request store.Request) (store.Reply, error)
+	// Archive returns what is in the archive as published to the stream after a sequence, for all from this one on.
+	Archive(ctx context.Context, from uint64) ([]store.Archived, error)
+	// Settle removes those of the events found in the stream, all after the sequence after, that are still in the outbox, and returns
+	// how many those were, and which of them the database does not let go, each for a reason of its own.
+	Settle(ctx context.Context, found []store.Ref, after uint64) (settled int, kept []store.Ref, err error)
+	// PutBack puts archived events that the stream has lost back into the outbox, and records the checkpoint unless it
+	// is zero.
+	PutBack(ctx context.Context, lost []store.Archived, checkpoint store.Checkpoint) (int, error)
+	// Listen calls wake when there may be something to fetch, until ctx ends.
+	Listen(ctx context.Context, wake func()) error
+	// Sweep calls wake when it has found rows that no notification told of, until ctx ends.
+	Sweep(ctx context.Context, wake func())
+	// Watch tells what in the database holds the relay up, until ctx ends.
+	Watch(ctx context.Context, report func(store.Finding))
+}
+
+// Sender sends events and tells what became of them. It is what every [Publisher] can do.
+type Sender interface {
+	// Open makes it ready, or says why it is not; called again after trouble. The warnings say which guarantees are weakened.
+	// An error that is stream.ErrRefused stops the relay, every other one is waited out.
+	Open(ctx context.Context) (warnings []string, err error)
+	// Publish sends an event without waiting. Its error says that nothing was sent. Publish must not keep event
+	// after it returns: the relay reuses it. Data and Headers are not modified.
+	Publish(event *stream.Event) error
+	// Outcomes is signalled when Collect has something to return.
+	Outcomes() <-chan struct{}
+	// Collect appends what became of published events: one outcome for each that Publish took. Trouble is what is no one
+	// event's, such as a lost connection; nil for none.
+	Collect(to []stream.Outcome) (outcomes []stream.Outcome, trouble *stream.Error)
+	// Close drops the connection and whatever is not sent yet, and ends a Publish that waits for the network. It
+	// may be called at any time, from anywhere.
+	Close()
+	// Stream names where the events go.
+	Stream() string
+}
+
+// Publisher takes events to the broker, with all that the guarantees of a relay rest on. *stream.Publisher implements it.
+// A type that embeds a Publisher keeps all of it; one that can do less is adapted by [PublishOnly].
+type Publisher interface {
+	Sender
+
+	// ReadsBack reports whether the publisher can tell what the stream holds: whether Fence, Unfenced, Scan, Alone, Find and
+	// Look work. It does not change. Of one that does not, the relay calls none of them: what is in doubt it publishes again,
+	// and only the stream's duplicate window keeps that from being stored twice.
+	ReadsBack() bool
+	// Fence keeps out of the stream what was sent before, for an outbox's term: see stream.Publisher.Fence.
+	Fence(ctx context.Context, outbox string, term int64) (stream.Fence, error)
+	// Unfenced is Fence for an outbox that has never been published to the stream.
+	Unfenced(ctx context.Context, outbox string, term int64) (stream.Fence, error)
+	// Scan passes on the events that are stored above a sequence, up to a fence.
+	Scan(ctx context.Context, above uint64, fence stream.Fence, visit func(stream.Found) error) error
+	// Alone reports whether the next event is to go alone, to find out whether the stream still is the one that was read
+	// back: see stream.Publisher.Alone. A pipe does so by itself.
+	Alone() bool
+	// Find returns the event of the message at a sequence.
+	Find(ctx context.Context, sequence uint64) (stream.Found, error)
+	// Look compares the stream with what it looked like before.
+	Look(ctx context.Context, before stream.Sight, acked uint64) (stream.Sight, error)
+
+	// Guards reports whether the publisher asks what Guard sets before it puts anything on the network. It does not change.
+	// Of one that does not, the relay only knows that its lease was valid before each event: what it hands over may lie in a
+	// buffer, and a process can be stopped for any time before that is written.
+	Guards() bool
+	// Guard sets what is asked, for connections that are opened from then on; nil for nothing. Once the answer is false
+	// nothing more is sent on them.
+	Guard(valid func() bool)
+	// RequireWindow sets the least duplicate window that the stream must have, as a function of the time for which the
+	// publisher waits for an acknowledgement: [MinDuplicateWindow]. Open tells if it is shorter.
+	RequireWindow(least func(ackTimeout time.Duration) time.Duration)
+
+	// Pipeline returns how many events may be in flight in a pipe, an ordered batch in which nothing after an event that
+	// failed is stored; 0 if there can be none now. In a pipe the relay need not wait for the outcome of an aggregate's former
+	// event.
+	Pipeline() int
+	// PublishInOrder is Publish into the pipe, which it opens if need be. It may keep the event back until Flush, which
+	// follows when there are no more just now, or Finish.
+	PublishInOrder(event *stream.Event) error
+	Flush()
+	// Finish closes the pipe, so that the outcomes of all events in it become known.
+	Finish()
+
+	// MaxData returns the size in bytes of the largest payload that can be stored, so that larger ones are never read; 0 if
+	// that is not known.
+	MaxData() int
+}
+
+// PublishOnly makes a [Publisher] of what can only send. The relay says at start what is given up by that: it cannot read the
+// stream back, nor does it ask for the lease before it writes, nor look at the stream's duplicate window; and it sends no ordered
+// batches.
+func PublishOnly(sender Sender) Publisher { return publishOnly{sender} }
+
+type publishOnly struct{ Sender }
+
+// errNoReading is returned by what nobody calls.
+var errNoReading = errors.New("this publisher does not read the stream back")
+
+func (publishOnly) ReadsBack() bool { return false }
+
+func (publishOnly) Fence(context.Context, string, int64) (stream.Fence, error) {
+	return stream.Fence{}, errNoReading
+}
+
+func (publishOnly) Unfenced(context.Context, string, int64) (stream.Fence, error) {
+	return stream.Fence{}, errNoReading
+}
+
+func (publishOnly) Scan(context.Context, uint64, stream.Fence, func(stream.Found) error) error {
+	return errNoReading
+}
+
+func (publishOnly) Alone() bool { return false }
+
+func (publishOnly) Find(context.Context, uint64) (stream.Found, error) {
+	return stream.Found{}, errNoReading
+}
+
+func (publishOnly) Look(context.Context, stream.Sight, uint64) (stream.Sight, error) {
+	return stream.Sight{}, errNoReading
+}
+
+func (publishOnly) Guards() bool                                    { return false }
+func (publishOnly) Guard(func() bool)                               {}
+func (publishOnly) RequireWindow(func(time.Duration) time.Duration) {}
+func (publishOnly) Pipeline() int                                   { return 0 }
+func (p publishOnly) PublishInOrder(event *stream.Event) error      { return p.Publish(event) }
+func (publishOnly) Flush()                                          {}
+func (publishOnly) Finish()                                         {}
+func (publishOnly) MaxData() int                                    { return 0 }
+
+// Elector decides who may publish. Package election has some.
+type Elector interface {
+	// Run calls lead for each term of office, with a context that ends with the lease, until ctx ends or lead
+	// returns an error.
+	Run(ctx context.Context, lead func(ctx context.Context, lease *election.Lease) error) error
+	// Standby reports whether another is known to lead: then a relay that could lead is ready.
+	Standby() bool
+	// Trouble says why it cannot campaign, for [Relay.Status]; empty if it can.
+	Trouble() string
+}
+
+// AdvisoryLock returns the elector by which the relays of an outbox agree: a lock on the outbox's own session, with
+// the key [DefaultAdvisoryLock] unless all relays of the outbox use another. It is what [New] takes by default.
+func AdvisoryLock(outbox *store.Outbox, key int64, log *slog.Logger) *election.AdvisoryLock {
+	return election.NewAdvisoryLock(outbox.Session(), lockOptions(outbox.Table(), key, log))
+}
+
+func lockOptions(table store.Table, key int64, log *slog.Logger) election.AdvisoryLockOptions {
+	return election.AdvisoryLockOptions{
+		Key:           key,
+		Table:         table.LockKey(),
+		ResignChannel: table.ResignChannel(),
+		Fatal:         store.Fatal,
+		Logger:        log,
+	}
+}
+
+// Assemble returns a relay of parts that the program has made or replaced. Like [New] it connects to nothing; its error lists
+// every option that is out of range.
+func Assemble(parts Parts, options Options) (*Relay, error) {
+	if parts.Store == nil || parts.Publisher == nil || parts.Elector == nil {
+		return nil, errors.New("relay: store, publisher and elector are all needed")
+	}
+	options, err := options.validated()
+	if err != nil {
+		return nil, err
+	}
+	r := &Relay{
+		store:     parts.Store,
+		publisher: parts.Publisher,
+		elector:   parts.Elector,
+		options:   options,
+		log:       options.Logger,
+		hooks:     options.Hooks.orNop(),
+	}
+	if r.publisher.ReadsBack() {
+		r.reader = r.publisher
+	}
+	r.publisher.RequireWindow(MinDuplicateWindow)
+	r.status.set(Status{State: Campaigning, Since: time.Now(), Trouble: notPrepared})
+	return r, nil
+}

@@ -1,0 +1,189 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/go-outbox/go-outbox/store"
+	"github.com/go-outbox/go-outbox/stream"
+)
+
+const (
+	// prepareWait is the pause between attempts to prepare, doubling to prepareWaitMax.
+	prepareWait    = 100 * time.Millisecond
+	prepareWaitMax = time.Second
+	// closeTimeout bounds the end of the session.
+	closeTimeout = 2 * time.Second
+)
+
+// What the status says before the relay does anything.
+const (
+	notPrepared = "its tables are not ready yet"
+	notRun      = "it has not been started"
+)
+
+// What is given up, by which part.
+const (
+	noArchive    = "what the broker loses after it has acknowledged it, as in a crash before it was written to the disk, cannot be published again"
+	noReadBack   = "the publisher cannot read the stream back: what is in doubt after a crash or a lost acknowledgement is published again, and only the stream's duplicate window keeps it from being stored twice, if it is longer than any interruption; what the broker loses is not noticed"
+	noGuard      = "the publisher does not ask for the lease before it writes: what it has in a buffer when this process is stopped may be sent after another relay was elected"
+	retainIsZero = "retain is 0: " + noArchive
+)
+
+// Outbox returns the outbox of a relay that [New] made: its Table inserts events, and it has the operator's verbs, such as
+// DeadLetters, Requeue, Discard, Replay and Inspect. It is nil for a relay that was assembled of the program's own parts.
+func (r *Relay) Outbox() *store.Outbox { return r.outbox }
+
+// claim makes sure that only one at a time uses the publisher and the session.
+func (r *Relay) claim() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.running {
+		return false
+	}
+	r.running = true
+	return true
+}
+
+func (r *Relay) release() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.running = false
+}
+
+// end closes the session, and waits for that: a restarted relay is not to find this one's lock.
+func (r *Relay) end(ctx context.Context, failure error) {
+	trouble := "it was stopped"
+	if failure != nil {
+		trouble = failure.Error()
+	}
+	r.watchdog.rest()
+	r.status.set(Status{State: Stopped, Trouble: trouble})
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	if err := r.store.Close(closing); err != nil {
+		r.log.DebugContext(ctx, "closing the connection to Postgres", slog.Any("error", err))
+	}
+	r.release()
+}
+
+// warnOfParts tells what is given up by the choice of the parts.
+func (r *Relay) warnOfParts(ctx context.Context) {
+	if !r.store.Retains() {
+		r.warn(ctx, retainIsZero)
+	}
+	if !r.publisher.ReadsBack() {
+		r.warn(ctx, noReadBack)
+	}
+	if !r.publisher.Guards() {
+		r.warn(ctx, noGuard)
+	}
+}
+
+// Prepare returns nil once the outbox's tables are ready: it creates or upgrades them or, with NoMigrate, waits until somebody
+// else did. Run does so by itself; a program calls Prepare that wants to insert events before it does, or without. Only what
+// waiting does not mend is an error, and that ctx has ended.
+func (r *Relay) Prepare(ctx context.Context) error {
+	if r.isPrepared() {
+		return nil
+	}
+	prepare := r.store.Migrate
+	if r.options.NoMigrate {
+		prepare = r.store.Check
+	}
+	tell := func(err error) {
+		r.log.WarnContext(ctx, "the outbox's tables are not ready; trying until they are", slog.Any("error", err))
+	}
+	if err := r.until(ctx, prepare, store.Fatal, tell); err != nil {
+		if ctx.Err() != nil {
+			return fmt.Errorf("prepare the outbox's tables: %w", err)
+		}
+		return err
+	}
+	r.nowPrepared()
+	r.log.InfoContext(ctx, "tables are up to date", slog.String("table", r.store.Table().String()))
+	return nil
+}
+
+// PrepareStream returns nil once the stream is there: it creates it, if it may, and verifies it. A leader does so by itself; a
+// program calls PrepareStream that wants to have consumers before the relay runs. It returns [ErrRunning] while the relay runs.
+// Only what waiting does not mend is another error, and that ctx has ended.
+func (r *Relay) PrepareStream(ctx context.Context) error {
+	if !r.claim() {
+		return ErrRunning
+	}
+	defer r.release()
+	defer r.publisher.Close()
+	open := func(ctx context.Context) error {
+		opening, cancel := context.WithTimeout(ctx, openTimeout)
+		defer cancel()
+		r.publisher.Guard(nil)
+		warnings, err := r.publisher.Open(opening)
+		_, _ = r.publisher.Collect(nil) // What came of attempts before is in the error, if it still matters.
+		for _, warning := range warnings {
+			r.warn(ctx, warning)
+		}
+		return err
+	}
+	refused := func(err error) bool { return errors.Is(err, stream.ErrRefused) }
+	tell := func(err error) {
+		r.log.WarnContext(ctx, "the stream is not ready; trying until it is", slog.Any("error", err))
+	}
+	if err := r.until(ctx, open, refused, tell); err != nil {
+		if ctx.Err() != nil {
+			return fmt.Errorf("prepare the stream: %w", err)
+		}
+		return err
+	}
+	r.status.scouted(false, r.beforeRun())
+	r.log.InfoContext(ctx, "the stream is ready", slog.String("stream", r.publisher.Stream()))
+	return nil
+}
+
+// until repeats an attempt until it succeeds, and returns its error if that is fatal, or that ctx has ended. Each other
+// error is told once.
+func (r *Relay) until(ctx context.Context, attempt func(context.Context) error, fatal func(error) bool, tell func(error)) error {
+	said := ""
+	for wait := prepareWait; ; wait = min(2*wait, prepareWaitMax) {
+		err := attempt(ctx)
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case fatal(err):
+			return err
+		case err.Error() != said:
+			said = err.Error()
+			r.status.scouted(false, said)
+			tell(err)
+		}
+		sleep(ctx, nil, wait)
+	}
+}
+
+func (r *Relay) isPrepared() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.prepared
+}
+
+func (r *Relay) nowPrepared() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.prepared = true
+	if !r.running {
+		r.status.scouted(false, notRun)
+	}
+}
+
+// beforeRun says why a relay that has not been run does not lead.
+func (r *Relay) beforeRun() string {
+	if r.isPrepared() {
+		return notRun
+	}
+	return notPrepared
+}
