@@ -90,12 +90,12 @@ func TestLateRowOfABlockedAggregate(t *testing.T) {
 // A row that was held back for a dead letter's sake may have a lower seq than that. When the letter is requeued or discarded,
 // it comes before what the aggregate produces later, whether or not the relay hears of that.
 func TestLateRowOfAHeldAggregate(t *testing.T) {
-	for name, take := range map[string]func(o *store.Outbox, t *testing.T, seq int64) (int, error){
-		"discarded": func(o *store.Outbox, t *testing.T, seq int64) (int, error) {
+	for name, take := range map[string]func(t *testing.T, o *store.Outbox, seq int64) (int, error){
+		"discarded": func(t *testing.T, o *store.Outbox, seq int64) (int, error) {
 			t.Helper()
 			return o.Discard(t.Context(), store.DeadKey{Seq: seq})
 		},
-		"requeued": func(o *store.Outbox, t *testing.T, seq int64) (int, error) {
+		"requeued": func(t *testing.T, o *store.Outbox, seq int64) (int, error) {
 			t.Helper()
 			return o.Requeue(t.Context(), store.DeadKey{Seq: seq})
 		},
@@ -121,7 +121,7 @@ func TestLateRowOfAHeldAggregate(t *testing.T) {
 			}
 			f.raise(t, refused, nil, nil)
 			f.exchange(t, store.Request{Checkpoint: 1})
-			if n, err := take(f.Outbox, t, refused); err != nil || n != 1 {
+			if n, err := take(t, f.Outbox, refused); err != nil || n != 1 {
 				t.Fatalf("%d were taken, error %v", n, err)
 			}
 			if from := query[int64](t, f, `select scan_from from outbox_relay`); from >= refused {
