@@ -96,8 +96,7 @@ func TestStreamReplacedIsTold(t *testing.T) {
 	collect(t, p, 5)
 	replaceStream(t, srv.JetStream(t), "OUTBOX", 0)
 	_, trouble := collectAll(t, p, 0, true)
-	var lost *stream.LostError
-	if !errors.As(trouble, &lost) {
+	if _, lost := errors.AsType[*stream.LostError](trouble); !lost {
 		t.Errorf("trouble is %v, want that the stream was deleted", trouble)
 	}
 	if err := p.Publish(numbered(5)); err == nil || stream.Classify(err).Ambiguous() {

@@ -56,6 +56,8 @@
 //   - messages are purged or deleted one by one, or somebody else writes to the events' subjects
 //   - the stream is replaced while a relay is frozen, or its line to NATS late or mute: what it had sent before it heard of
 //     that may be stored in the next stream before what is lost
+//   - the stream is deleted while a nats-server is frozen or starts: if then a relay creates it while its deletion is under way,
+//     nats-server 2.15.2 has a stream that answers questions and takes nothing, until the server restarts
 //   - a row has the seq of one that was published before, and the broker loses both: only one of them can come back at once
 //   - the broker loses what is older than the archive: the worlds keep one for 30 minutes, and live for one or two
 //   - a line is late by more than the duplicate window: what protects from a plain publish that late is the window

@@ -16,7 +16,8 @@ import (
 
 // fault is something that begins to be wrong, and ends.
 type fault struct {
-	where string // What it happens to: at one time, only one thing does.
+	where string   // What it happens to: at one time, only one thing does.
+	also  []string // Where nothing else happens meanwhile, either.
 	name  string
 
 	begin, end func() // Nil for nothing.
@@ -44,7 +45,7 @@ func (w *world) draw() (drawn []fault) {
 	taken := map[string]bool{}
 	for range 1 + w.random.IntN(4) {
 		f := w.fault()
-		places := []string{f.where}
+		places := append([]string{f.where}, f.also...)
 		if f.where == everyRelay {
 			for i := range w.relays {
 				places = append(places, place(i))
@@ -174,11 +175,13 @@ func (w *world) postgresFault() fault {
 	return f
 }
 
+func server(i int) string { return fmt.Sprintf("nats-server %d", i+1) }
+
 // serverFault befalls a nats-server.
 func (w *world) serverFault() fault {
 	i := w.random.IntN(len(w.nodes))
 	n := w.nodes[i]
-	f := fault{where: fmt.Sprintf("nats-server %d", i+1)}
+	f := fault{where: server(i)}
 	kinds := 5
 	if len(w.nodes) > 1 {
 		kinds = 4 // A node whose store is old is no fault that a cluster promises to survive.
@@ -210,6 +213,9 @@ func (w *world) streamFault() fault {
 	f := fault{where: "stream"}
 	switch w.random.IntN(4) {
 	case 0:
+		for i := range w.nodes { // See doc.go.
+			f.also = append(f.also, server(i))
+		}
 		f.name, f.begin = "deleted", func() {
 			ctx, cancel := context.WithTimeout(w.Context(), 500*time.Millisecond)
 			defer cancel()
@@ -239,7 +245,7 @@ func (w *world) reloadFault() fault {
 	switch w.random.IntN(3) {
 	case 0:
 		x := w.drawExtras()
-		f.name, f.begin, f.end = "may not publish to "+x.subject(1), func() { w.deny(x.subject(1)); w.write(x) }, func() { w.deny() }
+		f.name, f.begin, f.end = "may not publish to "+x.subject(), func() { w.deny(x.subject()); w.write(x) }, func() { w.deny() }
 	case 1:
 		x := w.drawExtras()
 		x.size = 8000

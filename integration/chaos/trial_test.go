@@ -113,7 +113,7 @@ func (w *world) blindLeader() trial {
 // flow, and the stream is hardly ever read back.
 func (w *world) deniedSubject() trial {
 	x := w.drawExtras()
-	subject := x.subject(1)
+	subject := x.subject()
 	if w.random.IntN(2) == 0 {
 		subject = "outbox." + x.topic + ".>"
 		x.share = 1
@@ -286,7 +286,7 @@ type extras struct {
 }
 
 func (x extras) String() string {
-	return fmt.Sprintf("%d extras, one of %d with %d bytes to %s", x.rows, x.share, x.size, x.subject(1))
+	return fmt.Sprintf("%d extras, one of %d with %d bytes to %s", x.rows, x.share, x.size, x.subject())
 }
 
 func (w *world) drawExtras() extras {
@@ -294,14 +294,8 @@ func (w *world) drawExtras() extras {
 	return extras{topic: fmt.Sprintf("restricted%d", w.extraTopics), rows: 1 + w.random.IntN(100), share: 1 + w.random.IntN(10), size: 10}
 }
 
-// subject is where the event of a row goes to.
-func (x extras) subject(row int) string {
-	aggregate := "refused"
-	if row%x.share != 1%x.share {
-		aggregate = fmt.Sprintf("r%d", row)
-	}
-	return fmt.Sprintf("outbox.%s.Extra.%s", x.topic, aggregate)
-}
+// subject is where those go to that are refused.
+func (x extras) subject() string { return "outbox." + x.topic + ".Extra.refused" }
 
 // write inserts the extras and returns the ids of those that are to be refused, and of the others. Postgres may be away.
 func (w *world) write(x extras) (refused, others []uuid.UUID) {

@@ -41,6 +41,7 @@ type role struct {
 
 	// Permissions adds RelayUser, who may publish to all subjects but Denied. Who does not log in may do everything.
 	Permissions bool
+	Deaf        bool // RelayUser may not subscribe to what servers tell of streams.
 	Denied      []string
 
 	Storage int64 // What the account may store; 0 for no limit.
@@ -68,7 +69,7 @@ func newNATS(tb testing.TB, options Options) *NATS {
 	if n.role.MaxPayload == 0 {
 		n.role.MaxPayload = server.MAX_PAYLOAD_SIZE
 	}
-	n.role.Permissions = options.Permissions
+	n.role.Permissions, n.role.Deaf = options.Permissions || options.Deaf, options.Deaf
 	n.file = filepath.Join(tb.TempDir(), "role.json")
 	if options.TLS {
 		n.role.Cert, n.role.Key = newCertificate(tb)
@@ -96,6 +97,11 @@ func freePorts(tb testing.TB, count int) []int {
 		_ = listener.Close()
 	}
 	return ports
+}
+
+// RelayURL is where the server listens for RelayUser.
+func (n *NATS) RelayURL() string {
+	return (&url.URL{Scheme: "nats", Host: n.Address(), User: url.UserPassword(RelayUser, RelayUser)}).String()
 }
 
 // Address is where the server listens; it stays the same over kills and starts.
@@ -309,9 +315,13 @@ func (r role) options() *server.Options {
 	}
 	if r.Permissions {
 		const anybody = "anybody"
+		permissions := &server.Permissions{Publish: &server.SubjectPermission{Deny: r.Denied}}
+		if r.Deaf {
+			permissions.Subscribe = &server.SubjectPermission{Deny: []string{"$JS.EVENT.>"}}
+		}
 		options.Users = []*server.User{
 			{Username: anybody, Password: anybody},
-			{Username: RelayUser, Password: RelayUser, Permissions: &server.Permissions{Publish: &server.SubjectPermission{Deny: r.Denied}}},
+			{Username: RelayUser, Password: RelayUser, Permissions: permissions},
 		}
 		options.NoAuthUser = anybody
 	}

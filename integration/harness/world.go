@@ -79,6 +79,8 @@ type Options struct {
 	NoNATS       bool // Until NATS.Start is called.
 	// Permissions lets relays log in as RelayUser, whom NATS.Deny forbids subjects.
 	Permissions bool
+	// Deaf is Permissions, without that to hear that a stream was deleted.
+	Deaf bool
 	// TLS has the nats-server offer TLS, to whoever wants it: see NATS.Encrypted.
 	TLS bool
 	// NATSProgram is a nats-server of another version: see NATSServer.
