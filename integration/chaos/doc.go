@@ -31,8 +31,9 @@
 // An episode has ended well when all that had been committed before the end of its last fault is settled, within 45 s.
 // After the last one the producers stop, and what they committed is compared with what the stream holds.
 //
-// One episode in four is a trial: one fault alone, of which more can be said. It begins once a relay leads and another is
-// ready to take over; if that is not so within 15 s, as after a leader has made way, it is left out and counted.
+// One episode in four is a trial: one fault alone, of which more can be said. It begins once a relay leads, another is ready
+// to take over, and all replicas are current; if that is not so within 15 s, as after a leader has made way, it is left out
+// and counted. In a cluster, all may take twice as long.
 //
 //	| trial              | what happens                                                                | what must hold                                                       |
 //	|--------------------|-----------------------------------------------------------------------------|----------------------------------------------------------------------|

@@ -27,7 +27,8 @@ func (t trial) String() string { return strings.TrimSpace(t.kind + " " + t.detai
 const (
 	// takeoverWithin is how long it takes until a standby publishes for a leader that has lost its broker.
 	takeoverWithin = 10 * time.Second
-	// flowsWithin is how long it takes until an event is stored that nothing stands in the way of, or nothing does any more.
+	// flowsWithin is how long it takes until an event is stored that nothing stands in the way of, or nothing does any more;
+	// twice as long in a cluster, which may choose a leader for the stream meanwhile.
 	flowsWithin = 5 * time.Second
 	// recoveriesMost is how often the stream is read back for what concerns single events only.
 	recoveriesMost = 3
@@ -51,16 +52,16 @@ func (w *world) drawTrial() trial {
 	}
 }
 
-// try is an episode of one trial. While there is no standby, as after a leader has made way, the trial is left out.
+// try is an episode of one trial. If there is no standby for some time, as after a leader has made way, it is left out.
 func (w *world) try(n int) time.Duration {
 	w.Helper()
 	t := w.drawTrial()
 	w.writeHostile(n)
 	deadline := time.Now().Add(calmWithin)
-	for w.standbys() == 0 || w.leader() == nil {
+	for w.standbys() == 0 || w.leader() == nil || !w.healthy() {
 		if time.Now().After(deadline) {
 			w.counts["trial left out: "+t.kind]++
-			w.Logf("episode %d: left out, since nobody stands by: %s", n, t)
+			w.Logf("episode %d: left out, since nobody stands by, or a replica is not current: %s", n, t)
 			return w.heals()
 		}
 		harness.Pause(w.Context(), 20*time.Millisecond)
@@ -264,9 +265,18 @@ func (w *world) flows(what string, within time.Duration) {
 	var last int64
 	w.ask(&last, `select last_value from outbox_seq_seq`)
 	harness.Eventually(w.TB, progressWithin, what+": what was committed is settled", func() bool { return w.settled(last) })
+	within = w.bound(within)
 	if took := time.Since(began); took > within {
 		w.Errorf("%s: it took %v until what had been committed was settled, want %v at most", what, took.Round(time.Millisecond), within)
 	}
+}
+
+// bound is how long something may take that takes so long with a single server.
+func (w *world) bound(single time.Duration) time.Duration {
+	if len(w.nodes) > 1 {
+		return 2 * single
+	}
+	return single
 }
 
 // settled reports whether no honest event up to a seq waits.
@@ -341,8 +351,9 @@ func (w *world) refused(x extras, reason string) {
 			w.ask(&n, sql, ids)
 			return n == len(ids)
 		})
-		if took := time.Since(began); took > flowsWithin {
-			w.Errorf("%s: after %v, want %v at most", what, took.Round(time.Millisecond), flowsWithin)
+		within := w.bound(flowsWithin)
+		if took := time.Since(began); took > within {
+			w.Errorf("%s: after %v, want %v at most", what, took.Round(time.Millisecond), within)
 		}
 	}
 	waits("the other extras are published", others, `select count(*) from outbox_published where id = any($1)`)
@@ -409,6 +420,27 @@ with advisory as (select pid, mode from pg_locks where locktype = 'advisory' and
 select count(distinct pid) from advisory join pg_stat_activity using (pid)
  where mode = 'ShareLock' and application_name like 'outbox-relay%' and pid not in (select pid from advisory where mode = 'ExclusiveLock')`)
 	return n
+}
+
+// healthy reports whether the stream is there, and all its replicas are current.
+func (w *world) healthy() bool {
+	ctx, cancel := context.WithTimeout(w.Context(), time.Second)
+	defer cancel()
+	stream, err := w.js.Stream(ctx, "OUTBOX")
+	if err != nil {
+		return false
+	}
+	cluster := stream.CachedInfo().Cluster
+	if len(w.nodes) == 1 || cluster == nil {
+		return true
+	}
+	current := 1
+	for _, peer := range cluster.Replicas {
+		if peer.Current && !peer.Offline {
+			current++
+		}
+	}
+	return cluster.Leader != "" && current == len(w.nodes)
 }
 
 // fences returns how often the stream was read back; it is so often and once more that a fence is in it.
