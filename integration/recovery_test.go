@@ -1,6 +1,7 @@
 package integration_test
 
 import (
+	"regexp"
 	"testing"
 	"time"
 
@@ -118,6 +119,61 @@ func TestDeletedStreamComesBack(t *testing.T) {
 	}
 	p.Wrote(400)
 	p.Audit()
+}
+
+// A stream that is created anew or restored from a backup, within milliseconds and under a connected relay, has every
+// aggregate in order. If the backup has everything, nothing is lost, and nobody is told otherwise.
+func TestReplacedStream(t *testing.T) {
+	for name, tt := range map[string]struct{ restored, complete bool }{
+		"created anew": {}, "restored": {restored: true}, "restored whole": {restored: true, complete: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := harness.NewWorld(t, harness.Options{SharedPostgres: true})
+			relay := w.Relay("OUTBOX_DUPLICATE_WINDOW=2s")
+			relay.Leads()
+			p := w.ProduceLoad(harness.Load{Writers: 3, Pause: 20 * time.Millisecond})
+			p.Wrote(200)
+			js, conn := w.JetStream(), w.Connect()
+			var b *harness.Backup
+			backup := func() {
+				t.Helper()
+				var err error
+				if b, err = harness.NewBackup(t.Context(), js, "OUTBOX"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			backup()
+			harness.Pause(t.Context(), 300*time.Millisecond) // In which producers commit what the backup lacks.
+			p.Rest(func() {
+				w.Settled(conn, 10*time.Second)
+				if tt.complete {
+					backup()
+				}
+				stream, err := js.Stream(t.Context(), "OUTBOX")
+				if err != nil {
+					t.Fatal(err)
+				}
+				harness.Eventually(t, 20*time.Second, "the stream is replaced", func() bool { // The relay may be faster, and create it.
+					err := js.DeleteStream(t.Context(), "OUTBOX")
+					switch {
+					case err != nil:
+					case tt.restored:
+						err = b.Restore(t.Context(), js, "OUTBOX")
+					default:
+						_, err = js.CreateStream(t.Context(), stream.CachedInfo().Config)
+					}
+					return err == nil
+				})
+			})
+			p.Wrote(300)
+			p.Audit()
+			relay.WaitFor(regexp.MustCompile(`publishing (again)`))
+			if tt.complete && relay.Said("lost more than the archive") {
+				t.Error("the relay says that something is lost")
+			}
+		})
+	}
 }
 
 // On a stream whose messages vanish when they are consumed nothing can be read back, so the duplicate window is all there

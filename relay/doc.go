@@ -80,7 +80,8 @@
 //
 // The relay looks at the stream every second or so while it publishes, and every five seconds while it does not. It reads
 // the stream back if that look finds another stream, a shorter one, or another message at the sequence acknowledged last;
-// and if an acknowledgement has a sequence that the stream had given before. After idleness it sends one event alone, so
+// and if an acknowledgement has a sequence that the stream had given before. If somebody deletes the stream, the server says
+// so (package stream, hearOfDeletion). After idleness the relay sends one event alone, so
 // that a stream that was created anew or put back is noticed before anything else is stored in it.
 //
 // A leader that stops in order hands over: nothing is in flight, and it leaves a checkpoint that says so. If its

@@ -150,8 +150,9 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, untouched bo
 				}
 			}
 		}
-		// A fence always stood higher than what had been seen before.
-		gone := !last.Created.IsZero() && (!known || r.fence.Sequence <= last.Sequence)
+		// A fence always stood higher than what had been seen before. Where archived events are left, whatever is missing
+		// was after them, and so in the archive.
+		gone := !last.Created.IsZero() && (!known || r.fence.Sequence <= last.Sequence) && kept == 0
 		r.Deeper = gone && len(lost) == 0 || !sure && !intact(archived, lost)
 		return t.restore(ctx, &r, lost)
 	}()

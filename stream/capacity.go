@@ -192,8 +192,11 @@ func (p *Publisher) explanation(fault *Error) (text string, setup bool) {
 		return explanationOf(fault, config, p.quota)
 	}
 	reason := fault.Err.Error()
-	full := func(name string, most int64) (string, bool) {
-		l := Limit{Name: name, Used: most, Most: most}
+	full := func(name string, most int64, held uint64) (string, bool) {
+		if most <= 0 { // There was no limit when the stream was opened: the next opening tells it.
+			return fmt.Sprintf("stream %q is full: it has got a limit (%s), and refuses new messages (discard new)", p.Stream(), name), !heals(config)
+		}
+		l := Limit{Name: name, Used: max(most, int64(held)), Most: most}
 		return fmt.Sprintf("stream %q is full: it has %v and refuses new messages (discard new): %s", p.Stream(), l, l.Remedy(config)), !heals(config)
 	}
 	switch {
@@ -201,9 +204,9 @@ func (p *Publisher) explanation(fault *Error) (text string, setup bool) {
 		return fmt.Sprintf("stream %q holds %d messages of the event's subject (max_msgs_per_subject), and refuses new ones (discard_new_per_subject): run `nats stream edit %s --max-msgs-per-subject=%d`, or --no-discard-per-subject",
 			p.Stream(), config.MaxMsgsPerSubject, p.Stream(), 2*max(config.MaxMsgsPerSubject, 1)), false
 	case strings.Contains(reason, textMessages):
-		return full(limitMessages, config.MaxMsgs)
+		return full(limitMessages, config.MaxMsgs, p.held.Msgs)
 	case strings.Contains(reason, textBytes):
-		return full(limitBytes, config.MaxBytes)
+		return full(limitBytes, config.MaxBytes, p.held.Bytes)
 	case strings.Contains(reason, textNoSpace):
 		return fmt.Sprintf("the disk of stream %q is full: make room on it, then restart the NATS server, which does not write to the stream before", p.Stream()), true
 	}

@@ -199,3 +199,45 @@ func TestLimitsAreToldInWords(t *testing.T) {
 		})
 	}
 }
+
+// A limit that is lowered below what the stream holds is told with both figures, once the stream was opened again.
+func TestLoweredLimitIsTold(t *testing.T) {
+	srv := streamtest.Start(t)
+	p := newPublisher(t, srv)
+	refused := func(seq int64) string {
+		t.Helper()
+		if err := p.Publish(numbered(seq)); err != nil {
+			t.Fatal(err)
+		}
+		o := collect(t, p, 1)[seq]
+		if o.Err == nil {
+			t.Fatal("it is stored")
+		}
+		return o.Err.Error()
+	}
+	for seq := range int64(10) {
+		if err := p.Publish(numbered(seq)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	collect(t, p, 10)
+	js := srv.JetStream(t)
+	known, err := js.Stream(t.Context(), "OUTBOX")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := known.CachedInfo().Config
+	config.MaxMsgs, config.Discard = 4, jetstream.DiscardNew
+	if _, err := js.UpdateStream(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := refused(10), `stream "OUTBOX" is full: it has got a limit (max_msgs), and refuses new messages`; !strings.Contains(got, want) {
+		t.Errorf("at first: %s, want %s", got, want)
+	}
+	if _, err := p.Open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := refused(10), `stream "OUTBOX" is full: it has 10 of 4 messages (max_msgs) and refuses new messages`; !strings.Contains(got, want) {
+		t.Errorf("later: %s, want %s", got, want)
+	}
+}

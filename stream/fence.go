@@ -147,7 +147,7 @@ func (p *Publisher) Fence(ctx context.Context, outbox string, term int64) (f Fen
 			fault.Err = fmt.Errorf("put up a fence: %w", err)
 			if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) {
 				// It has just told the last fence.
-				fault.Err = fmt.Errorf("put up a fence: stream %q answers questions, but nothing that is published: its disk may be, or have been, full: look for \"write error\" in the log of the NATS server, which does not write again before a restart: %w", p.Stream(), err)
+				fault.Err = fmt.Errorf("put up a fence: stream %q answers questions, but nothing that is published: its disk may be, or have been, full (look for \"write error\" in the log of the NATS server), or it was created while it was still being deleted; in both cases the server takes nothing for it before a restart: %w", p.Stream(), err)
 			}
 			return Fence{}, fault
 		}

@@ -44,12 +44,22 @@ func replaceStream(t *testing.T, js jetstream.JetStream, name string, messages i
 	}
 }
 
+// deafPublisher is a publisher that does not hear that its stream was deleted, and its server.
+func deafPublisher(t *testing.T) (*stream.Publisher, *streamtest.Server) {
+	t.Helper()
+	srv := streamtest.Start(t, withoutPermission(nil, []string{"$JS.EVENT.>"}))
+	p := restricted(t, srv, true)
+	if _, err := p.Open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return p, srv
+}
+
 // What another stream answers settles nothing, and is the set-up's fault; a batch is not even stored there.
 func TestAnotherStreamAnswers(t *testing.T) {
 	for way, inOrder := range map[string]bool{"by itself": false, "in order": true} {
 		t.Run(way, func(t *testing.T) {
-			srv := streamtest.Start(t)
-			p := newPublisher(t, srv)
+			p, srv := deafPublisher(t)
 			js := srv.JetStream(t)
 			send := p.Publish
 			if inOrder {
@@ -74,12 +84,43 @@ func TestAnotherStreamAnswers(t *testing.T) {
 	}
 }
 
+// A stream that is replaced is noticed without an event, unless the server may not tell of it: nothing else is sent.
+func TestStreamReplacedIsTold(t *testing.T) {
+	srv := streamtest.Start(t)
+	p := newPublisher(t, srv)
+	for seq := range int64(5) {
+		if err := p.Publish(numbered(seq)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	collect(t, p, 5)
+	replaceStream(t, srv.JetStream(t), "OUTBOX", 0)
+	_, trouble := collectAll(t, p, 0, true)
+	if _, lost := errors.AsType[*stream.LostError](trouble); !lost {
+		t.Errorf("trouble is %v, want that the stream was deleted", trouble)
+	}
+	if err := p.Publish(numbered(5)); err == nil || stream.Classify(err).Ambiguous() {
+		t.Errorf("the next event: %v, want that it is not sent", err)
+	}
+	if n := len(srv.Messages(t, "OUTBOX")); n > 0 {
+		t.Errorf("the new stream holds %d messages", n)
+	}
+	if _, err := p.Open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Publish(numbered(5)); err != nil {
+		t.Fatal(err)
+	}
+	if o := collect(t, p, 1)[5]; o.Err != nil {
+		t.Error(o.Err)
+	}
+}
+
 // A stream that was created anew acknowledges what is known already, and nothing after that is sent.
 func TestStreamCreatedAnew(t *testing.T) {
 	for way, inOrder := range map[string]bool{"by itself": false, "in order": true} {
 		t.Run(way, func(t *testing.T) {
-			srv := streamtest.Start(t)
-			p := newPublisher(t, srv)
+			p, srv := deafPublisher(t)
 			send := p.Publish
 			if inOrder {
 				send = p.PublishInOrder
@@ -126,8 +167,7 @@ func TestStreamReplacedWhileIdle(t *testing.T) {
 		for name, messages := range map[string]int{"empty": 0, "ahead": 50} {
 			t.Run(way+", "+name, func(t *testing.T) {
 				t.Parallel()
-				srv := streamtest.Start(t)
-				p := newPublisher(t, srv)
+				p, srv := deafPublisher(t)
 				fence(t, p, 1)
 				send := p.Publish
 				if inOrder {

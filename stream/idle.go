@@ -1,15 +1,28 @@
 package stream
 
-import "time"
+import (
+	"context"
+	"fmt"
+	"time"
 
-// A stream cannot be replaced by another one, or by an older copy of itself,
-// without some time in which nothing answers. Who publishes all the while is told
-// by that; who has been idle is not.
+	"github.com/nats-io/nats.go"
+)
+
+// A stream may be deleted, and created anew or restored from a backup, under a
+// connected publisher. Events that it then stores come before those of their
+// aggregate that it has lost, and nobody can put that right. Three things tell:
+//
+//   - While there is no stream nothing answers, or the answer is 503.
+//   - The server says that a stream was deleted, by an advisory (hearOfDeletion), to
+//     whoever may subscribe to it. On our connection it comes before the answer to
+//     whatever the next stream stores.
+//   - Without that permission, or if the stream went back to a copy of itself and
+//     nobody deleted it, the first event after idleness tells.
 //
 // Invariant: after idleness, no event is stored before an event of its aggregate
-// that the stream has lost, but one at most.
+// that the stream has lost, but one at most, and none if the advisory comes.
 //
-// Why:
+// Why, without the advisory:
 //  1. After proveAfter without an acknowledgement, the next event goes alone
 //     (Alone), or begins an ordered batch.
 //  2. It carries the fence, where the stream takes that (fenceLines). A stream
@@ -23,7 +36,29 @@ import "time"
 // Asking the stream before each such event would cost it a round trip, which is
 // as long as all else that an event waits for.
 //
-// Test: TestStreamReplacedWhileIdle.
+// Not covered: what is on its way when the stream is deleted, and arrives when the
+// next one is there.
+//
+// Test: TestStreamReplacedIsTold, TestStreamReplacedWhileIdle.
+
+// deletionSubject is where a server tells that a stream was deleted.
+func deletionSubject(stream string) string { return "$JS.EVENT.ADVISORY.STREAM.DELETED." + stream }
+
+// hearOfDeletion subscribes to that. Who may not does without.
+func (p *Publisher) hearOfDeletion(ctx context.Context, conn *nats.Conn, on *line) {
+	_, _ = await(ctx, func() (*nats.Subscription, error) {
+		return conn.Subscribe(deletionSubject(p.Stream()), func(*nats.Msg) { p.deleted(on) })
+	})
+}
+
+// deleted takes note that the stream has been deleted.
+func (p *Publisher) deleted(on *line) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.line == on && p.lost == nil {
+		p.lose(Classify(&LostError{fmt.Sprintf("stream %q was deleted", p.Stream())}))
+	}
+}
 
 // proveAfter is how long after an acknowledgement the stream counts as the one
 // that is known.

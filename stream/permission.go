@@ -150,6 +150,7 @@ func (p *Publisher) violated(on *line, denied *PermissionError) {
 	fault := &Error{Fault: FaultSetup, Err: denied}
 	switch {
 	case p.line != on: // A former one.
+	case denied.Subscribe && denied.Subject == deletionSubject(p.Stream()): // We do without.
 	case denied.Subscribe:
 		p.unheard = fault
 		p.asked.refuse(fault)

@@ -70,7 +70,8 @@ type Publisher struct {
 	proved  time.Time // When it last was.
 
 	seen         bool                   // The stream was there,
-	config       jetstream.StreamConfig // and was like this.
+	config       jetstream.StreamConfig // and was like this,
+	held         jetstream.StreamState  // with so much in it.
 	fence        uint64                 // The sequence of our fence; 0 if nobody has put up one.
 	fenceSubject string                 // Its subject; empty before Fence or Unfenced.
 
@@ -166,7 +167,7 @@ func (p *Publisher) open(ctx context.Context) (warnings []string, err error) {
 		report.Warnings = append(report.Warnings, fmt.Sprintf("stream %q was gone and has been created again: what it held is lost", p.Stream()))
 	}
 	config := report.Info.Config
-	p.seen, p.config = true, config
+	p.seen, p.config, p.held = true, config, report.Info.State
 	// Whoever opens after trouble reads back what the stream has lost. From here on, this is what it has given.
 	p.highest, p.lost, p.proved = report.Info.State.LastSeq, nil, time.Now()
 	p.maxPayload, p.maxMessage = maxPayload, int64(config.MaxMsgSize)
@@ -290,6 +291,7 @@ func (p *Publisher) connect(ctx context.Context) (*nats.Conn, error) {
 		conn.Close()
 		return nil, Classify(fmt.Errorf("subscribe to acknowledgements: %w", err))
 	}
+	p.hearOfDeletion(ctx, conn, line)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.line != line { // Closed meanwhile.

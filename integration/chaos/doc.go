@@ -19,15 +19,35 @@
 //
 // A world lives through forty episodes. In each, one to four faults overlap, in different places:
 //
-//   - a relay is killed, frozen (by SIGSTOP) or restarted gracefully, or all are, one after the other
+//   - a relay is killed, frozen (by SIGSTOP) or restarted gracefully, or all are, one after the other; or whoever leads is
+//     stopped, up to three times in a row
 //   - its line to NATS or to Postgres is cut, loses all answers, or is late
 //   - Postgres crashes (immediate stop), or ends the relays' sessions
 //   - a nats-server is killed or frozen; one that is alone goes back to an earlier copy of its store
-//   - the stream is full (max_msgs or max_bytes, discard new) or deleted
+//   - the stream is full (max_msgs or max_bytes, discard new), its limits are lowered below what it holds, or it is deleted
+//   - the relays' NATS account may store no more, not publish what is large, or not publish to a subject of some events
 //
 // Most last for 100 to 400 ms, one in thirty for longer than the window, up to longer than lease and window together.
 // An episode has ended well when all that had been committed before the end of its last fault is settled, within 45 s.
 // After the last one the producers stop, and what they committed is compared with what the stream holds.
+//
+// One episode in four is a trial: one fault alone, of which more can be said. It begins once a relay leads, another is ready
+// to take over, and all replicas are current; if that is not so within 15 s, as after a leader has made way, it is left out
+// and counted. In a cluster, all may take twice as long.
+//
+//	| trial              | what happens                                                                | what must hold                                                       |
+//	|--------------------|-----------------------------------------------------------------------------|----------------------------------------------------------------------|
+//	| blind leader       | the leader's lines to NATS are cut, or lose all answers                     | a standby has published all within 10 s, before they are mended      |
+//	| denied subject     | a reload denies a subject, or a whole topic, to the relays' NATS user       | its events are dead letters that name it; the others are stored      |
+//	|                    |                                                                             | within 5 s; the stream is read back 3 times at most                  |
+//	| replaced stream    | the stream is deleted, and created anew or restored from a backup within    | each aggregate is in order, and has what the archive has             |
+//	|                    | 50 ms, while producers write or rest                                        |                                                                      |
+//	| lowered limits     | max_msg_size or max_payload is lower than some events                       | these are dead letters; the others are stored within 5 s             |
+//	|                    | the stream's or the account's limit is lower than what is there, up to 6.5 s | all is stored within 5 s after it is raised; no event is given up    |
+//	| hand-over          | the leader is stopped, up to four times in a row                            | all is stored within 5 s; the successor finds nothing in the stream  |
+//	|                    |                                                                             | that is still in the table                                           |
+//
+// What was refused is requeued in the end (outbox-relay dead requeue), and must be stored then.
 //
 // # What does not happen
 //
@@ -35,6 +55,11 @@
 //
 //   - in a cluster, the stores of two servers of three go back to an old copy
 //   - messages are purged or deleted one by one, or somebody else writes to the events' subjects
+//   - the stream is replaced while a relay is frozen, or its line to NATS late or mute: what it had sent before it heard of
+//     that may be stored in the next stream before what is lost
+//   - the stream is deleted while a nats-server is frozen or starts: if then a relay creates it while its deletion is under way,
+//     nats-server 2.15.2 has a stream that answers questions and takes nothing, until the server restarts
+//   - a row has the seq of one that was published before, and the broker loses both: only one of them can come back at once
 //   - the broker loses what is older than the archive: the worlds keep one for 30 minutes, and live for one or two
 //   - a line is late by more than the duplicate window: what protects from a plain publish that late is the window
 //     alone

@@ -16,7 +16,8 @@ import (
 
 // fault is something that begins to be wrong, and ends.
 type fault struct {
-	where string // What it happens to: at one time, only one thing does.
+	where string   // What it happens to: at one time, only one thing does.
+	also  []string // Where nothing else happens meanwhile, either.
 	name  string
 
 	begin, end func() // Nil for nothing.
@@ -29,7 +30,7 @@ func (f fault) String() string { return f.where + " " + f.name }
 // kind is String without the numbers.
 func (f fault) kind() string { return digits.ReplaceAllString(f.String(), "") }
 
-var digits = regexp.MustCompile(` \d+`)
+var digits = regexp.MustCompile(` ?\d+`)
 
 // lasts draws a fault's duration: mostly so little that a relay may not notice.
 func (f fault) lasts(random *rand.Rand) time.Duration {
@@ -44,7 +45,7 @@ func (w *world) draw() (drawn []fault) {
 	taken := map[string]bool{}
 	for range 1 + w.random.IntN(4) {
 		f := w.fault()
-		places := []string{f.where}
+		places := append([]string{f.where}, f.also...)
 		if f.where == everyRelay {
 			for i := range w.relays {
 				places = append(places, place(i))
@@ -65,7 +66,7 @@ const pastLease = 12 * time.Second
 
 // fault draws one.
 func (w *world) fault() fault {
-	switch pick := w.random.IntN(20); pick {
+	switch pick := w.random.IntN(22); pick {
 	case 0, 1, 2, 3, 4:
 		return w.relayFault()
 	case 5, 6, 7, 8, 9, 10:
@@ -74,6 +75,8 @@ func (w *world) fault() fault {
 		return w.postgresFault()
 	case 13, 14, 15, 16:
 		return w.serverFault()
+	case 17:
+		return w.reloadFault()
 	default:
 		return w.streamFault()
 	}
@@ -92,13 +95,23 @@ func (w *world) relayFault() fault {
 		w.stop(r)
 		w.revive(r)
 	}
-	switch w.random.IntN(8) {
+	switch w.random.IntN(9) {
 	case 0, 1, 2:
 		f.name, f.begin, f.end = "killed", func() { r.Kill() }, func() { w.revive(r) }
 	case 3, 4, 5:
 		f.name, f.begin, f.end, f.long = "frozen", func() { r.Freeze() }, func() { r.Thaw() }, pastLease
 	case 6:
 		f.name, f.end = "restarted gracefully", func() { restart(r) }
+	case 7:
+		times := 1 + w.random.IntN(3)
+		f.where, f.name, f.end = everyRelay, fmt.Sprintf("hands over %d times in a row", times), func() {
+			for range times {
+				if leader := w.leader(); leader != nil {
+					restart(leader)
+				}
+				harness.Pause(w.Context(), 200*time.Millisecond) // Until another leads, if one can.
+			}
+		}
 	default:
 		f.where, f.name, f.end = everyRelay, "restarted gracefully, one after the other", func() {
 			for _, r := range w.relays {
@@ -162,11 +175,13 @@ func (w *world) postgresFault() fault {
 	return f
 }
 
+func server(i int) string { return fmt.Sprintf("nats-server %d", i+1) }
+
 // serverFault befalls a nats-server.
 func (w *world) serverFault() fault {
 	i := w.random.IntN(len(w.nodes))
 	n := w.nodes[i]
-	f := fault{where: fmt.Sprintf("nats-server %d", i+1)}
+	f := fault{where: server(i)}
 	kinds := 5
 	if len(w.nodes) > 1 {
 		kinds = 4 // A node whose store is old is no fault that a cluster promises to survive.
@@ -196,25 +211,47 @@ func (w *world) serverFault() fault {
 // streamFault befalls the stream as such; while no server answers, it does not come to pass.
 func (w *world) streamFault() fault {
 	f := fault{where: "stream"}
-	if w.random.IntN(3) == 0 {
+	switch w.random.IntN(4) {
+	case 0:
+		for i := range w.nodes { // See doc.go.
+			f.also = append(f.also, server(i))
+		}
 		f.name, f.begin = "deleted", func() {
 			ctx, cancel := context.WithTimeout(w.Context(), 500*time.Millisecond)
 			defer cancel()
 			_ = w.js.DeleteStream(ctx, "OUTBOX") // It may fail, as just said.
 		}
-		return f
+	case 1:
+		f.name, f.begin, f.end, f.long = "limited to less than it holds", func() { w.limit(lowered) }, func() { w.unlimit() }, 6*time.Second
+	default:
+		more, bytes := 1+w.random.Int64N(20), w.random.IntN(2) == 0
+		f.name, f.end, f.long = "full", func() { w.unlimit() }, 4*time.Second
+		f.begin = func() {
+			w.limit(func(config *jetstream.StreamConfig, state jetstream.StreamState) {
+				if bytes {
+					config.MaxBytes = int64(state.Bytes) + more*500
+				} else {
+					config.MaxMsgs = int64(state.Msgs) + more
+				}
+			})
+		}
 	}
-	more, bytes := 1+w.random.Int64N(20), w.random.IntN(2) == 0
-	f.name, f.long = "full", 4*time.Second
-	f.begin = func() {
-		w.limit(func(config *jetstream.StreamConfig, state jetstream.StreamState) {
-			if bytes {
-				config.MaxBytes = int64(state.Bytes) + more*500
-			} else {
-				config.MaxMsgs = int64(state.Msgs) + more
-			}
-		})
+	return f
+}
+
+// reloadFault is something else that the servers do not permit for a while, since they were reloaded.
+func (w *world) reloadFault() fault {
+	f := fault{where: "NATS account", long: 6 * time.Second}
+	switch w.random.IntN(3) {
+	case 0:
+		x := w.drawExtras()
+		f.name, f.begin, f.end = "may not publish to "+x.subject(), func() { w.deny(x.subject()); w.write(x) }, func() { w.deny() }
+	case 1:
+		x := w.drawExtras()
+		x.size = 8000
+		f.name, f.begin, f.end = "may not publish what is large", func() { w.limitPayload(4000); w.write(x) }, func() { w.limitPayload(0) }
+	default:
+		f.name, f.begin, f.end = "may not store more", func() { w.limitStorage(1) }, func() { w.limitStorage(0) }
 	}
-	f.end = func() { w.unlimit() }
 	return f
 }

@@ -486,7 +486,8 @@ func cameTwice(v *verdict, settings ...string) {
 }
 
 func createdAnew(v *verdict, settings ...string) {
-	w := harness.NewWorld(v, harness.Options{SharedPostgres: true})
+	w := harness.NewWorld(v, harness.Options{SharedPostgres: true, Deaf: true}) // Otherwise the server tells.
+	settings = append(slices.Clone(settings), "OUTBOX_NATS_URL="+w.NATS.RelayURL())
 	conn, js := w.Connect(), w.JetStream()
 	const rows = 200
 	b := w.Backlog().Migrate()

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -35,6 +36,9 @@ type world struct {
 	counts    map[string]int // How often each fault was drawn.
 	hostility *rand.Rand     // Nil if nobody writes hostile rows. Apart from the faults', which stay the same.
 	rows      int            // Hostile ones written.
+
+	extras      []uuid.UUID // Events that trials and faults have added.
+	extraTopics int         // How many topics they are of.
 }
 
 // candidate is a relay's process and its lines.
@@ -51,7 +55,7 @@ func newWorld(t *testing.T, seed int64) *world {
 	random := rand.New(rand.NewPCG(uint64(seed), 0))
 	clustered := seed == cluster || seed != single && random.IntN(3) == 0
 	w := &world{
-		World:  harness.NewWorld(t, harness.Options{Cluster: clustered}),
+		World:  harness.NewWorld(t, harness.Options{Cluster: clustered, Permissions: true}),
 		random: random,
 		counts: make(map[string]int),
 		settings: []string{
@@ -86,7 +90,7 @@ func newWorld(t *testing.T, seed int64) *world {
 		for _, n := range w.nodes {
 			p := harness.NewProxy(t, n.Address())
 			r.nats = append(r.nats, p)
-			urls = append(urls, "nats://"+p.Address())
+			urls = append(urls, fmt.Sprintf("nats://%s:%[1]s@%s", harness.RelayUser, p.Address()))
 		}
 		r.settings = append(slices.Clone(w.settings), "OUTBOX_NATS_URL="+strings.Join(urls, ","),
 			"OUTBOX_DATABASE_DSN="+strings.Replace(w.DSN, fmt.Sprintf("127.0.0.1:%d", w.Postgres.Port()), r.database.Address(), 1))
@@ -95,7 +99,7 @@ func newWorld(t *testing.T, seed int64) *world {
 	}
 	t.Logf("seed %d: %d relays, %d nats-servers, %v", seed, len(w.relays), len(w.nodes), w.settings[:2])
 	w.producers = w.ProduceLoad(harness.Load{Writers: 3, Rollbacks: 25, Bursts: 2, Pause: 20 * time.Millisecond})
-	w.producers.Hostile = *hostile
+	w.producers.Others = true
 	w.heals()
 	return w
 }
@@ -117,6 +121,9 @@ var starting = regexp.MustCompile(`starting`)
 // episode draws faults, lets them happen, and waits until the world has healed; it returns how long that took.
 func (w *world) episode(n int) time.Duration {
 	w.Helper()
+	if w.random.IntN(trialEvery) == 0 {
+		return w.try(n)
+	}
 	var story []string
 	var events []event
 	for _, f := range w.draw() {
@@ -125,13 +132,11 @@ func (w *world) episode(n int) time.Duration {
 		story = append(story, fmt.Sprintf("%v+%v %s", at.Round(time.Millisecond), lasts.Round(time.Millisecond), f))
 		events = append(events, event{at, f.begin}, event{at + lasts, f.end})
 	}
-	if w.hostility != nil {
-		for _, row := range harness.HostileRows(w.hostility, 1+w.hostility.IntN(4)) {
-			copies := 1 + w.hostility.IntN(3)
-			at := below(w.hostility, 500*time.Millisecond)
-			story = append(story, fmt.Sprintf("%v %d × %v", at.Round(time.Millisecond), copies, row))
-			events = append(events, event{at, func() { w.writes(row, copies) }})
-		}
+	for _, row := range w.hostileRows() {
+		copies := 1 + w.hostility.IntN(3)
+		at := below(w.hostility, 500*time.Millisecond)
+		story = append(story, fmt.Sprintf("%v %d × %v", at.Round(time.Millisecond), copies, row))
+		events = append(events, event{at, func() { w.writes(row, copies) }})
 	}
 	slices.SortStableFunc(events, func(a, b event) int { return int(a.at - b.at) })
 	began := time.Now()
@@ -147,6 +152,18 @@ func (w *world) episode(n int) time.Duration {
 	w.Logf("episode %d: healed in %v", n, healed.Round(time.Millisecond))
 	return healed
 }
+
+// hostileRows draws those of an episode. A row that has the seq of an honest event could not come back from the archive together
+// with it, so there is none.
+func (w *world) hostileRows() []harness.HostileRow {
+	if w.hostility == nil {
+		return nil
+	}
+	return slices.DeleteFunc(harness.HostileRows(w.hostility, 1+w.hostility.IntN(4)), func(r harness.HostileRow) bool { return r.Has("seq", "low") })
+}
+
+// trialEvery is how many episodes there are for one that is a trial, on average.
+const trialEvery = 4
 
 // writes writes hostile rows, if Postgres takes them; it may be away.
 func (w *world) writes(row harness.HostileRow, copies int) {
@@ -188,13 +205,12 @@ func (w *world) heals() time.Duration {
 	w.ask(&last, `select last_value from outbox_seq_seq`)
 	looked := time.Now()
 	harness.Eventually(w.TB, progressWithin, "what was committed before the end of the last fault is settled", func() bool {
-		var waiting bool
-		w.ask(&waiting, `select exists (select from outbox where seq <= $1 and aggregate_type = $2)`, last, harness.HonestType)
-		if waiting && time.Since(looked) > time.Second {
+		settled := w.settled(last)
+		if !settled && time.Since(looked) > time.Second {
 			w.unlimit() // A limit that a cluster without a majority was asked for may come after that.
 			looked = time.Now()
 		}
-		return !waiting
+		return settled
 	})
 	return time.Since(began)
 }
@@ -224,6 +240,7 @@ func (w *world) audit() (events int) {
 	harness.Eventually(w.TB, progressWithin, fmt.Sprintf("%d events in the stream", events), func() bool {
 		return w.StoredIn(w.js, "OUTBOX") >= events
 	})
+	w.redeem()
 	w.producers.Audit()
 	var dead int
 	w.ask(&dead, `select count(*) from outbox_dead where aggregate_type = $1`, harness.HonestType)
@@ -238,9 +255,7 @@ func (w *world) audit() (events int) {
 
 // unlimit undoes what limits the stream has, if it is there.
 func (w *world) unlimit() bool {
-	return w.limit(func(config *jetstream.StreamConfig, _ jetstream.StreamState) {
-		config.MaxMsgs, config.MaxBytes = -1, -1
-	})
+	return w.limit(unlimited)
 }
 
 // limit changes what the stream takes before it refuses more; it reports whether that is so now.
@@ -255,7 +270,7 @@ func (w *world) limit(change func(*jetstream.StreamConfig, jetstream.StreamState
 	config := info.Config
 	config.Discard = jetstream.DiscardNew
 	change(&config, info.State)
-	if config.MaxMsgs == info.Config.MaxMsgs && config.MaxBytes == info.Config.MaxBytes {
+	if config.MaxMsgs == info.Config.MaxMsgs && config.MaxBytes == info.Config.MaxBytes && config.MaxMsgSize == info.Config.MaxMsgSize {
 		return true
 	}
 	_, err = w.js.UpdateStream(ctx, config)

@@ -1,15 +1,18 @@
 package harness
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -19,9 +22,12 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// natsRole is the environment variable that makes this test binary a nats-server, with its role in JSON as the value.
-// So the tests can kill one without another program being installed.
+// natsRole is the environment variable that makes this test binary a nats-server. Its value is the file that has the role,
+// in JSON. So the tests can kill a server without another program being installed, and change what it permits while it runs.
 const natsRole = "OUTBOX_TEST_BE_NATS"
+
+// RelayUser is the user of relays, and its password, where Options.Permissions is set.
+const RelayUser = "relay"
 
 // role is how a nats-server is to be.
 type role struct {
@@ -32,6 +38,13 @@ type role struct {
 	User, Password string
 
 	Cert, Key string // Files; empty for no TLS.
+
+	// Permissions adds RelayUser, who may publish to all subjects but Denied. Who does not log in may do everything.
+	Permissions bool
+	Deaf        bool // RelayUser may not subscribe to what servers tell of streams.
+	Denied      []string
+
+	Storage int64 // What the account may store; 0 for no limit.
 
 	ClusterPort int // 0 for a server that is alone.
 	Routes      []string
@@ -45,6 +58,7 @@ type NATS struct {
 	Program string
 
 	role    role
+	file    string // What tells the running server its role.
 	quiet   bool
 	running *Process
 }
@@ -55,6 +69,8 @@ func newNATS(tb testing.TB, options Options) *NATS {
 	if n.role.MaxPayload == 0 {
 		n.role.MaxPayload = server.MAX_PAYLOAD_SIZE
 	}
+	n.role.Permissions, n.role.Deaf = options.Permissions || options.Deaf, options.Deaf
+	n.file = filepath.Join(tb.TempDir(), "role.json")
 	if options.TLS {
 		n.role.Cert, n.role.Key = newCertificate(tb)
 	}
@@ -81,6 +97,11 @@ func freePorts(tb testing.TB, count int) []int {
 		_ = listener.Close()
 	}
 	return ports
+}
+
+// RelayURL is where the server listens for RelayUser.
+func (n *NATS) RelayURL() string {
+	return (&url.URL{Scheme: "nats", Host: n.Address(), User: url.UserPassword(RelayUser, RelayUser)}).String()
 }
 
 // Address is where the server listens; it stays the same over kills and starts.
@@ -123,14 +144,69 @@ func (n *NATS) launch() {
 // ours is the command that runs the nats-server within this test binary.
 func (n *NATS) ours() *exec.Cmd {
 	n.Helper()
+	n.tellRole()
+	cmd := exec.CommandContext(context.WithoutCancel(n.Context()), os.Args[0])
+	cmd.Env = append(os.Environ(), natsRole+"="+n.file)
+	return cmd
+}
+
+// tellRole writes the role where the server reads it.
+func (n *NATS) tellRole() {
+	n.Helper()
 	text, err := json.Marshal(n.role)
 	if err != nil {
 		n.Fatal(err)
 	}
-	cmd := exec.CommandContext(context.WithoutCancel(n.Context()), os.Args[0])
-	cmd.Env = append(os.Environ(), natsRole+"="+string(text))
-	return cmd
+	if err := replaceFile(n.file, text); err != nil {
+		n.Fatal(err)
+	}
 }
+
+// replaceFile writes a file that another process may be reading.
+func replaceFile(name string, content []byte) error {
+	if err := os.WriteFile(name+".new", content, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(name+".new", name)
+}
+
+// Deny reloads the server so that RelayUser may not publish to some subjects. Like the limits below, that outlasts kills,
+// and comes into force soon after the server runs; see Reloaded.
+func (n *NATS) Deny(subjects ...string) {
+	n.Helper()
+	n.role.Denied = subjects
+	n.tellRole()
+}
+
+// LimitPayload reloads the server with another max_payload; 0 for its default.
+func (n *NATS) LimitPayload(bytes int32) {
+	n.Helper()
+	n.role.MaxPayload = cmp.Or(bytes, server.MAX_PAYLOAD_SIZE)
+	n.tellRole()
+}
+
+// LimitStorage limits what the account may store; 0 lifts the limit.
+func (n *NATS) LimitStorage(bytes int64) {
+	n.Helper()
+	n.role.Storage = bytes
+	n.tellRole()
+}
+
+// Reloaded waits until what was changed on the running server is in force.
+func (n *NATS) Reloaded() {
+	n.Helper()
+	Eventually(n.TB, 10*time.Second, "the server has reloaded", func() bool {
+		want, err := os.ReadFile(n.file)
+		if err != nil {
+			n.Fatal(err)
+		}
+		got, _ := os.ReadFile(n.file + reloadedSuffix) // Absent at first.
+		return string(want) == string(got)
+	})
+}
+
+// reloadedSuffix is what is added to the name of a role's file for that of the file with the role in force.
+const reloadedSuffix = ".reloaded"
 
 func (n *NATS) ready() {
 	n.Helper()
@@ -182,15 +258,72 @@ func (n *NATS) Restore(copied string) {
 	n.role.Store = copied
 }
 
-// beNATS runs a nats-server until the process is killed.
-func beNATS(text string) {
-	var r role
-	if err := json.Unmarshal([]byte(text), &r); err != nil {
+// beNATS runs a nats-server until the process is killed. The role is in a file; when that changes the server is reloaded.
+func beNATS(file string) {
+	r, text := readRole(file)
+	s, err := server.NewServer(r.options())
+	if err != nil {
 		panic(err)
 	}
+	s.Start()
+	for storage := int64(0); ; {
+		for r.Storage != storage && limitStorage(s, r.Storage) != nil {
+			Pause(context.Background(), roleEvery) // JetStream is not ready yet.
+		}
+		storage = r.Storage
+		if err := replaceFile(file+reloadedSuffix, []byte(text)); err != nil {
+			panic(err)
+		}
+		for old := text; text == old; r, text = readRole(file) {
+			Pause(context.Background(), roleEvery)
+		}
+		if err := s.ReloadOptions(r.options()); err != nil {
+			panic(err)
+		}
+	}
+}
+
+// limitStorage limits what the account may store; 0 for no limit. Without a configuration file, no reload changes that.
+func limitStorage(s *server.Server, bytes int64) error {
+	return s.GlobalAccount().UpdateJetStreamLimits(map[string]server.JetStreamAccountLimits{
+		"": {MaxMemory: -1, MaxStore: cmp.Or(bytes, -1), MaxStreams: -1, MaxConsumers: -1, MaxAckPending: -1, MemoryMaxStreamBytes: -1, StoreMaxStreamBytes: -1},
+	})
+}
+
+// roleEvery is how often a server looks at its role.
+const roleEvery = 10 * time.Millisecond
+
+func readRole(file string) (r role, text string) {
+	content, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		os.Exit(0) //nolint:forbidigo // The test has ended, and removes its files before it kills its servers.
+	}
+	if err == nil {
+		err = json.Unmarshal(content, &r)
+	}
+	if err != nil {
+		panic(err)
+	}
+	return r, string(content)
+}
+
+// options are those of a server with this role.
+func (r role) options() *server.Options {
 	options := &server.Options{
 		ServerName: r.Name, Host: "127.0.0.1", Port: r.Port, MaxPayload: r.MaxPayload, Username: r.User, Password: r.Password,
 		JetStream: true, StoreDir: r.Store, NoLog: true, NoSigs: true,
+	}
+	if r.Permissions {
+		const anybody = "anybody"
+		permissions := &server.Permissions{Publish: &server.SubjectPermission{Deny: r.Denied}}
+		if r.Deaf {
+			permissions.Subscribe = &server.SubjectPermission{Deny: []string{"$JS.EVENT.>"}}
+		}
+		options.Users = []*server.User{
+			{Username: anybody, Password: anybody},
+			{Username: RelayUser, Password: RelayUser, Permissions: permissions},
+		}
+		options.NoAuthUser = anybody
 	}
 	if r.Cert != "" {
 		pair, err := tls.LoadX509KeyPair(r.Cert, r.Key)
@@ -204,12 +337,7 @@ func beNATS(text string) {
 		options.Cluster = server.ClusterOpts{Name: "test", Host: "127.0.0.1", Port: r.ClusterPort, NoAdvertise: true} // A client that was sent through a proxy stays there.
 		options.Routes = server.RoutesFromStr(strings.Join(r.Routes, ","))
 	}
-	s, err := server.NewServer(options)
-	if err != nil {
-		panic(err)
-	}
-	s.Start()
-	s.WaitForShutdown()
+	return options
 }
 
 // Cluster is three nats-servers, each of which can be killed, frozen and started again.

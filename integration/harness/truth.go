@@ -19,13 +19,14 @@ import (
 type Producers struct {
 	*World
 
-	// Hostile is set where somebody else writes hostile rows: the audit leaves them out, but for that none may be stored
-	// twice.
-	Hostile bool
+	// Others is set where somebody else writes rows of other aggregate types: the audit leaves them out, but for that none may
+	// be stored twice.
+	Others bool
 
 	load      Load
 	stop      context.CancelFunc
 	done      sync.WaitGroup
+	resting   sync.RWMutex // Held by those who write, and by Rest.
 	committed atomic.Int64
 }
 
@@ -65,7 +66,10 @@ func (w *World) ProduceLoad(load Load) *Producers {
 		p.done.Go(func() {
 			for ctx.Err() == nil {
 				// It is not interrupted: a commit that nobody waits for would be done after the audit has begun.
-				if err := p.write(context.WithoutCancel(ctx), pool); err != nil {
+				p.resting.RLock()
+				err := p.write(context.WithoutCancel(ctx), pool)
+				p.resting.RUnlock()
+				if err != nil {
 					Pause(ctx, 20*time.Millisecond) // Postgres is away.
 				}
 				if load.Pause > 0 {
@@ -149,6 +153,13 @@ func (p *Producers) Wrote(n int64) {
 	Eventually(p.TB, time.Minute, fmt.Sprintf("%d transactions", n), func() bool { return p.committed.Load() >= n })
 }
 
+// Rest does something while nobody writes.
+func (p *Producers) Rest(during func()) {
+	p.resting.Lock()
+	defer p.resting.Unlock()
+	during()
+}
+
 // Stop ends the producers' work.
 func (p *Producers) Stop() {
 	p.stop()
@@ -161,7 +172,7 @@ func (p *Producers) Audit() {
 	p.Helper()
 	p.Stop()
 	conn := p.Connect()
-	p.settled(conn, 40*time.Second, `outbox where not $1 or aggregate_type = '`+HonestType+`'`, p.Hostile)
+	p.settled(conn, 40*time.Second, `outbox where not $1 or aggregate_type = '`+HonestType+`'`, p.Others)
 
 	rows, err := conn.Query(p.Context(), `select id, version from account`)
 	if err != nil {
@@ -194,7 +205,7 @@ func (p *Producers) Audit() {
 			fault("id %s is stored twice", msgID)
 		}
 		ids[msgID] = true
-		if p.Hostile && m.Header.Get("Outbox-Aggregate-Type") != HonestType {
+		if p.Others && m.Header.Get("Outbox-Aggregate-Type") != HonestType {
 			continue
 		}
 		switch {

@@ -29,8 +29,8 @@ var binary string //nolint:gochecknoglobals // Built once for all tests.
 // Main is the body of a TestMain: it builds outbox-relay and runs the tests. In a process that NewWorld started it is
 // a nats-server instead. M is a [testing.M], or something around one.
 func Main(m interface{ Run() int }) {
-	if role := os.Getenv(natsRole); role != "" {
-		beNATS(role)
+	if file := os.Getenv(natsRole); file != "" {
+		beNATS(file)
 		return
 	}
 	dir, err := os.MkdirTemp("", "outbox-relay-")
@@ -77,6 +77,10 @@ type Options struct {
 	// NATSPassword is that of the user "relay"; empty lets everybody in.
 	NATSPassword string
 	NoNATS       bool // Until NATS.Start is called.
+	// Permissions lets relays log in as RelayUser, whom NATS.Deny forbids subjects.
+	Permissions bool
+	// Deaf is Permissions, without that to hear that a stream was deleted.
+	Deaf bool
 	// TLS has the nats-server offer TLS, to whoever wants it: see NATS.Encrypted.
 	TLS bool
 	// NATSProgram is a nats-server of another version: see NATSServer.
