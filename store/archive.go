@@ -162,7 +162,7 @@ func (o *Outbox) Archive(ctx context.Context, from uint64) (events []Archived, e
 	if o.retain == 0 {
 		return nil, nil
 	}
-	err = o.with(ctx, func(conn *pgx.Conn) error {
+	err = o.aside(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		if from > 0 { // Statistics of tables that are filled and emptied within minutes mislead the planner.
 			if _, err := conn.Exec(ctx, `set enable_seqscan = off; set max_parallel_workers_per_gather = 0`); err != nil {
 				return err
@@ -202,6 +202,28 @@ func (o *Outbox) summarize(ctx context.Context) error {
 		_, err := conn.Exec(ctx, `select `+o.table.summarize()+`($1)`, part)
 		return err
 	})
+}
+
+// aside runs one task of the leader's on a connection of its own. If Postgres gives no other, for there are too many, it is
+// done on the session: later is never.
+func (o *Outbox) aside(ctx context.Context, task func(ctx context.Context, conn *pgx.Conn) error) error {
+	conn, err := o.connector.connect(ctx, forAdmin())
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == codeTooManyConnections {
+		return o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
+			if err := o.inOffice(); err != nil {
+				return err
+			}
+			return task(ctx, conn)
+		})
+	}
+	if err != nil {
+		return err
+	}
+	err = task(ctx, conn)
+	if closeErr := conn.Close(context.WithoutCancel(ctx)); err == nil && closeErr != nil {
+		return fmt.Errorf("close connection: %w", closeErr)
+	}
+	return err
 }
 
 // Settle removes those of the events that are still in the outbox, for the archive if there is one, and returns how many
@@ -430,7 +452,7 @@ select count(*) from there`, at[part], seqs[part], ids[part]).Scan(&put)
 
 // disown makes the sequences in the archive true of another stream, unless it is the one that they are of.
 func (o *Outbox) disown(ctx context.Context, created time.Time) error {
-	return o.with(ctx, func(conn *pgx.Conn) error {
+	return o.aside(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		_, err := conn.Exec(ctx, `
 update `+o.table.published()+` set after = 0
  where stream = $1 and after > 0 and exists (select from `+o.table.relay()+` where stream = $1 and stream_created <> $2)`, o.stream, created)

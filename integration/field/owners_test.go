@@ -343,3 +343,26 @@ select 'hostile', 'Hostile', 'h', 'E', convert_to(string_agg(md5(g::text), ''), 
 	}
 	s.verdict()
 }
+
+// A relay has the only connection that there is, and takes over from one that crashed. It has to read the archive all the same.
+func TestTakeoverOnOneConnection(t *testing.T) {
+	t.Parallel()
+	s := newBareScene(t, harness.NewWorld(t, harness.Options{SharedPostgres: true, Quiet: true}))
+	role := s.role()
+	s.CommandWith(s.settings, "migrate")
+	s.start()
+	s.Exec(s.conn, `alter role `+role+` connection limit 1`)
+	s.takeover(func() {})
+	harness.Pause(t.Context(), watched)
+	if terms := s.latestTerm() - s.term; terms > 0 {
+		s.problem("%d new terms", terms)
+	}
+	// Without a connection that listens, it polls every second.
+	if d := s.traffic.Since(s.began, ""); d.Events == 0 || d.P99 > 3*time.Second {
+		s.problem("others wait: %v", d)
+	}
+	for _, fault := range s.traffic.Audit(20 * time.Second) {
+		s.problem("%s", fault)
+	}
+	s.verdict()
+}
