@@ -320,7 +320,9 @@ select 'hostile', 'Hostile', 'h', 'E', convert_to(string_agg(md5(g::text), ''), 
 		t.Fatal(err)
 	}
 	s.Exec(s.conn, `checkpoint`)
-	s.Postgres.Stop(postgres.Fast)
+	if err := s.Postgres.Stop(postgres.Fast); err != nil {
+		t.Fatal(err)
+	}
 	path := filepath.Join(filepath.Dir(s.Postgres.LogFile()), "data", toast)
 	info, err := os.Stat(path)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/go-outbox/go-outbox/integration/harness"
+	"github.com/go-outbox/go-outbox/store/storetest/postgres"
 )
 
 // Whatever way producers write in, each event that is committed is stored once, and soon; none that is rolled back is.
@@ -18,7 +19,9 @@ func TestWaysOfProducing(t *testing.T) {
 	s := newBareScene(t, w)
 	s.Exec(s.conn, `alter system set max_prepared_transactions = 10`)
 	_ = s.conn.Close(t.Context())
-	w.Postgres.Stop("fast")
+	if err := w.Postgres.Stop(postgres.Fast); err != nil {
+		t.Fatal(err)
+	}
 	if err := w.Postgres.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
