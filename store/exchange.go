@@ -559,7 +559,10 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 		return reply, o.noteHeld(ctx, conn, request)
 	}
 	o.took = time.Since(start)
-	reply.Rows, reply.Full = slices.DeleteFunc(read.rows, reply.keeps), read.full
+	reply.Rows, reply.Full = read.rows, read.full
+	if len(reply.Kept) > 0 {
+		reply.Rows = slices.DeleteFunc(reply.Rows, reply.keeps)
+	}
 	unexpected := read.large && !o.large
 	o.large = read.large
 	if unexpected && len(reply.Rows) == 0 {
