@@ -151,8 +151,8 @@ type Archived struct {
 	at   pgtype.TID // nothing moves in the archive.
 }
 
-// errDeposed ends a term: another relay has begun one since.
-var errDeposed = errors.New("another relay has taken over")
+// errDeposed ends a term: another relay has begun one since, or somebody has emptied the table that says who leads.
+var errDeposed = errors.New("the relay's term is not recorded any more: another relay has taken over, or somebody has deleted rows of the table of relays")
 
 // Archive returns the archived events that were published to the term's stream with an After of at least from, in no
 // particular order, on a connection of its own, so that the session can go on showing that the leader lives. Besides
@@ -162,7 +162,7 @@ func (o *Outbox) Archive(ctx context.Context, from uint64) (events []Archived, e
 	if o.retain == 0 {
 		return nil, nil
 	}
-	err = o.with(ctx, func(conn *pgx.Conn) error {
+	err = o.aside(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		if from > 0 { // Statistics of tables that are filled and emptied within minutes mislead the planner.
 			if _, err := conn.Exec(ctx, `set enable_seqscan = off; set max_parallel_workers_per_gather = 0`); err != nil {
 				return err
@@ -204,6 +204,28 @@ func (o *Outbox) summarize(ctx context.Context) error {
 	})
 }
 
+// aside runs one task of the leader's on a connection of its own. If Postgres gives no other, for there are too many, it is
+// done on the session: later is never.
+func (o *Outbox) aside(ctx context.Context, task func(ctx context.Context, conn *pgx.Conn) error) error {
+	conn, err := o.connector.connect(ctx, forAdmin())
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == codeTooManyConnections {
+		return o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
+			if err := o.inOffice(); err != nil {
+				return err
+			}
+			return task(ctx, conn)
+		})
+	}
+	if err != nil {
+		return err
+	}
+	err = task(ctx, conn)
+	if closeErr := conn.Close(context.WithoutCancel(ctx)); err == nil && closeErr != nil {
+		return fmt.Errorf("close connection: %w", closeErr)
+	}
+	return err
+}
+
 // Settle removes those of the events that are still in the outbox, for the archive if there is one, and returns how many
 // those were: they were found in the stream after a sequence. Kept are those that the database does not let go, each for
 // a reason of its own. Like Exchange it works on the session, for the leader only.
@@ -221,6 +243,9 @@ func (o *Outbox) Settle(ctx context.Context, found []Ref, after uint64) (settled
 		}
 		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 			settled, kept = 0, nil
+			if err := atOnce(ctx, tx); err != nil {
+				return err
+			}
 			return o.settleHalves(ctx, tx, found, after, &settled, &kept)
 		})
 	})
@@ -280,7 +305,8 @@ func (t Table) stillThere(rows int) error {
 
 // PutBack takes lost events out of the archive and puts them back into the outbox, with their ids and seqs, and then
 // records the checkpoint; the zero checkpoint records none. It returns how many there were. Those whose seq another event
-// has by now stay in the archive. Like Exchange it works on the session, for the leader only.
+// has by now stay in the archive, and so do a few that the database refuses each for a reason of its own, such as a foreign
+// key that somebody gave the outbox: the log names them. Like Exchange it works on the session, for the leader only.
 //
 // A checkpoint of a stream that was created anew makes the sequences in the archive those of another stream: they become
 // 0, which is always true. That may take long, on a connection of its own.
@@ -291,6 +317,17 @@ func (o *Outbox) PutBack(ctx context.Context, lost []Archived, checkpoint Checkp
 			back, err = o.putBack(ctx, tx, lost)
 			return err
 		})
+		if ofRow(err) {
+			var refused []refusal
+			err = o.inOfficeTx(ctx, func(tx pgx.Tx) error {
+				back, refused = 0, nil
+				if err := atOnce(ctx, tx); err != nil {
+					return err
+				}
+				return o.putBackHalves(ctx, tx, lost, &back, &refused)
+			})
+			o.tellRefused(ctx, refused)
+		}
 		if err != nil {
 			return 0, o.explain("put back what the stream has lost", err)
 		}
@@ -325,6 +362,53 @@ func (o *Outbox) inOfficeTx(ctx context.Context, task func(tx pgx.Tx) error) err
 		}
 		return pgx.BeginFunc(ctx, conn, task)
 	})
+}
+
+// refusal is an event that the database does not take back.
+type refusal struct {
+	Ref
+
+	err error
+}
+
+// refusedMost is how many events may stay in the archive because the database refuses them. If it refuses more, something is
+// wrong with the table, and nothing is put back or published until that is mended.
+const refusedMost = 100
+
+// putBackHalves puts events back, in halves of halves where the database refuses that for the sake of one of them.
+func (o *Outbox) putBackHalves(ctx context.Context, tx pgx.Tx, lost []Archived, back *int, refused *[]refusal) error {
+	n := 0
+	err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) (err error) {
+		n, err = o.putBack(ctx, tx, lost)
+		return err
+	})
+	switch {
+	case err == nil:
+		*back += n
+		return nil
+	case !ofRow(err) || len(*refused) >= refusedMost:
+		return err
+	case len(lost) == 1:
+		*refused = append(*refused, refusal{lost[0].Ref, located(err)})
+		return nil
+	}
+	half := len(lost) / 2
+	if err := o.putBackHalves(ctx, tx, lost[:half], back, refused); err != nil {
+		return err
+	}
+	return o.putBackHalves(ctx, tx, lost[half:], back, refused)
+}
+
+// tellRefused names events that stay in the archive.
+func (o *Outbox) tellRefused(ctx context.Context, refused []refusal) {
+	const named = 10
+	for _, r := range refused[:min(len(refused), named)] {
+		o.log.LogAttrs(ctx, slog.LevelError, "the database does not take back an event that the stream has lost; it stays in the archive until that is emptied: see `outbox-relay replay`",
+			slog.Int64("seq", r.Seq), slog.String("id", r.ID.String()), slog.Any("error", r.err))
+	}
+	if more := len(refused) - named; more > 0 {
+		o.log.LogAttrs(ctx, slog.LevelError, "the database does not take back more events that the stream has lost", slog.Int("events", more))
+	}
 }
 
 // lastErrorBack is the last error of a row that comes back from the archive. It was published, so the relay knows what to
@@ -368,7 +452,7 @@ select count(*) from there`, at[part], seqs[part], ids[part]).Scan(&put)
 
 // disown makes the sequences in the archive true of another stream, unless it is the one that they are of.
 func (o *Outbox) disown(ctx context.Context, created time.Time) error {
-	return o.with(ctx, func(conn *pgx.Conn) error {
+	return o.aside(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		_, err := conn.Exec(ctx, `
 update `+o.table.published()+` set after = 0
  where stream = $1 and after > 0 and exists (select from `+o.table.relay()+` where stream = $1 and stream_created <> $2)`, o.stream, created)

@@ -183,7 +183,9 @@ func TestDeposedLeaderRecordsNothing(t *testing.T) {
 	if _, err := other.Begin(t.Context(), "s", "other", 0); err != nil {
 		t.Fatal(err)
 	}
-	f.exchange(t, store.Request{Checkpoint: 20})
+	if reply, err := f.Exchange(t.Context(), store.Request{Checkpoint: 20}); err == nil {
+		t.Errorf("it recorded a checkpoint: %+v", reply)
+	}
 	if n, err := f.PutBack(t.Context(), nil, store.Checkpoint{Created: created, Sequence: 30, Before: 30}); err == nil {
 		t.Errorf("it put back %d events and recorded a checkpoint", n)
 	}

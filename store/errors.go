@@ -69,6 +69,8 @@ const (
 	codeInsufficientPrivilege = "42501"
 	codeProtocolViolation     = "08P01"
 	codeLockNotAvailable      = "55P03"
+	codeSerialization         = "40001"
+	codeCancelled             = "57014"
 )
 
 // explain is explainTo for where it is not known who was refused.
@@ -86,7 +88,7 @@ func (t Table) explainTo(role, operation string, err error) error {
 	}
 	switch pg.Code {
 	case codeUndefinedTable, codeInvalidSchema, codeUndefinedFunction:
-		if strings.Contains(pg.Where, "function") { // A trigger of somebody else's, say.
+		if inFunction(pg) { // A trigger of somebody else's, say.
 			return fmt.Errorf("%s: a function that somebody has put on the table %s uses a name without its schema, and the relay's connections find no names but Postgres' own: change it with ALTER FUNCTION … SET search_path (%w; %s)", operation, t, err, cut(pg.Where))
 		}
 		if pg.Code == codeUndefinedFunction {
@@ -99,8 +101,12 @@ func (t Table) explainTo(role, operation string, err error) error {
 		if strings.Contains(pg.Message, "row-level security") {
 			return fmt.Errorf("%s: %w: it would hide rows of %s, and a hidden row is a lost event; give the role BYPASSRLS or disable it on this table (%w)", operation, ErrRowSecurity, t, err)
 		}
+		if inFunction(pg) { // The privilege is one that somebody's trigger lacks.
+			break
+		}
 		return fmt.Errorf("%s: %w: an owner must run `%s` (%w)", operation, ErrPrivilege, t.grants(operation, grantee(role)), err)
 	}
+	err = located(err)
 	return fmt.Errorf("%s: %w", operation, err)
 }
 

@@ -149,7 +149,10 @@ type Kept struct {
 type queries struct {
 	near, far  removal // Of rows that are close together, and of others: see keys.
 	found      removal // Of rows by their ids, too.
-	fail, bury string
+	fail       string
+	bury       string // Copies rows to the dead letters,
+	buried     string // takes those out of the outbox that are there now,
+	unburied   string // and tells which are not.
 	giveUp     string // Marks rows that are not buried.
 	checkpoint string
 	maxPayload string
@@ -210,15 +213,19 @@ func (t Table) queries(holdDead bool, sequence string) queries {
 update ` + t.outbox() + ` o
    set attempts = ($3::int[])[array_position($1::bigint[], o.seq)], last_error = ($5::text[])[array_position($1::bigint[], o.seq)],
        retry_at = clock_timestamp() + ($4::bigint[])[array_position($1::bigint[], o.seq)] * interval '1 microsecond'
- where o.seq = any($1::bigint[]) and coalesce(o.id, '00000000-0000-0000-0000-000000000000') = ($2::uuid[])[array_position($1::bigint[], o.seq)]`,
+ where ` + refused,
+		// Two statements: where tables have rules, Postgres takes no WITH that writes. What a trigger keeps out of the dead
+		// letters stays in the outbox.
 		bury: `
-with gone as (delete from ` + t.outbox() + ` o where o.seq = any($1::bigint[]) and coalesce(o.id, '00000000-0000-0000-0000-000000000000') = ($2::uuid[])[array_position($1::bigint[], o.seq)] returning ` + eventColumns + `)
 insert into ` + t.dead() + ` (` + eventColumns + `, attempts, last_error)
-select ` + eventColumns + `, ($3::int[])[array_position($1::bigint[], seq)], ($4::text[])[array_position($1::bigint[], seq)] from gone order by seq`,
+select ` + eventColumns + `, ($3::int[])[array_position($1::bigint[], seq)], ($4::text[])[array_position($1::bigint[], seq)] from ` + t.outbox() + ` o where ` + refused + ` order by seq for update`,
+		buried: `
+delete from ` + t.outbox() + ` o where ` + refused + ` and exists (select from ` + t.dead() + ` d where d.seq = o.seq and d.id = o.id)`,
+		unburied: `select seq from ` + t.outbox() + ` o where ` + refused + ` and given_up_at is null`,
 		giveUp: `
 update ` + t.outbox() + ` o
    set given_up_at = clock_timestamp(), attempts = ($3::int[])[array_position($1::bigint[], o.seq)], last_error = ($4::text[])[array_position($1::bigint[], o.seq)]
- where o.seq = any($1::bigint[]) and coalesce(o.id, '00000000-0000-0000-0000-000000000000') = ($2::uuid[])[array_position($1::bigint[], o.seq)]`,
+ where ` + refused,
 		checkpoint: `
 update ` + t.relay() + `
    set checkpoint = $1, checkpoint_before = checkpoint, scan_from = case when scan_from = $5 then $4 else greatest(least(scan_from, $4), -9223372036854775807) - 1 end
@@ -285,6 +292,12 @@ func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
 		}
 		var err error
 		reply, err = o.exchange(ctx, conn, request)
+		for range repeats {
+			if !undone(err) || ctx.Err() != nil {
+				break
+			}
+			reply, err = o.exchange(ctx, conn, request)
+		}
 		if ofRow(err) {
 			reply, err = o.exchangeOneByOne(ctx, conn, request)
 		}
@@ -298,6 +311,16 @@ func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
 		return Reply{}, o.explain("exchange with outbox "+o.table.String(), err)
 	}
 	return reply, nil
+}
+
+// repeats is how often a round trip is repeated that somebody else's has undone.
+const repeats = 2
+
+// undone reports whether Postgres has rolled back a transaction for what others do at the same time, so that it can be
+// repeated at once: a deadlock with somebody's ALTER TABLE, a statement that a person has cancelled.
+func undone(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && (pg.Code == codeDeadlock || pg.Code == codeSerialization || pg.Code == codeCancelled) && !inFunction(pg)
 }
 
 // errSessionLost ends a term: the lock that it rested on went with the session.
@@ -331,8 +354,8 @@ func (o *Outbox) text(reason string) string {
 	return reason
 }
 
-// tally is how many rows left the outbox, and for the archive.
-type tally struct{ asked, removed, toArchive, archived int64 }
+// tally is how many rows left the outbox, and for the archive or the dead letters.
+type tally struct{ asked, removed, toArchive, archived, dead, buried int64 }
 
 // differs says how what was done differs from what was asked, if it does in a way that no count of what is left can tell.
 func (t Table) differs(n tally) error {
@@ -345,17 +368,19 @@ func (t Table) differs(n tally) error {
 	return nil
 }
 
+// adding adds up the rows of statements.
+func adding(into *int64) func(tag pgconn.CommandTag) error {
+	return func(tag pgconn.CommandTag) error {
+		*into += tag.RowsAffected()
+		return nil
+	}
+}
+
 // remove queues a removal by these parameters, and returns the query that removes.
 func (o *Outbox) remove(batch *pgx.Batch, n *tally, r removal, archive bool, after uint64, keys ...any) {
-	count := func(into *int64) func(tag pgconn.CommandTag) error {
-		return func(tag pgconn.CommandTag) error {
-			*into += tag.RowsAffected()
-			return nil
-		}
-	}
 	if o.retain > 0 && archive {
 		o.filling.Store(int32(o.archive.part) + 1)
-		batch.Queue(r.archive[o.archive.part], append(slices.Clone(keys), o.stream, int64(after))...).Exec(count(&n.archived))
+		batch.Queue(r.archive[o.archive.part], append(slices.Clone(keys), o.stream, int64(after))...).Exec(adding(&n.archived))
 	}
 	batch.Queue(r.remove, keys...).Exec(func(tag pgconn.CommandTag) error {
 		n.removed += tag.RowsAffected()
@@ -406,7 +431,7 @@ func clampAttempts(n int) int32 { return int32(min(max(n, 0), mostAttempts)) }
 const failuresAtOnce = 500
 
 // recordFailures queues what became of refused rows.
-func (o *Outbox) recordFailures(batch *pgx.Batch, failed, dead []Failure) {
+func (o *Outbox) recordFailures(batch *pgx.Batch, failed, dead []Failure, n *tally) {
 	for chunk := range slices.Chunk(failed, failuresAtOnce) {
 		f := o.failures(chunk)
 		batch.Queue(o.queries.fail, f.seqs, f.ids, f.attempts, f.waits, f.reasons)
@@ -414,17 +439,28 @@ func (o *Outbox) recordFailures(batch *pgx.Batch, failed, dead []Failure) {
 	for chunk := range slices.Chunk(dead, failuresAtOnce) {
 		large := func(f Failure) bool { return f.Size > largeLetter }
 		if f := o.failures(slices.DeleteFunc(slices.Clone(chunk), large)); len(f.seqs) > 0 {
+			n.dead += int64(len(f.seqs))
 			batch.Queue(o.queries.bury, f.seqs, f.ids, f.attempts, f.reasons)
+			batch.Queue(o.queries.buried, f.seqs, f.ids).Exec(adding(&n.buried))
 		}
 		if f := o.failures(slices.DeleteFunc(slices.Clone(chunk), func(f Failure) bool { return !large(f) })); len(f.seqs) > 0 {
-			o.giveUp(batch, f)
+			n.dead += int64(len(f.seqs))
+			o.giveUp(batch, f, &n.buried)
 		}
 	}
 }
 
-// giveUp queues the marking of rows that stay in the outbox although they are given up.
-func (o *Outbox) giveUp(batch *pgx.Batch, f failures) {
-	batch.Queue(o.queries.giveUp, f.seqs, f.ids, f.attempts, f.reasons)
+// giveUp queues the marking of rows that stay in the outbox although they are given up, and counts them.
+func (o *Outbox) giveUp(batch *pgx.Batch, f failures, marked *int64) {
+	batch.Queue(o.queries.giveUp, f.seqs, f.ids, f.attempts, f.reasons).Exec(adding(marked))
+}
+
+// recordState queues what concerns no row.
+func (o *Outbox) recordState(batch *pgx.Batch, request Request) {
+	o.recordCheckpoint(batch, request)
+	if request.MaxPayload > 0 {
+		batch.Queue(o.queries.maxPayload, int64(request.MaxPayload), o.stream, o.term)
+	}
 }
 
 // recordCheckpoint queues the checkpoint and with it where the next term's first fetch may begin.
@@ -438,13 +474,16 @@ func (o *Outbox) recordCheckpoint(batch *pgx.Batch, request Request) {
 	}
 	batch.Queue(o.queries.checkpoint, int64(request.Checkpoint), o.stream, o.term, at, o.scanFrom).Query(func(rows pgx.Rows) error {
 		var now int64
-		_, err := pgx.ForEachRow(rows, []any{&now}, func() error {
+		tag, err := pgx.ForEachRow(rows, []any{&now}, func() error {
 			o.scanFrom = now
 			if now < at {
 				o.back.lower(now) // A command has put rows back.
 			}
 			return nil
 		})
+		if err == nil && tag.RowsAffected() == 0 {
+			return errDeposed
+		}
 		return err
 	})
 }
@@ -480,11 +519,8 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 	for _, s := range request.Settled {
 		o.removeSettled(batch, &n, s)
 	}
-	o.recordFailures(batch, request.Failed, request.Dead)
-	o.recordCheckpoint(batch, request)
-	if request.MaxPayload > 0 {
-		batch.Queue(o.queries.maxPayload, int64(request.MaxPayload), o.stream, o.term)
-	}
+	o.recordFailures(batch, request.Failed, request.Dead, &n)
+	o.recordState(batch, request)
 	if request.Sleep != KeepSleep || request.Fetch != nil {
 		o.observe(batch, request.Sleep, &reply.Asleep, &seen)
 	}
@@ -514,11 +550,19 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 			return Reply{}, err
 		}
 	}
+	if n.buried < n.dead {
+		if err := o.lookForUnburied(ctx, conn, request.Dead, &reply); err != nil {
+			return Reply{}, err
+		}
+	}
 	if f == nil {
 		return reply, o.noteHeld(ctx, conn, request)
 	}
 	o.took = time.Since(start)
 	reply.Rows, reply.Full = read.rows, read.full
+	if len(reply.Kept) > 0 {
+		reply.Rows = slices.DeleteFunc(reply.Rows, reply.keeps)
+	}
 	unexpected := read.large && !o.large
 	o.large = read.large
 	if unexpected && len(reply.Rows) == 0 {
@@ -546,6 +590,10 @@ func (o *Outbox) noteHeld(ctx context.Context, conn *pgx.Conn, request Request) 
 
 // passed moves the floor after a fetch.
 func (o *Outbox) passed(seen observation, f *Fetch, reply Reply, idle bool) {
+	if o.cached { // Whoever has numbers in stock may use one below any floor.
+		o.complete = false
+		return
+	}
 	before := o.drawn
 	if seen.drawn != nil {
 		if *seen.drawn < o.drawn {
@@ -588,6 +636,28 @@ func (o *Outbox) look(ctx context.Context, conn *pgx.Conn, settled []Settled, re
 		reply.Remaining = o.table.stillThere(remaining)
 	}
 	return nil
+}
+
+// keeps reports whether a row was refused and could not leave the outbox: the fetch has found it there again.
+func (r *Reply) keeps(row Row) bool {
+	return slices.ContainsFunc(r.Kept, func(k Kept) bool { return !k.Settle && k.Seq == row.Seq && k.ID == row.ID })
+}
+
+// lookForUnburied marks those of the rows that are given up which something in the database keeps where they are. Rows that
+// somebody else has deleted are none of the relay's business.
+func (o *Outbox) lookForUnburied(ctx context.Context, conn *pgx.Conn, dead []Failure, reply *Reply) error {
+	left, err := o.unburied(ctx, conn, dead)
+	if err != nil || len(left) == 0 {
+		return err
+	}
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		for _, f := range left {
+			if err := o.keep(ctx, tx, f, errUnburied, reply); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // lowest returns the lowest seq that the relay holds after an exchange, if it holds any.

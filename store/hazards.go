@@ -51,6 +51,7 @@ func (o *Outbox) Hazards(ctx context.Context) (found []Hazard, err error) {
 		}{
 			{"sequence", o.table.examineSequence},
 			{"triggers", o.table.examineTriggers},
+			{"storage", o.table.examineStorage},
 			{"foreign keys", o.table.examineForeignKeys},
 			{"publications", o.table.examinePublications},
 			{"row policies", o.table.examineRowPolicies},
@@ -124,21 +125,43 @@ func (t Table) examineTriggers(ctx context.Context, conn *pgx.Conn) (Severity, s
 select 'trigger ' || quote_ident(g.tgname) || ' on ' || g.tgrelid::regclass::text,
        'drop trigger ' || quote_ident(g.tgname) || ' on ' || g.tgrelid::regclass::text
   from pg_catalog.pg_trigger g
- where g.tgrelid = to_regclass($1) and not g.tgisinternal and g.tgenabled in ('O', 'A') and g.tgtype & 3 = 3 and g.tgtype & 24 <> 0
+ where not g.tgisinternal and g.tgenabled in ('O', 'A') and g.tgtype & 3 = 3 -- Before each row.
+   and (g.tgrelid = to_regclass($1) and g.tgtype & 24 <> 0 -- Deleted or updated.
+        or g.tgrelid in (select to_regclass(name)::oid from unnest($3::text[]) as name))
  union all
 select 'rule ' || quote_ident(r.rulename) || ' on ' || r.ev_class::regclass::text,
        'drop rule ' || quote_ident(r.rulename) || ' on ' || r.ev_class::regclass::text
   from pg_catalog.pg_rewrite r
  where r.ev_class in (select to_regclass(name)::oid from unnest($2::text[]) as name) and r.is_instead and r.ev_enabled in ('O', 'A')
- order by 1`, t.outbox(), []string{t.outbox(), t.dead(), t.relay()})
+ order by 1`, t.outbox(), []string{t.outbox(), t.dead(), t.relay()}, append([]string{t.dead(), t.relay()}, t.parts()...))
 	if err != nil {
 		return 0, "", err
 	}
 	found, remedies, err := pairs(rows)
 	if err != nil || len(found) == 0 {
-		return Harmless, "none keeps a row that the relay removes", err
+		return Harmless, "none keeps a row that the relay removes or moves", err
 	}
-	return Harmful, fmt.Sprintf("%s may keep a row that the relay removes, which is then published again and again: run `%s`", strings.Join(found, ", "), strings.Join(remedies, "; ")), nil
+	return Harmful, fmt.Sprintf("%s may keep a row that the relay removes or moves, so that publishing stops, or a dead letter stays in the outbox: run `%s`", strings.Join(found, ", "), strings.Join(remedies, "; ")), nil
+}
+
+// examineStorage looks for tables that a crash of the server empties, and for tables whose rows count as the outbox's.
+func (t Table) examineStorage(ctx context.Context, conn *pgx.Conn) (Severity, string, error) {
+	rows, err := conn.Query(ctx, `
+select c.oid::regclass::text || ' is unlogged, so a crash of Postgres empties it', 'alter table ' || c.oid::regclass::text || ' set logged'
+  from pg_catalog.pg_class c where c.oid in (select to_regclass(name)::oid from unnest($1::text[]) as name) and c.relpersistence <> 'p'
+ union all
+select i.inhrelid::regclass::text || ' inherits from the outbox, so its rows count as the outbox''s, and two may have one seq',
+       'alter table ' || i.inhrelid::regclass::text || ' no inherit ' || i.inhparent::regclass::text
+  from pg_catalog.pg_inherits i where i.inhparent = to_regclass($2)
+ order by 1`, append([]string{t.outbox(), t.dead(), t.relay(), t.migrations()}, t.parts()...), t.outbox())
+	if err != nil {
+		return 0, "", err
+	}
+	found, remedies, err := pairs(rows)
+	if err != nil || len(found) == 0 {
+		return Harmless, "what is committed to the tables stays, and they stand alone", err
+	}
+	return Harmful, fmt.Sprintf("%s: run `%s`", strings.Join(found, "; "), strings.Join(remedies, "; ")), nil
 }
 
 // examineForeignKeys looks for what refers to the outbox.

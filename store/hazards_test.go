@@ -47,6 +47,10 @@ func TestHazards(t *testing.T) {
 		{"soft delete by a trigger", `create function keep() returns trigger language plpgsql as 'begin return null; end';
 			create trigger "Soft" before delete on outbox for each row execute function keep()`, "triggers", store.Harmful, `"Soft"`},
 		{"soft delete by a rule", `create rule soft as on delete to outbox do instead nothing`, "triggers", store.Harmful, "soft"},
+		{"dead letters kept out by a trigger", `create function keep() returns trigger language plpgsql as 'begin return null; end';
+			create trigger keep before insert on outbox_dead for each row execute function keep()`, "triggers", store.Harmful, "keep on public.outbox_dead"},
+		{"unlogged", `alter table outbox set unlogged; alter table outbox_published_1 set unlogged`, "storage", store.Harmful, "public.outbox is unlogged"},
+		{"inheritance", `create table outbox_old () inherits (outbox)`, "storage", store.Harmful, "public.outbox_old inherits"},
 		{"foreign key", `create table audit (seq bigint constraint audited references outbox)`, "foreign keys", store.Harmful, "audited of public.audit"},
 		{"publication without an identity", `alter table outbox_published_1 replica identity default; create publication everything for all tables`, "publications", store.Harmful, "outbox_published_1 in publication everything"},
 		{"publication of the archive", `alter table outbox_published_0 replica identity nothing; create publication archive for table outbox_published`, "publications", store.Harmful, "outbox_published_0 in publication archive"},

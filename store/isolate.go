@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -12,29 +13,61 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// ofRow reports whether Postgres refused a statement for what is in a row, or for what somebody's trigger or constraint
-// thinks of it: then the other rows of the statement may be all right. Whatever concerns the connection, the server, locks
-// or privileges concerns all rows alike.
+// ofRow reports whether Postgres refused a statement for what is in a row, or for what somebody's trigger, rule or
+// constraint thinks of it: then the other rows of the statement may be all right. Whatever concerns the connection, the
+// server, locks or privileges concerns all rows alike.
 func ofRow(err error) bool {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
-	if !ok || len(pg.Code) != 5 {
+	if !ok || len(pg.Code) != 5 || pg.SeverityUnlocalized != "ERROR" { // Others end the session.
 		return false
+	}
+	if inFunction(pg) {
+		return true
 	}
 	switch pg.Code {
 	case "53200", // out of memory: also for a value of more than a gigabyte
-		"XX000": // internal error: "invalid memory alloc request size", "compressed data is corrupt"
+		"XX000", // internal error: "invalid memory alloc request size", "compressed data is corrupt"
+		"XX001": // data corrupted: "missing chunk number 0 for toast value"
 		return true
 	}
+	// A trigger may raise any code, also one that Postgres does not know.
 	switch pg.Code[:2] {
-	case "22", // data exception: encoding, overflow
-		"23", // a constraint that somebody added
-		"27", // a trigger that changes the row it was fired for
-		"44", // likewise, of a view
-		"54", // program limit exceeded: an index row that is too large
-		"P0": // raised by a trigger
-		return true
+	case "08", "25", "26", "28", "34", "3B", "3D", "3F", "40", "42", "53", "55", "57", "58", "72", "F0", "XX":
+		return false
 	}
-	return false
+	return true
+}
+
+// inFunction reports whether an error arose inside a function. None of our statements calls one that tells, so it is a
+// trigger's: it may do anything for one row, such as writing to a table that is not there, and nothing for another.
+func inFunction(pg *pgconn.PgError) bool {
+	return strings.Contains(pg.Where, "function ") || strings.Contains(pg.Where, "PL/")
+}
+
+// located adds in whose function an error arose: what a trigger raises often does not say.
+func located(err error) error {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok || !inFunction(pg) {
+		return err
+	}
+	where, _, _ := strings.Cut(pg.Where, "\n")
+	if strings.HasPrefix(where, "SQL statement") { // The function is what ran it.
+		_, rest, _ := strings.Cut(pg.Where, "\n")
+		for line := range strings.SplitSeq(rest, "\n") {
+			if strings.Contains(line, "function ") {
+				where = line
+				break
+			}
+		}
+	}
+	return fmt.Errorf("in %s: %w", cut(where), err)
+}
+
+// atOnce has deferred constraints and triggers checked after each statement. Otherwise they fail at the commit, when nobody
+// can tell any more which row it is about.
+func atOnce(ctx context.Context, tx pgx.Tx) error {
+	_, err := tx.Exec(ctx, `set constraints all immediate`)
+	return err
 }
 
 // exchangeOneByOne is exchange after the database refused it for the sake of a row: what can be done is done, in one
@@ -44,32 +77,41 @@ func (o *Outbox) exchangeOneByOne(ctx context.Context, conn *pgx.Conn, request R
 	defer func() { o.ascii = false }()
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		reply = Reply{}
+		if err := atOnce(ctx, tx); err != nil {
+			return err
+		}
 		for _, s := range request.Settled {
 			if err := o.settleOneByOne(ctx, tx, s, &reply); err != nil {
 				return err
 			}
 		}
 		for _, f := range request.Failed {
-			err := o.try(ctx, tx, func(batch *pgx.Batch) { o.recordFailures(batch, []Failure{f}, nil) })
+			err := o.try(ctx, tx, func(batch *pgx.Batch) { o.recordFailures(batch, []Failure{f}, nil, new(tally)) })
 			if err := o.keep(ctx, tx, f, err, &reply); err != nil {
 				return err
 			}
 		}
 		for _, f := range request.Dead {
-			err := o.try(ctx, tx, func(batch *pgx.Batch) { o.recordFailures(batch, nil, []Failure{f}) })
+			err := o.buryOne(ctx, tx, f)
 			if err := o.keep(ctx, tx, f, err, &reply); err != nil {
 				return err
 			}
 		}
 		if f := request.Fetch; f != nil {
-			return o.fetchOneByOne(ctx, tx, without(*f, reply.Kept), request.Sleep, &reply)
+			if err := o.fetchOneByOne(ctx, tx, without(*f, reply.Kept), request.Sleep, &reply); err != nil {
+				return err
+			}
+		} else if request.Sleep != KeepSleep {
+			if err := o.try(ctx, tx, func(batch *pgx.Batch) { o.observe(batch, request.Sleep, &reply.Asleep, &observation{}) }); err != nil {
+				return err
+			}
 		}
-		if request.Sleep != KeepSleep {
-			return o.try(ctx, tx, func(batch *pgx.Batch) { o.observe(batch, request.Sleep, &reply.Asleep, &observation{}) })
+		if len(reply.Kept) > 0 {
+			return nil // The checkpoint counts upon all of the above: it is left for another time.
 		}
-		return nil
+		// No row was to blame, so this may be: nobody else would tell.
+		return o.try(ctx, tx, func(batch *pgx.Batch) { o.recordState(batch, request) })
 	})
-	// The checkpoint counts upon all of the above: it is left for another time.
 	o.floor.doubt()
 	o.complete = false
 	return reply, err
@@ -120,7 +162,7 @@ func (o *Outbox) settleOneByOne(ctx context.Context, tx pgx.Tx, s Settled, reply
 	case !ofRow(err):
 		return err
 	case len(s.Seqs) == 1:
-		reply.Kept = append(reply.Kept, Kept{Ref: Ref{Seq: s.Seqs[0]}, Settle: true, Err: err})
+		reply.Kept = append(reply.Kept, Kept{Ref: Ref{Seq: s.Seqs[0]}, Settle: true, Err: located(err)})
 		return nil
 	}
 	half := len(s.Seqs) / 2
@@ -133,19 +175,54 @@ func (o *Outbox) settleOneByOne(ctx context.Context, tx pgx.Tx, s Settled, reply
 // keep deals with what became of recording one refused row: if the database does not take that, the row is marked, so that
 // nobody fetches it any more.
 func (o *Outbox) keep(ctx context.Context, tx pgx.Tx, f Failure, err error, reply *Reply) error {
-	if err == nil || !ofRow(err) {
+	if err == nil || !ofRow(err) && !errors.Is(err, errUnburied) {
 		return err
 	}
-	reason := fmt.Sprintf("%s; and the database did not take the row's dead letter: %v", f.Reason, err)
+	err = located(err)
+	f.Reason = fmt.Sprintf("%s; and the database did not take the row's dead letter: %v", f.Reason, err)
+	var marked int64
 	marking := o.try(ctx, tx, func(batch *pgx.Batch) {
-		f.Reason = reason
-		o.giveUp(batch, o.failures([]Failure{f}))
+		o.giveUp(batch, o.failures([]Failure{f}), &marked)
 	})
 	if marking != nil && !ofRow(marking) {
 		return marking
 	}
-	reply.Kept = append(reply.Kept, Kept{Ref: f.Ref, Marked: marking == nil, Err: err})
+	reply.Kept = append(reply.Kept, Kept{Ref: f.Ref, Marked: marking == nil && marked > 0, Err: err})
 	return nil
+}
+
+// errUnburied says that a row is no dead letter although Postgres reported no error.
+var errUnburied = errors.New("a trigger or rule on the outbox or its dead letters kept the row from being moved")
+
+// buryOne records one row that is given up.
+func (o *Outbox) buryOne(ctx context.Context, tx pgx.Tx, f Failure) error {
+	var n tally
+	err := o.try(ctx, tx, func(batch *pgx.Batch) {
+		n = tally{}
+		o.recordFailures(batch, nil, []Failure{f}, &n)
+	})
+	if err != nil || n.buried == n.dead {
+		return err
+	}
+	left, err := o.unburied(ctx, tx, []Failure{f})
+	if err == nil && len(left) > 0 {
+		return errUnburied
+	}
+	return err
+}
+
+// unburied returns those of the rows that are given up which are still in the outbox as before.
+func (o *Outbox) unburied(ctx context.Context, on querier, dead []Failure) (left []Failure, err error) {
+	seqs, ids := make([]int64, len(dead)), make([][16]byte, len(dead))
+	for i, f := range dead {
+		seqs[i], ids[i] = f.Seq, f.ID
+	}
+	rows, err := on.Query(ctx, o.queries.unburied, seqs, ids)
+	if err != nil {
+		return nil, err
+	}
+	there, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	return slices.DeleteFunc(slices.Clone(dead), func(f Failure) bool { return !slices.Contains(there, f.Seq) }), err
 }
 
 // fetchOneByOne reads a page's rows one after the other, and says of those that cannot be read why.

@@ -46,7 +46,8 @@ func keysOf(seqs []int64) keys {
 // even where it cannot use the index. And it makes a hash table of the pairs: without the "is true" it may join the two, and
 // as long as it believes the table to be empty, compares each pair to each row.
 const (
-	near  = `o.seq between $1::bigint and $2::bigint and get_bit($3::bytea, (o.seq - $1::bigint)::int) = 1`
-	far   = `o.seq = any($1::bigint[])`
-	found = `o.seq = any($1::bigint[]) and ((o.seq, o.id) in (select * from unnest($1::bigint[], $2::uuid[]))) is true`
+	near    = `o.seq between $1::bigint and $2::bigint and get_bit($3::bytea, (o.seq - $1::bigint)::int) = 1`
+	far     = `o.seq = any($1::bigint[])`
+	refused = `o.seq = any($1::bigint[]) and coalesce(o.id, '00000000-0000-0000-0000-000000000000') = ($2::uuid[])[array_position($1::bigint[], o.seq)]`
+	found   = `o.seq = any($1::bigint[]) and ((o.seq, o.id) in (select * from unnest($1::bigint[], $2::uuid[]))) is true`
 )

@@ -65,6 +65,7 @@ type Outbox struct {
 	floor      floor
 	scanFrom   int64         // What the table says of the floor.
 	drawn      int64         // The highest seq that the sequence had given out by the latest exchange.
+	cached     bool          // The sequence gives each session several numbers at once.
 	complete   bool          // The latest page had all rows.
 	took       time.Duration // The latest fetch.
 	arena      arena
@@ -202,6 +203,9 @@ func (o *Outbox) Begin(ctx context.Context, stream, leader string, atLeast int64
 		if err := o.survey(ctx, conn); err != nil {
 			return o.explain("survey the outbox", err)
 		}
+		if o.stream == stream {
+			atLeast = max(atLeast, o.term+1) // Whatever has become of the table: no number is given twice.
+		}
 		if err := o.takeOffice(ctx, conn, stream, leader, atLeast, &term); err != nil {
 			return o.explain("record the leader", err)
 		}
@@ -225,7 +229,8 @@ func (o *Outbox) survey(ctx context.Context, conn *pgx.Conn) error {
 	err := conn.QueryRow(ctx, `
 select (select format('%I.%I', n.nspname, c.relname) from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
          where c.oid = to_regclass(pg_get_serial_sequence($1, 'seq')) and has_sequence_privilege(c.oid, 'SELECT')),
-       current_setting('server_encoding') = 'UTF8'`, o.table.outbox()).Scan(&sequence, &o.unicode)
+       current_setting('server_encoding') = 'UTF8',
+       coalesce((select seqcache > 1 from pg_catalog.pg_sequence where seqrelid = to_regclass(pg_get_serial_sequence($1, 'seq'))), false)`, o.table.outbox()).Scan(&sequence, &o.unicode, &o.cached)
 	if err != nil {
 		return err
 	}
@@ -354,7 +359,11 @@ select $1, greatest(1, $3::bigint), $2, clock_timestamp(), coalesce(l.part, 0), 
 	}
 	o.stream, o.term, o.streamCreated = stream, term.Number, term.Checkpoint.Created
 	o.floor.at, o.scanFrom = scanFrom, scanFrom
-	o.archive.filled = time.Now().Add(o.archiveSpan() - partAge)
+	if o.cached {
+		o.floor = newFloor()
+	}
+	// The server's clock may have been set back since.
+	o.archive.filled = time.Now().Add(o.archiveSpan() - min(max(partAge, 0), o.archiveSpan()))
 	return nil
 }
 

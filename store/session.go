@@ -32,7 +32,7 @@ type Session struct {
 // backend is a server process. Process IDs are used again, so the moment of its start is part of its name.
 type backend struct {
 	pid  uint32
-	born time.Time
+	born time.Time // Zero if the session's role may not know, as after ALTER ROLE … SET role.
 }
 
 // use is one use of the connection.
@@ -178,9 +178,13 @@ func (s *Session) open(ctx context.Context) error {
 		return err
 	}
 	of := backend{pid: conn.PgConn().PID()}
-	if err := conn.QueryRow(ctx, `select backend_start from pg_catalog.pg_stat_activity where pid = pg_backend_pid()`).Scan(&of.born); err != nil {
+	var born *time.Time
+	if err := conn.QueryRow(ctx, `select backend_start from pg_catalog.pg_stat_activity where pid = pg_backend_pid()`).Scan(&born); err != nil {
 		_ = conn.Close(context.WithoutCancel(ctx)) // The query's error is the one that matters.
 		return fmt.Errorf("look at the session: %w", err)
+	}
+	if born != nil {
+		of.born = *born
 	}
 	s.conn, s.backend = conn, of
 	s.next.Add(1)

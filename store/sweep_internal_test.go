@@ -227,3 +227,28 @@ func TestSweepDoesNotHoldTheSession(t *testing.T) {
 		t.Errorf("the look apart: %v", err)
 	}
 }
+
+// The server's clock was set back since a part of the archive began to be filled. The part's turn ends no later for that.
+func TestClockSetBack(t *testing.T) {
+	dsn := storetest.NewDatabase(t)
+	o, err := Open(dsn, Options{Retain: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = o.Close(context.WithoutCancel(t.Context())) })
+	if err := o.Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, since := range []string{"now() + interval '10 days'", "now() - interval '10 days'"} {
+		if _, err := o.Begin(t.Context(), "S", "me", 0); err != nil {
+			t.Fatal(err)
+		}
+		execute(t, dsn, `update outbox_relay set part_since = `+since+`, leader_since = `+since)
+		if _, err := o.Begin(t.Context(), "S", "me", 0); err != nil {
+			t.Fatal(err)
+		}
+		if left := time.Until(o.archive.filled); left > time.Minute || left < -time.Minute {
+			t.Errorf("%s: the part is filled for another %v", since, left)
+		}
+	}
+}

@@ -327,7 +327,7 @@ select a.pid is not null, a.backend_start, a.state, coalesce(a.wait_event_type, 
 	if err != nil {
 		return activity{}, err
 	}
-	if born != nil && !born.Equal(of.born) {
+	if born != nil && !of.born.IsZero() && !born.Equal(of.born) {
 		return activity{}, nil // The number has been given to another process.
 	}
 	switch {
