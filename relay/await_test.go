@@ -45,6 +45,7 @@ type stage struct {
 	outcomes []stream.Outcome
 	trouble  *stream.Error
 	openErr  error
+	lookErr  error // Of the next look at the stream.
 	loseAck  bool  // Of the next event.
 	refused  int64 // An event that is refused.
 	closed   chan struct{}
@@ -370,7 +371,9 @@ func (s *stage) Look(ctx context.Context, _ stream.Sight, _ uint64) (stream.Sigh
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return stream.Sight{Created: birth, Last: uint64(len(s.messages))}, nil
+	err := s.lookErr
+	s.lookErr = nil
+	return stream.Sight{Created: birth, Last: uint64(len(s.messages))}, err
 }
 
 // The elector.
