@@ -7,7 +7,7 @@ IMAGE    ?= outbox-relay:latest
 # Arguments for the tests: make test ARGS='-run TestCrash -v' PACKAGES=./store/...
 PACKAGES ?= ./...
 ARGS     ?=
-FUZZTIME ?= 15s
+FUZZTIME ?= 30s
 DURATION ?= 3m
 
 GOLANGCI_LINT_VERSION = 2.15.0
