@@ -284,8 +284,7 @@ func change(v reflect.Value) bool {
 		}
 		return false
 	case reflect.Struct:
-		if v.Type() == reflect.TypeFor[time.Time]() {
-			moment, _ := v.Interface().(time.Time)
+		if moment, ok := reflect.TypeAssert[time.Time](v); ok {
 			if moment.IsZero() {
 				moment = birth
 			}
