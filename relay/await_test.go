@@ -399,7 +399,10 @@ func (s *stage) Run(ctx context.Context, lead func(ctx context.Context, lease *e
 		lost := errors.Is(context.Cause(leading), election.ErrLeaseLost)
 		end(nil)
 		s.locked(func() { s.leading = false })
-		s.returned <- struct{}{}
+		select {
+		case s.returned <- struct{}{}:
+		default: // A relay that stops may be elected many times before it is told so.
+		}
 		if err != nil && !lost {
 			if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 				return nil

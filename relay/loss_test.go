@@ -13,7 +13,6 @@ func TestLossWhileIdle(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newStage()
-		s.idle = 0
 		s.insert(1)
 		_, stop := s.run(t, Options{})
 		defer stop()
