@@ -7,7 +7,7 @@ IMAGE    ?= outbox-relay:latest
 # Arguments for the tests: make test ARGS='-run TestCrash -v' PACKAGES=./store/...
 PACKAGES ?= ./...
 ARGS     ?=
-FUZZTIME ?= 15s
+FUZZTIME ?= 30s
 DURATION ?= 3m
 
 GOLANGCI_LINT_VERSION = 2.15.0
@@ -27,7 +27,7 @@ RACE = $(shell [ "$$(go env CGO_ENABLED)" = 1 ] && command -v "$$(go env CC)" >/
 TIMED = .*/integration/field
 
 .DEFAULT_GOAL := help
-.PHONY: help build docker-build up sample-logs down demo test chaos lint bench fuzz clean need-go need-postgres need-docker
+.PHONY: help build docker-build up sample-logs down demo test chaos mutants lint bench fuzz clean need-go need-postgres need-docker
 
 help: ## list the targets
 	@echo 'Go Outbox, from Postgres to JetStream: in order, exactly once.'
@@ -93,9 +93,12 @@ test: need-go need-postgres ## run all tests (ARGS, PACKAGES)
 	[ -z "$$others" ] || go test $(RACE) -count=1 -timeout 40m $(ARGS) $$others; \
 	[ -z "$$timed" ] || go test -count=1 -timeout 40m $(ARGS) $$timed
 
-chaos: need-go need-postgres ## break all there is for DURATION, then the relay itself for as long at most (SEED)
+chaos: need-go need-postgres ## break all there is for DURATION, then relays without a safeguard for as long at most (SEED)
 	go test -count=1 -v -timeout 0 -run '^TestChaos$$' ./integration/chaos -duration $(DURATION) $(if $(SEED),-seed $(SEED))
-	go test -count=1 -v -timeout 15m -tags mutants -run '^TestMutants$$' ./integration/chaos -duration $(DURATION)
+	go test -count=1 -v -timeout 15m -run '^TestMutants$$' ./integration/chaos -mutants -duration $(DURATION)
+
+mutants: need-go need-postgres ## take out one safeguard at a time, and see that a test fails (ARGS)
+	go test -count=1 -v -timeout 15m -run '^TestKilled$$' $(ARGS) ./integration/mutants -kill
 
 lint: need-go ## check style, layers and formatting
 	$(GOLANGCI_LINT) fmt --diff

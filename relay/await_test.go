@@ -45,6 +45,7 @@ type stage struct {
 	outcomes []stream.Outcome
 	trouble  *stream.Error
 	openErr  error
+	lookErr  error // Of the next look at the stream.
 	loseAck  bool  // Of the next event.
 	refused  int64 // An event that is refused.
 	closed   chan struct{}
@@ -370,7 +371,9 @@ func (s *stage) Look(ctx context.Context, _ stream.Sight, _ uint64) (stream.Sigh
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return stream.Sight{Created: birth, Last: uint64(len(s.messages))}, nil
+	err := s.lookErr
+	s.lookErr = nil
+	return stream.Sight{Created: birth, Last: uint64(len(s.messages))}, err
 }
 
 // The elector.
@@ -396,7 +399,10 @@ func (s *stage) Run(ctx context.Context, lead func(ctx context.Context, lease *e
 		lost := errors.Is(context.Cause(leading), election.ErrLeaseLost)
 		end(nil)
 		s.locked(func() { s.leading = false })
-		s.returned <- struct{}{}
+		select {
+		case s.returned <- struct{}{}:
+		default: // A relay that stops may be elected many times before it is told so.
+		}
 		if err != nil && !lost {
 			if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 				return nil

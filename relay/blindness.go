@@ -45,7 +45,7 @@ func (b *blindness) due(g gate) time.Time {
 // seekStandby has it found out whether another relay could publish, when that is due. Reading back the stream is work: a
 // leader is not blind while it does that, and its successor would have to do the same.
 func (t *term) seekStandby(ctx context.Context, now time.Time) {
-	if due := t.blind.due(t.gate); due.IsZero() || now.Before(due) || t.stopping || mutant("fitness") {
+	if due := t.blind.due(t.gate); due.IsZero() || now.Before(due) || t.stopping {
 		return
 	}
 	t.blind.asking = true

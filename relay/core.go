@@ -431,7 +431,7 @@ func (c *core) line(l *lane) {
 		*l = lane{} // It leads to the rows that were in it.
 		c.spare = append(c.spare, l)
 	case l.queued || l.waiting == nil:
-	case l.flying == 0 || c.pipelined || mutant("one-in-flight"):
+	case l.flying == 0 || c.pipelined:
 		l.queued = true
 		c.ready.push(l)
 	}

@@ -571,7 +571,9 @@ func (e *encoder) candidate(w *world, o *candidate) {
 	}
 	e.number(uint64(len(o.looks)))
 	for _, g := range o.looks {
-		e.flag(g.before.Created.IsZero(), w.marked(g.before.Last) == g.remembered, g.taken, g.err != nil, g.taken && w.marked(g.sight.Last) == g.mark)
+		e.flag(w.marked(g.before.Last) == g.remembered, g.taken, g.err != nil, g.taken && w.marked(g.sight.Last) == g.mark)
+		e.created(w, g.before)
+		e.created(w, g.sight)
 		e.number(g.before.Last, g.acked, g.sight.Last)
 	}
 	e.flag(o.recovery != nil)
@@ -580,11 +582,12 @@ func (e *encoder) candidate(w *world, o *candidate) {
 		e.flag(r.untouched, r.leaving)
 		e.number(uint64(len(r.answers)))
 		for i := range r.answers {
-			e.answer(&r.answers[i])
+			e.answer(w, &r.answers[i])
 		}
 	}
 	a := &t.audit
-	e.flag(a.sight.Created.IsZero(), !a.sight.Created.IsZero() && w.marked(a.sight.Last) == o.mark, a.looking, a.void, a.busy, a.due.IsZero(),
+	e.created(w, a.sight)
+	e.flag(!a.sight.Created.IsZero() && w.marked(a.sight.Last) == o.mark, a.looking, a.void, a.busy, a.due.IsZero(),
 		a.epoch == 0, a.epoch == t.core.ledger.epoch)
 	e.number(a.sight.Last, a.acked)
 	e.number(uint64(t.gate), uint64(t.number), uint64(t.handing))
@@ -593,7 +596,13 @@ func (e *encoder) candidate(w *world, o *candidate) {
 	e.core(t.core, int64(len(w.rows)))
 }
 
-func (e *encoder) answer(a *answer) {
+// created encodes whether the stream was seen, and whether it was the one that is there now: a former one never comes back.
+func (e *encoder) created(w *world, s stream.Sight) {
+	e.flag(s.Created.IsZero(), s.Created.Equal(w.createdAt()))
+}
+
+func (e *encoder) answer(w *world, a *answer) {
+	e.created(w, a.sight)
 	e.number(a.fence.Sequence, a.fence.First, a.fence.Former, a.above, uint64(a.n), uint64(len(a.found)), a.sight.Last)
 	e.number(uint64(max(a.fence.Created.Sub(birth)/time.Hour, -1) + 1))
 	for _, f := range a.found {

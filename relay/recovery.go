@@ -110,7 +110,7 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, untouched bo
 		}
 		created := createdAt(r.fence)
 		r.checkpoint = store.Checkpoint{Created: created, Sequence: r.fence.Sequence, Before: r.fence.Sequence}
-		if untouched || r.fence.Consumed || mutant("recover") {
+		if untouched || r.fence.Consumed {
 			_, err := t.store.PutBack(ctx, nil, r.checkpoint)
 			return err
 		}
@@ -367,7 +367,7 @@ func (t *term) inspected(ctx context.Context, i inspection) {
 	}
 	var lost *stream.LostError
 	switch {
-	case errors.As(i.err, &lost) && !mutant("audit"):
+	case errors.As(i.err, &lost):
 		t.core.suspect()
 		t.pause(ctx, stream.Classify(lost), now)
 	case i.err != nil: // Whatever is wrong, publishing will tell.

@@ -118,7 +118,11 @@ func TestBlindLeaderMakesWay(t *testing.T) {
 		s.locked(func() { s.standbys = 1 })
 		blind()
 		at := time.Now()
-		<-s.returned
+		select {
+		case <-s.returned:
+		case <-time.After(time.Minute):
+			t.Fatal("it does not make way for a standby")
+		}
 		if took := time.Since(at); took < unfitAfter || took > unfitAfter+askAgain {
 			t.Errorf("it made way after %v, want %v", took, unfitAfter)
 		}

@@ -115,7 +115,7 @@ func (r *Relay) lead(ctx context.Context, lease *election.Lease, stop <-chan str
 		standbys:  make(chan standbys, 1),
 		originals: make(chan original, 1),
 	}
-	if r.publisher.Guards() && !mutant("lease") {
+	if r.publisher.Guards() {
 		r.publisher.Guard(lease.Valid)
 		t.guarded = true
 	}
@@ -317,7 +317,7 @@ func (t *term) publish(ctx context.Context, now time.Time) {
 	if t.guarded {
 		every = 32
 	}
-	for i := 0; t.gate != shut && !t.stopping && (i%every != 0 || t.lease.Valid() || mutant("lease")); i++ {
+	for i := 0; t.gate != shut && !t.stopping && (i%every != 0 || t.lease.Valid()); i++ {
 		row, ok := t.core.publishable(limit)
 		if !ok {
 			break

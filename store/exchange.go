@@ -237,9 +237,6 @@ update ` + t.relay() + `
 select case $1::int when 1 then pg_try_advisory_lock($2::bigint) when 2 then pg_advisory_unlock($2::bigint) else false end,
        coalesce(pg_current_xact_id_if_assigned()::text::bigint, 0), pg_snapshot_xmin(pg_current_snapshot())::text::bigint, ` + drawn,
 	}
-	if mutant("delete-by-key") {
-		q.near = t.removal(`o.seq <= $2 and $1::bigint <= $2::bigint and $3::bytea is not null and $4::bigint is not null`, "$5", "$6")
-	}
 	q.clear = `
 with locks as materialized (select * from pg_catalog.pg_locks) -- Looked at once: a transaction that is prepared meanwhile changes its name.
 select not exists (

@@ -52,10 +52,6 @@ func anotherStream(name, ours string) *Error {
 // message was sent.
 func (a *answer) acknowledged(ours string, last uint64) (sequence uint64, duplicate bool, fault *Error) {
 	switch {
-	case a.Error != nil && a.Error.ErrorCode == CodeDuplicateInProcess && mutant("in-process"):
-		return 0, true, nil
-	case a.Duplicate && mutant("duplicate-ack"):
-		return 0, false, malformed("a duplicate")
 	case a.Error != nil:
 		return 0, false, Classify(a.Error)
 	case a.Type != "":

@@ -124,6 +124,7 @@ func TestAnswerToAnEvent(t *testing.T) {
 		{name: "another stream", data: `{"stream":"OTHER","seq":101}`, fault: FaultSetup, want: `another stream, "OTHER"`},
 		{name: "another stream's refusal", data: `{"error":{"code":400,"err_code":10060},"stream":"OTHER","seq":0}`, fault: FaultSetup, want: `another stream, "OTHER"`},
 		{name: "another stream's duplicate", data: `{"stream":"OTHER","seq":101,"duplicate":true}`, fault: FaultSetup, want: `another stream, "OTHER"`},
+		{name: "a duplicate in process", data: `{"error":{"code":409,"err_code":10158,"description":"duplicate message id is in process"},"stream":"OUTBOX","seq":0}`, want: "in process"},
 		{name: "no stream", data: `{"seq":101}`, want: "no stream"},
 		{name: "sequence 0", data: `{"stream":"OUTBOX"}`, want: "although it had given 100", lost: true},
 		{name: "a sequence known", data: `{"stream":"OUTBOX","seq":100}`, want: "although it had given 100", lost: true},
@@ -152,7 +153,7 @@ func TestAnswerToAnEvent(t *testing.T) {
 				return
 			}
 			if o.Err == nil || !o.Err.Ambiguous() || o.Err.Fault != test.fault || o.Stored != 0 || !strings.Contains(o.Err.Error(), test.want) || len(o.Err.Error()) > 400 {
-				t.Errorf("got %+v, want doubt that is a fault of the %v with %q", o, test.fault, test.want)
+				t.Fatalf("got %+v, want doubt that is a fault of the %v with %q", o, test.fault, test.want)
 			}
 			var lost *LostError
 			if got := errors.As(o.Err, &lost); got != test.lost || (trouble != nil) != test.lost {

@@ -169,9 +169,6 @@ func (o ConnectOptions) options() ([]nats.Option, error) {
 			}
 		}),
 	}
-	if mutant("reconnect-buffer") {
-		options = append(options, nats.ReconnectBufSize(nats.DefaultReconnectBufSize))
-	}
 	if o.line != nil {
 		options = append(options, nats.SetCustomDialer(o.line), nats.SkipHostLookup())
 	}

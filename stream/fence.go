@@ -338,7 +338,7 @@ func (p *Publisher) fenceLines() []headerLine {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	lines := []headerLine{{jetstream.ExpectedStreamHeader, p.Stream()}}
-	if p.fenceSubject == "" || mutant("fence") {
+	if p.fenceSubject == "" {
 		return lines
 	}
 	return append(lines, []headerLine{

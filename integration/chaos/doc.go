@@ -67,9 +67,8 @@
 //
 // # Mutants
 //
-// With the build tag mutants, the relay has switches that turn one safeguard off: the environment variable MUTANT names
-// it. TestMutants does to each mutant what must give it away, and to an intact relay the same. Without the tag the switches
-// compile to nothing.
+// Package integration/mutants builds the relay without one of its safeguards, and runs the cheapest test that notices.
+// TestMutants does to each such relay, as a whole, what must give it away, and the same to an intact relay.
 //
 //	| mutant           | without the safeguard                                        | killed by                                                                                | what was seen                                                  |
 //	|------------------|--------------------------------------------------------------|------------------------------------------------------------------------------------------|----------------------------------------------------------------|
@@ -77,7 +76,7 @@
 //	| fence            | an ordered batch begins without the fence's header           | a leader's batch is 6 s late; it is killed, and another publishes the same meanwhile     | hot: number 2 is stored twice                                  |
 //	| lease            | the lease is not looked at before an event or a write        | a leader stops between two events for longer than lease and window; another leads        | a19: number 19 is stored twice                                 |
 //	| reconnect-buffer | nats.go keeps its buffer for times without a connection      | an event is published while nats-server is away, and given up before it comes back       | stored when nats-server was back, though given up before       |
-//	| one-in-flight    | an aggregate's next event does not wait for the one before   | the broker refuses an event for its size, and takes it later                             | hot: number 2 is stored after 12                               |
+//	| one-in-flight    | an aggregate's next event does not wait for the one before   | the broker refuses an event because its subject is full, and takes it later              | hot: number 4 is stored after 6                                |
 //	| delete-by-key    | what is published is removed by range                        | an event commits late, below others that are on their way                                | number 3 is missing                                            |
 //	| duplicate-ack    | that the stream has an event already counts as a failure     | an event comes again under an id that the stream knows                                   | the outbox does not get empty                                  |
 //	| audit            | what a look at the stream finds is ignored                   | the stream is deleted and created anew, while there is nothing to publish                | what it held does not come back                                |
@@ -86,5 +85,6 @@
 //
 // Two are killed by what the publisher alone does, reconnect-buffer and in-process: around it, the relay has a second
 // safeguard against each. It publishes nothing while it is not connected, and after an outcome in doubt its fence follows
-// on the same connection; and when that fence is stored, nothing from before is in process any more.
+// on the same connection; and when that fence is stored, nothing from before is in process any more. A relay that keeps an
+// archive survives delete-by-key: it counts what was removed, pauses, and puts back what it did not find in the stream.
 package chaos

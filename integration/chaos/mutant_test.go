@@ -1,10 +1,13 @@
-//go:build mutants
-
 package chaos_test
 
 import (
 	"context"
+	"errors"
+	"flag"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"runtime"
 	"slices"
@@ -17,75 +20,71 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/go-outbox/go-outbox/integration/harness"
+	"github.com/go-outbox/go-outbox/integration/mutants"
 	"github.com/go-outbox/go-outbox/relay"
 	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream"
 )
 
-// mutant is a relay without one of its safeguards, and what must give it away. An intact relay survives the same.
-type mutant struct {
-	safeguard string // As packages relay, store and stream call it.
-	without   string // What is switched off.
-	scenario  string // What happens then,
-	complaint string // and what must be complained about, among others.
+var (
+	//nolint:gochecknoglobals // A flag.
+	tryMutants = flag.Bool("mutants", false, "try what must give each mutant away, which takes minutes")
+	//nolint:gochecknoglobals // A flag.
+	scenario = flag.String("scenario", "", "the mutant whose scenario TestScenario goes through")
+)
 
-	// happens makes it happen to relays with these settings. Inside: to parts of a relay in this process.
-	happens func(v *verdict, settings ...string)
-	inside  bool
-}
-
-// mutants are all there are.
+// scenarios are what gives mutants away: what happens, and what must be complained about then, among others. An intact
+// relay survives the same.
 //
 //nolint:gochecknoglobals // A table.
-var mutants = []mutant{
+var scenarios = []struct {
+	mutant    string // See package mutants.
+	scenario  string
+	complaint string
+
+	// happens makes it happen to relays of this program; empty for the one that Main built.
+	happens func(v *verdict, program string)
+	// inside tells that it happens to parts of a relay in this process: the test itself is compiled as a mutant.
+	inside bool
+}{
 	{
-		"recover", "the stream is not read back at the beginning of a term",
-		"killed between publishing and settling, restarted past the duplicate window",
+		"recover", "killed between publishing and settling, restarted past the duplicate window",
 		"stored twice", killedBeforeSettling, false,
 	},
 	{
-		"fence", "an ordered batch begins without the fence's header",
-		"a leader's batch is 6 s late on the network; it is killed, and another publishes the same meanwhile",
+		"fence", "a leader's batch is 6 s late on the network; it is killed, and another publishes the same meanwhile",
 		"stored twice", lateBatch, false,
 	},
 	{
-		"lease", "the lease is not looked at before an event or a write",
-		"a leader stops between two events for longer than lease and duplicate window; another leads meanwhile",
+		"lease", "a leader stops between two events for longer than lease and duplicate window; another leads meanwhile",
 		"stored twice", stoppedBetweenEvents, true,
 	},
 	{
-		"reconnect-buffer", "nats.go keeps its buffer of 8 MiB for times without a connection",
-		"an event is published while nats-server is away, and given up before it comes back",
+		"reconnect-buffer", "an event is published while nats-server is away, and given up before it comes back",
 		"though given up", givenUpWhileAway, true,
 	},
 	{
-		"one-in-flight", "an aggregate's next event is sent before the outcome of the one before is known",
-		"the broker refuses an event for its size, and takes it later",
+		"one-in-flight", "the broker refuses an event because its subject is full, and takes it later",
 		"is stored after", refusedForAWhile, false,
 	},
 	{
-		"delete-by-key", "what is published is removed by range",
-		"an event commits late, below others that are on their way",
+		"delete-by-key", "an event commits late, below others that are on their way",
 		"is missing", committedLate, false,
 	},
 	{
-		"duplicate-ack", "that the stream has an event already counts as a failure",
-		"an event comes again under an id that the stream knows",
+		"duplicate-ack", "an event comes again under an id that the stream knows",
 		"the outbox is empty", cameTwice, false,
 	},
 	{
-		"audit", "what a look at the stream finds is ignored",
-		"somebody deletes the stream and creates it anew, while there is nothing to publish",
+		"audit", "somebody deletes the stream and creates it anew, while there is nothing to publish",
 		"comes back", createdAnew, false,
 	},
 	{
-		"in-process", "that an event is being stored (10158) counts as success",
-		"a cluster without a majority gets an event twice, then loses its leader",
+		"in-process", "a cluster without a majority gets an event twice, then loses its leader",
 		"acknowledged and not stored", neverCommitted, true,
 	},
 	{
-		"fitness", "a leader that cannot publish stays",
-		"a leader loses its broker, while a standby has it",
+		"fitness", "a leader loses its broker, while a standby has it",
 		"the standby publishes", blindLeader, false,
 	},
 }
@@ -93,48 +92,62 @@ var mutants = []mutant{
 // Each safeguard is there for a reason: without it, something happens that the other tests are there to notice. With
 // -duration, those whose turn comes after that are left out.
 func TestMutants(t *testing.T) {
+	if !*tryMutants {
+		t.Skip("takes minutes: make chaos")
+	}
 	var mu sync.Mutex
-	rows := make([]string, len(mutants))
+	rows := make([]string, len(scenarios))
 	began := time.Now()
 	try := func(t *testing.T, i int) {
 		t.Helper()
-		m := mutants[i]
 		if *duration > 0 && time.Since(began) >= *duration {
 			t.Skipf("left out: %v are over", *duration)
 		}
-		for _, safeguard := range []string{"", m.safeguard} {
-			t.Run("MUTANT="+safeguard, func(t *testing.T) {
-				if m.inside {
-					t.Setenv("MUTANT", safeguard)
-				}
-				seen := seen(t, m, "MUTANT="+safeguard)
-				switch {
-				case safeguard == "" && len(seen) > 0:
-					t.Errorf("an intact relay does not survive that %s:\n%s", m.scenario, strings.Join(seen, "\n"))
-				case safeguard == "":
-				default:
-					telling := slices.IndexFunc(seen, func(complaint string) bool { return strings.Contains(complaint, m.complaint) })
-					if telling < 0 {
-						t.Fatalf("it survives that %s, with %s; seen: %q, want %q", m.scenario, m.without, seen, m.complaint)
-					}
-					mu.Lock()
-					defer mu.Unlock()
-					rows[i] = fmt.Sprintf("| %s | %s | %s | %s |", m.safeguard, m.without, m.scenario, seen[telling])
-				}
-			})
+		s := scenarios[i]
+		m, ok := mutants.Named(s.mutant)
+		if !ok {
+			t.Fatalf("package mutants has no %q", s.mutant)
 		}
+		t.Run("intact", func(t *testing.T) {
+			if seen := seen(t, s.happens, ""); len(seen) > 0 {
+				t.Errorf("an intact relay does not survive that %s:\n%s", s.scenario, strings.Join(seen, "\n"))
+			}
+		})
+		t.Run("mutant", func(t *testing.T) {
+			overlay, err := m.Overlay(root(t), t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			var complaints []string
+			if s.inside {
+				complaints = seenInside(t, s.mutant, overlay)
+			} else {
+				program, err := harness.Build(t.Context(), t.TempDir(), "-overlay="+overlay)
+				if err != nil {
+					t.Fatal(err)
+				}
+				complaints = seen(t, s.happens, program)
+			}
+			telling := slices.IndexFunc(complaints, func(complaint string) bool { return strings.Contains(complaint, s.complaint) })
+			if telling < 0 {
+				t.Fatalf("it survives that %s, although %s; seen: %q, want %q", s.scenario, m.Without, complaints, s.complaint)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			rows[i] = fmt.Sprintf("| %s | %s | %s | %s |", m.Name, m.Without, s.scenario, complaints[telling])
+		})
 	}
-	t.Run("inside", func(t *testing.T) { // One by one: this process has one environment.
-		for i, m := range mutants {
-			if m.inside {
-				t.Run(m.safeguard, func(t *testing.T) { try(t, i) })
+	t.Run("inside", func(t *testing.T) {
+		for i, s := range scenarios {
+			if s.inside {
+				t.Run(s.mutant, func(t *testing.T) { try(t, i) })
 			}
 		}
 	})
 	t.Run("outside", func(t *testing.T) {
-		for i, m := range mutants {
-			if !m.inside {
-				t.Run(m.safeguard, func(t *testing.T) {
+		for i, s := range scenarios {
+			if !s.inside {
+				t.Run(s.mutant, func(t *testing.T) {
 					t.Parallel()
 					try(t, i)
 				})
@@ -143,6 +156,62 @@ func TestMutants(t *testing.T) {
 	})
 	t.Logf("the kill table:\n\n| mutant | without the safeguard | killed by | what was seen |\n|---|---|---|---|\n%s\n",
 		strings.Join(slices.DeleteFunc(rows, func(row string) bool { return row == "" }), "\n"))
+}
+
+// TestScenario goes through one mutant's scenario, with the code as this test is compiled. TestMutants runs it in a test
+// that is compiled as the mutant.
+func TestScenario(t *testing.T) {
+	if *scenario == "" {
+		t.Skip("for TestMutants")
+	}
+	for _, s := range scenarios {
+		if s.mutant == *scenario {
+			for _, complaint := range seen(t, s.happens, "") {
+				t.Error(complaint)
+			}
+			return
+		}
+	}
+	t.Fatalf("no scenario of %q", *scenario)
+}
+
+// seenInside returns what TestScenario has to complain about in a test that is compiled with an overlay.
+func seenInside(t *testing.T, mutant, overlay string) (complaints []string) {
+	t.Helper()
+	binary := filepath.Join(t.TempDir(), "chaos.test")
+	arguments := []string{"test", "-c", "-overlay=" + overlay, "-o", binary}
+	if harness.Racing {
+		arguments = append(arguments, "-race")
+	}
+	if out, err := exec.CommandContext(t.Context(), "go", append(arguments, ".")...).CombinedOutput(); err != nil {
+		t.Fatalf("compile the mutant: %v\n%s", err, out)
+	}
+	cmd := exec.CommandContext(t.Context(), binary, "-test.run=^TestScenario$", "-test.count=1", "-test.timeout=5m", "-scenario="+mutant)
+	cmd.Env = append(os.Environ(), "GOFLAGS="+os.Getenv("GOFLAGS")+" -overlay="+overlay) // The relay that it builds is a mutant, too.
+	out, err := cmd.CombinedOutput()
+	if _, failed := errors.AsType[*exec.ExitError](err); err != nil && !failed {
+		t.Fatal(err)
+	}
+	complaint := regexp.MustCompile(`^ +mutant_test\.go:\d+: `)
+	for line := range strings.Lines(string(out)) {
+		if where := complaint.FindString(line); where != "" {
+			complaints = append(complaints, strings.TrimSpace(line[len(where):]))
+		}
+	}
+	if err != nil && len(complaints) == 0 {
+		t.Fatalf("it failed without a complaint: %v\n%s", err, out)
+	}
+	return complaints
+}
+
+// root is the module's root.
+func root(t *testing.T) string {
+	t.Helper()
+	dir, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 // verdict takes down what a test complains about, in place of failing.
@@ -168,14 +237,14 @@ func (v *verdict) Fatalf(format string, args ...any) {
 
 func (v *verdict) Fatal(args ...any) { v.Fatalf("%s", fmt.Sprint(args...)) }
 
-// seen returns what a mutant's scenario has to complain about.
-func seen(t *testing.T, m mutant, settings ...string) []string {
+// seen returns what a scenario has to complain about when it happens to relays of a program.
+func seen(t *testing.T, happens func(v *verdict, program string), program string) []string {
 	t.Helper()
 	v := &verdict{TB: t}
 	done := make(chan struct{})
 	go func() { // Fatal ends it.
 		defer close(done)
-		m.happens(v, settings...)
+		happens(v, program)
 	}()
 	<-done
 	v.mu.Lock()
@@ -189,47 +258,46 @@ const (
 	pastWindow = window + 500*time.Millisecond
 )
 
-func shortWindow(settings []string) []string {
-	return append(slices.Clone(settings), "OUTBOX_DUPLICATE_WINDOW="+window.String())
-}
+// shortWindow is the relay's setting for window.
+const shortWindow = "OUTBOX_DUPLICATE_WINDOW=2s"
 
-func killedBeforeSettling(v *verdict, settings ...string) {
-	w := harness.NewWorld(v, harness.Options{SharedPostgres: true})
+func killedBeforeSettling(v *verdict, program string) {
+	w := harness.NewWorld(v, harness.Options{SharedPostgres: true, RelayProgram: program})
 	conn, holder := w.Connect(), w.Connect()
 	const rows = 500
 	b := w.Backlog().Migrate().Add(conn, rows)
 	w.Exec(holder, `begin; select from outbox for update`) // Rows can be read and not removed.
-	first := w.Relay(shortWindow(settings)...)
+	first := w.Relay(shortWindow)
 	b.Reaches(rows)
 	first.Kill()
 	w.EndSessions(conn) // Otherwise what it asked for is still done.
 	w.Exec(holder, `rollback`)
 	harness.Pause(v.Context(), pastWindow) // Until the ids are forgotten.
-	w.Relay(shortWindow(settings)...)
+	w.Relay(shortWindow)
 	b.Audit(conn)
 }
 
-func lateBatch(v *verdict, settings ...string) {
+func lateBatch(v *verdict, program string) {
 	const late = 6 * time.Second
-	w := harness.NewWorld(v, harness.Options{SharedPostgres: true})
+	w := harness.NewWorld(v, harness.Options{SharedPostgres: true, RelayProgram: program})
 	conn := w.Connect()
 	b := w.Backlog().Migrate().Add(conn, 1)
 	line := harness.NewProxy(v, w.NATS.Address())
-	slow := w.Relay(append(shortWindow(settings), "OUTBOX_NATS_URL=nats://"+line.Address())...)
+	slow := w.Relay(shortWindow, "OUTBOX_NATS_URL=nats://"+line.Address())
 	b.Audit(conn)
 	line.Delay(late)
 	sent := time.Now()
 	b.Add(conn, 400) // Enough for a batch.
 	harness.Pause(v.Context(), time.Second)
 	slow.Kill()
-	w.Relay(shortWindow(settings)...)
+	w.Relay(shortWindow)
 	b.Reaches(401)
 	harness.Pause(v.Context(), time.Until(sent.Add(late+2*time.Second))) // Until what was late is there.
 	b.Audit(conn)
 }
 
-func stoppedBetweenEvents(v *verdict, settings ...string) {
-	w := harness.NewWorld(v, harness.Options{SharedPostgres: true})
+func stoppedBetweenEvents(v *verdict, program string) {
+	w := harness.NewWorld(v, harness.Options{SharedPostgres: true, RelayProgram: program})
 	conn := w.Connect()
 	b := w.Backlog().Migrate().Add(conn, 200)
 
@@ -260,7 +328,7 @@ func stoppedBetweenEvents(v *verdict, settings ...string) {
 	go func() { ended <- stopped.Run(ctx) }()
 	<-stopping.stopped
 	w.EndSessions(conn)
-	w.Relay(shortWindow(settings)...).Leads()
+	w.Relay(shortWindow).Leads()
 	b.Reaches(200)
 	w.Settled(conn, 20*time.Second)
 	harness.Pause(v.Context(), pastWindow) // Until the ids are forgotten.
@@ -302,7 +370,7 @@ func (p *stoppingPublisher) Close() {
 	p.Publisher.Close()
 }
 
-func givenUpWhileAway(v *verdict, _ ...string) {
+func givenUpWhileAway(v *verdict, _ string) {
 	w := harness.NewWorld(v, harness.Options{SharedPostgres: true})
 	p := publisher(v, stream.PublisherOptions{
 		Connect: stream.ConnectOptions{URL: w.URL()}, Setup: stream.Setup{Create: true}, AckTimeout: 500 * time.Millisecond,
@@ -324,7 +392,7 @@ func givenUpWhileAway(v *verdict, _ ...string) {
 	}
 }
 
-func neverCommitted(v *verdict, _ ...string) {
+func neverCommitted(v *verdict, _ string) {
 	w := harness.NewWorld(v, harness.Options{SharedPostgres: true, Cluster: true})
 	setup := stream.Setup{Create: true, Replicas: 3}
 	publisher(v, stream.PublisherOptions{Connect: stream.ConnectOptions{URL: w.URL()}, Setup: setup})
@@ -423,43 +491,48 @@ func anEvent() *stream.Event {
 	}
 }
 
-func refusedForAWhile(v *verdict, settings ...string) {
-	w := harness.NewWorld(v, harness.Options{SharedPostgres: true})
+func refusedForAWhile(v *verdict, program string) {
+	w := harness.NewWorld(v, harness.Options{SharedPostgres: true, RelayProgram: program})
 	conn, js := w.Connect(), w.JetStream()
 	b := w.Backlog().Migrate()
-	settings = append(slices.Clone(settings), "OUTBOX_MAX_ATTEMPTS=1000", "OUTBOX_RETRY_BACKOFF=300ms", "OUTBOX_RETRY_BACKOFF_MAX=300ms")
+	settings := []string{"OUTBOX_MAX_ATTEMPTS=1000", "OUTBOX_RETRY_BACKOFF=300ms", "OUTBOX_RETRY_BACKOFF_MAX=300ms"}
 	first := w.Relay(settings...)
-	first.Leads()
-	harness.Eventually(v, 10*time.Second, "the stream is limited", func() bool { return maxMsgSize(w, js, 2000) })
+	// A topic has subjects of its own, and is no part of an aggregate.
+	b.Topic = "full"
+	b.Add(conn, 2).Audit(conn)
 	first.Kill()
-	b.Size = 4000
-	b.Add(conn, 2) // One of them of the aggregate that half of all belong to.
-	b.Size = 0
-	b.Add(conn, 10)
+	harness.Eventually(v, 10*time.Second, "the stream takes one message a subject", func() bool { return oneASubject(w, js, true) })
+	b.Add(conn, 2) // The second is refused: its subject is full.
+	b.Topic = "t"
+	b.Add(conn, 10) // The second of them is of the same aggregate.
 	w.Relay(settings...)
-	b.Reaches(5) // Those of the other aggregates.
+	b.Reaches(2 + 1 + 5) // Those of the other aggregates.
 	harness.Pause(v.Context(), 500*time.Millisecond)
-	harness.Eventually(v, 10*time.Second, "the stream is without limits", func() bool { return maxMsgSize(w, js, -1) })
+	harness.Eventually(v, 10*time.Second, "the stream is without limits", func() bool { return oneASubject(w, js, false) })
 	b.Audit(conn)
 }
 
-func maxMsgSize(w *harness.World, js jetstream.JetStream, size int32) bool {
+// oneASubject limits a stream to one message a subject, of which it refuses further ones, or lifts that limit.
+func oneASubject(w *harness.World, js jetstream.JetStream, limited bool) bool {
 	info, err := js.Stream(w.Context(), stream.DefaultStream)
 	if err != nil {
 		return false
 	}
 	config := info.CachedInfo().Config
-	config.MaxMsgSize = size
+	config.MaxMsgsPerSubject, config.Discard, config.DiscardNewPerSubject = -1, jetstream.DiscardOld, false
+	if limited {
+		config.MaxMsgsPerSubject, config.Discard, config.DiscardNewPerSubject = 1, jetstream.DiscardNew, true
+	}
 	_, err = js.UpdateStream(w.Context(), config)
 	return err == nil
 }
 
-func committedLate(v *verdict, settings ...string) {
-	w := harness.NewWorld(v, harness.Options{SharedPostgres: true})
+func committedLate(v *verdict, program string) {
+	w := harness.NewWorld(v, harness.Options{SharedPostgres: true, RelayProgram: program})
 	conn, late := w.Connect(), w.Connect()
 	b := w.Backlog().Migrate()
-	w.Relay(append(slices.Clone(settings), "OUTBOX_BATCH_SIZE=1")...) // Two pages in hand, so two events.
-	b.Add(conn, 2).Audit(conn)                                        // So that it is ready.
+	w.Relay("OUTBOX_BATCH_SIZE=1", "OUTBOX_RETAIN=0s") // Two pages in hand, so two events; no archive that puts anything back.
+	b.Add(conn, 2).Audit(conn)                         // So that it is ready.
 	w.Exec(late, `begin`)
 	b.Add(late, 1)
 	w.NATS.Freeze()
@@ -470,11 +543,11 @@ func committedLate(v *verdict, settings ...string) {
 	b.Audit(conn)
 }
 
-func cameTwice(v *verdict, settings ...string) {
-	w := harness.NewWorld(v, harness.Options{SharedPostgres: true})
+func cameTwice(v *verdict, program string) {
+	w := harness.NewWorld(v, harness.Options{SharedPostgres: true, RelayProgram: program})
 	conn := w.Connect()
 	w.Backlog().Migrate()
-	w.Relay(settings...).Leads()
+	w.Relay().Leads()
 	id := uuid.New()
 	for range 2 {
 		w.Exec(conn, `insert into outbox (id, topic, aggregate_type, aggregate_id, event_type, data) values ($1, 't', 'A', 'a', 'E', '1')`, id)
@@ -485,13 +558,12 @@ func cameTwice(v *verdict, settings ...string) {
 	}
 }
 
-func createdAnew(v *verdict, settings ...string) {
-	w := harness.NewWorld(v, harness.Options{SharedPostgres: true, Deaf: true}) // Otherwise the server tells.
-	settings = append(slices.Clone(settings), "OUTBOX_NATS_URL="+w.NATS.RelayURL())
+func createdAnew(v *verdict, program string) {
+	w := harness.NewWorld(v, harness.Options{SharedPostgres: true, RelayProgram: program, Deaf: true}) // Otherwise the server tells.
 	conn, js := w.Connect(), w.JetStream()
 	const rows = 200
 	b := w.Backlog().Migrate()
-	w.Relay(settings...).Leads()
+	w.Relay("OUTBOX_NATS_URL=" + w.NATS.RelayURL()).Leads()
 	b.Add(conn, rows)
 	b.Audit(conn)
 	info, err := js.Stream(v.Context(), stream.DefaultStream)
@@ -510,13 +582,13 @@ func createdAnew(v *verdict, settings ...string) {
 	b.Audit(conn)
 }
 
-func blindLeader(v *verdict, settings ...string) {
-	w := harness.NewWorld(v, harness.Options{SharedPostgres: true})
+func blindLeader(v *verdict, program string) {
+	w := harness.NewWorld(v, harness.Options{SharedPostgres: true, RelayProgram: program})
 	conn := w.Connect()
 	b := w.Backlog().Migrate()
 	proxy := harness.NewProxy(v, strings.TrimPrefix(w.URL(), "nats://"))
-	w.Relay(append(slices.Clone(settings), "OUTBOX_NATS_URL=nats://"+proxy.Address())...).Leads()
-	standby := w.Relay(settings...)
+	w.Relay("OUTBOX_NATS_URL=nats://" + proxy.Address()).Leads()
+	standby := w.Relay()
 	standby.WaitFor(regexp.MustCompile(`standing (by)`))
 	const rows = 100
 	proxy.Cut()

@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"cmp"
 	"fmt"
 	"strconv"
 	"time"
@@ -15,7 +16,8 @@ type Backlog struct {
 	*World
 
 	Stream, Table string
-	Size          int // 0 for as short as possible.
+	Size          int    // 0 for as short as possible.
+	Topic         string // Empty for "t".
 
 	rows int
 	js   jetstream.JetStream
@@ -36,8 +38,8 @@ func (b *Backlog) Add(conn *pgx.Conn, rows int) *Backlog {
 	b.Helper()
 	b.Exec(conn, fmt.Sprintf(`
 insert into %s (topic, aggregate_type, aggregate_id, event_type, data)
-select 't', 'A', case when i %% 2 = 0 then 'hot' else 'a' || i %% 100 end, 'E', convert_to(rpad(i::text, greatest($3::int, length(i::text))), 'UTF8')
-  from generate_series($1::int, $2::int) i order by i`, b.Table), b.rows+1, b.rows+rows, b.Size)
+select $4, 'A', case when i %% 2 = 0 then 'hot' else 'a' || i %% 100 end, 'E', convert_to(rpad(i::text, greatest($3::int, length(i::text))), 'UTF8')
+  from generate_series($1::int, $2::int) i order by i`, b.Table), b.rows+1, b.rows+rows, b.Size, cmp.Or(b.Topic, "t"))
 	b.rows += rows
 	return b
 }

@@ -2,6 +2,7 @@ package harness
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -37,11 +39,8 @@ func Main(m interface{ Run() int }) {
 	if err != nil {
 		panic(err)
 	}
-	binary = filepath.Join(dir, "outbox-relay")
-	arguments := append(append([]string{"build", "-tags=" + tags}, buildFlags...), "-o", binary, "github.com/go-outbox/go-outbox/relay/cmd/outbox-relay")
-	build := exec.CommandContext(context.Background(), "go", arguments...)
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build outbox-relay: %v\n%s", err, out)
+	if binary, err = Build(context.Background(), dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1) //nolint:forbidigo // This is the end of TestMain.
 	}
 	// The tests mostly wait for other processes. Without -parallel, more of them run at once than there are processors.
@@ -58,6 +57,17 @@ func Main(m interface{ Run() int }) {
 	os.Exit(code) //nolint:forbidigo // As above.
 }
 
+// Build builds outbox-relay into a directory and returns the program. Flags are further ones of go build.
+func Build(ctx context.Context, dir string, flags ...string) (program string, err error) {
+	program = filepath.Join(dir, "outbox-relay")
+	build := exec.CommandContext(ctx, "go", slices.Concat([]string{"build"}, buildFlags, flags,
+		[]string{"-o", program, "github.com/go-outbox/go-outbox/relay/cmd/outbox-relay"})...)
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build outbox-relay: %w\n%s", err, out)
+	}
+	return program, nil
+}
+
 // World is a Postgres, a nats-server and any number of relays.
 type World struct {
 	testing.TB
@@ -67,6 +77,7 @@ type World struct {
 	NATS     *NATS    // Nil for a cluster.
 	Cluster  *Cluster // Nil for a single server.
 
+	relay string // The outbox-relay program.
 	quiet bool
 }
 
@@ -89,6 +100,8 @@ type Options struct {
 	Cluster bool
 	// SharedPostgres asks for a database on a server that is never stopped, which is there sooner.
 	SharedPostgres bool
+	// RelayProgram is an outbox-relay that Build made. Empty is the one that Main built.
+	RelayProgram string
 	// Quiet keeps the relays' logs out of the report of a failed test, which has an account of its own.
 	Quiet bool
 }
@@ -96,7 +109,7 @@ type Options struct {
 // NewWorld starts a Postgres and a nats-server, which end with the test.
 func NewWorld(tb testing.TB, options Options) *World {
 	tb.Helper()
-	w := &World{TB: tb, quiet: options.Quiet}
+	w := &World{TB: tb, relay: cmp.Or(options.RelayProgram, binary), quiet: options.Quiet}
 	if options.SharedPostgres {
 		w.DSN = storetest.NewDatabase(tb)
 	} else {
@@ -176,7 +189,7 @@ func (w *World) JetStream() jetstream.JetStream {
 // Relay starts an outbox-relay. Settings are environment variables as "NAME=value".
 func (w *World) Relay(settings ...string) *Process {
 	w.Helper()
-	return w.RelayOf(binary, settings...)
+	return w.RelayOf(w.relay, settings...)
 }
 
 // RelayOf is Relay for the outbox-relay of another version.
@@ -190,7 +203,7 @@ func (w *World) RelayOf(program string, settings ...string) *Process {
 // Launch is Relay without waiting for anything, so that servers may be away; the process has no HTTP endpoints.
 func (w *World) Launch(settings ...string) *Process {
 	w.Helper()
-	return w.start(binary, append([]string{"OUTBOX_HTTP_ADDR=off"}, settings...), "run")
+	return w.start(w.relay, append([]string{"OUTBOX_HTTP_ADDR=off"}, settings...), "run")
 }
 
 // Command runs an outbox-relay command to its end and returns what it printed.
@@ -202,7 +215,7 @@ func (w *World) Command(args ...string) string {
 // CommandWith is Command with settings as Relay has them.
 func (w *World) CommandWith(settings []string, args ...string) string {
 	w.Helper()
-	cmd := exec.CommandContext(w.Context(), binary, args...)
+	cmd := exec.CommandContext(w.Context(), w.relay, args...)
 	cmd.Env = w.environment(settings)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -224,7 +237,7 @@ func (w *World) Try(within time.Duration, settings []string, args ...string) Res
 	w.Helper()
 	ctx, cancel := context.WithTimeout(w.Context(), within)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, binary, args...)
+	cmd := exec.CommandContext(ctx, w.relay, args...)
 	cmd.Env = w.environment(settings)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -237,7 +250,7 @@ func (w *World) Try(within time.Duration, settings []string, args ...string) Res
 // Serve starts an outbox-relay as Relay does, and reports whether it served its endpoints within a time.
 func (w *World) Serve(within time.Duration, settings ...string) (*Process, bool) {
 	w.Helper()
-	p := w.start(binary, settings, "run")
+	p := w.start(w.relay, settings, "run")
 	if !p.Await(within, serving) {
 		return p, false
 	}

@@ -1,5 +1,0 @@
-//go:build !mutants
-
-package harness
-
-const tags = "" // See mutants.go.

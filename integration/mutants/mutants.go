@@ -1,0 +1,197 @@
+package mutants
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// Mutant is the project without one of its safeguards.
+type Mutant struct {
+	Name    string
+	Without string // What the safeguard did, and is not done.
+	Edits   []Edit
+	Killer  Killer
+}
+
+// Edit replaces a text that occurs exactly once in a file.
+type Edit struct {
+	File     string // From the module's root, with slashes.
+	Old, New string
+}
+
+// Killer is the cheapest test that fails because of a mutant.
+type Killer struct {
+	Package   string // From the module's root, as "./stream".
+	Test      string // As go test's -run takes it.
+	Complaint string // In the output of the test.
+}
+
+// Overlay writes the changed files and the description of them that go's flag -overlay takes into a directory, and returns
+// the description's name. Root is the module's root. It is an error if an edit does not apply.
+func (m Mutant) Overlay(root, dir string) (overlay string, err error) {
+	replace := map[string]string{}
+	for i, e := range m.Edits {
+		original := filepath.Join(root, filepath.FromSlash(e.File))
+		read := original
+		if changed, ok := replace[original]; ok {
+			read = changed
+		}
+		text, err := os.ReadFile(read)
+		if err != nil {
+			return "", fmt.Errorf("mutant %q: %w", m.Name, err)
+		}
+		if n := bytes.Count(text, []byte(e.Old)); n != 1 {
+			return "", fmt.Errorf("mutant %q no longer applies: %s contains this %d times, want once; if the code has moved, move the edit with it:\n%s", m.Name, e.File, n, e.Old)
+		}
+		changed := filepath.Join(dir, fmt.Sprintf("%s-%d.go", m.Name, i))
+		if err := os.WriteFile(changed, bytes.Replace(text, []byte(e.Old), []byte(e.New), 1), 0o600); err != nil {
+			return "", fmt.Errorf("mutant %q: %w", m.Name, err)
+		}
+		replace[original] = changed
+	}
+	description, err := json.Marshal(map[string]any{"Replace": replace})
+	if err != nil {
+		return "", fmt.Errorf("mutant %q: %w", m.Name, err)
+	}
+	overlay = filepath.Join(dir, m.Name+".json")
+	if err := os.WriteFile(overlay, description, 0o600); err != nil {
+		return "", fmt.Errorf("mutant %q: %w", m.Name, err)
+	}
+	return overlay, nil
+}
+
+// Named returns the mutant of a name.
+func Named(name string) (Mutant, bool) {
+	for _, m := range All() {
+		if m.Name == name {
+			return m, true
+		}
+	}
+	return Mutant{}, false
+}
+
+// All returns all mutants there are.
+func All() []Mutant {
+	return []Mutant{
+		{
+			Name:    "recover",
+			Without: "the stream is not read back at the beginning of a term",
+			Edits: []Edit{{
+				File: "relay/recovery.go",
+				Old:  "if untouched || r.fence.Consumed {",
+				New:  "if true {",
+			}},
+			Killer: Killer{"./relay", "^TestExplore$/^aba,_2_late,_pages_of_10,_2_faults", "a counterexample"},
+		},
+		{
+			Name:    "fence",
+			Without: "an ordered batch begins without the fence's header",
+			Edits: []Edit{{
+				File: "stream/fence.go",
+				Old:  "if p.fenceSubject == \"\" {\n\t\treturn lines",
+				New:  "if true {\n\t\treturn lines",
+			}},
+			Killer: Killer{"./stream", "^TestFenceRefusesEarlierTerms$", "of the former term is stored"},
+		},
+		{
+			Name:    "lease",
+			Without: "the lease is not looked at before an event or a write",
+			Edits: []Edit{
+				{
+					File: "relay/term.go",
+					Old:  "if r.publisher.Guards() {",
+					New:  "if r.publisher.Guards() && false {",
+				},
+				{
+					File: "relay/term.go",
+					Old:  "(i%every != 0 || t.lease.Valid())",
+					New:  "(i%every != 0 || t.lease.Valid() || true)",
+				},
+			},
+			Killer: Killer{"./relay", "^TestExplore$/^aba,_2_late,_pages_of_10,_2_faults", "a counterexample"},
+		},
+		{
+			Name:    "reconnect-buffer",
+			Without: "nats.go keeps its buffer of 8 MiB for times without a connection",
+			Edits: []Edit{{
+				File: "stream/connect.go",
+				Old:  "nats.ReconnectBufSize(-1)",
+				New:  "nats.ReconnectBufSize(nats.DefaultReconnectBufSize)",
+			}},
+			Killer: Killer{"./stream", "^TestConnectionOutlivesAnOutageWithoutBuffering$", "publish during an outage"},
+		},
+		{
+			Name:    "one-in-flight",
+			Without: "an aggregate's next event is sent before the outcome of the one before is known",
+			Edits: []Edit{{
+				File: "relay/core.go",
+				Old:  "case l.flying == 0 || c.pipelined:",
+				New:  "case true:",
+			}},
+			Killer: Killer{"./relay", "^TestOneInFlightPerAggregate$", "first: got"},
+		},
+		{
+			Name:    "delete-by-key",
+			Without: "what is published is removed by range",
+			Edits: []Edit{{
+				File: "store/exchange.go",
+				Old:  "near:  t.removal(near+` and o.seq <= (select case when `+goesOn(\"$4\")+` then $2::bigint end)`, \"$5\", \"$6\"),",
+				New:  "near:  t.removal(`o.seq <= $2 and $1::bigint <= $2::bigint and $3::bytea is not null and $4::bigint is not null`, \"$5\", \"$6\"),",
+			}},
+			Killer: Killer{"./store", "^TestSettleRemovesWhatItNames$", "left are"},
+		},
+		{
+			Name:    "duplicate-ack",
+			Without: "that the stream has an event already counts as a failure",
+			Edits: []Edit{{
+				File: "stream/answer.go",
+				Old:  "\tcase a.Error != nil:\n\t\treturn 0, false, Classify(a.Error)\n\tcase a.Type",
+				New:  "\tcase a.Duplicate:\n\t\treturn 0, false, malformed(\"a duplicate\")\n\tcase a.Error != nil:\n\t\treturn 0, false, Classify(a.Error)\n\tcase a.Type",
+			}},
+			Killer: Killer{"./stream", "^TestAnswerToAnEvent$/^a_duplicate$", "want that it is stored"},
+		},
+		{
+			Name:    "audit",
+			Without: "what a look at the stream finds is ignored",
+			Edits: []Edit{{
+				File: "relay/recovery.go",
+				Old:  "case errors.As(i.err, &lost):",
+				New:  "case errors.As(i.err, &lost) && false:",
+			}},
+			Killer: Killer{"./relay", "^TestLossWhileIdle$", "0 times after the loss"},
+		},
+		{
+			Name:    "in-process",
+			Without: "that an event is being stored (10158) counts as success",
+			Edits: []Edit{{
+				File: "stream/answer.go",
+				Old:  "\tcase a.Error != nil:\n\t\treturn 0, false, Classify(a.Error)\n\tcase a.Type",
+				New:  "\tcase a.Error != nil && a.Error.ErrorCode == CodeDuplicateInProcess:\n\t\treturn 0, true, nil\n\tcase a.Error != nil:\n\t\treturn 0, false, Classify(a.Error)\n\tcase a.Type",
+			}},
+			Killer: Killer{"./stream", "^TestAnswerToAnEvent$/^a_duplicate_in_process$", "want doubt"},
+		},
+		{
+			Name:    "fitness",
+			Without: "a leader that cannot publish stays",
+			Edits: []Edit{{
+				File: "relay/blindness.go",
+				Old:  "case s.fit == 0 || t.gate != shut",
+				New:  "case true || t.gate != shut",
+			}},
+			Killer: Killer{"./relay", "^TestBlindLeaderMakesWay$", "does not make way"},
+		},
+		{
+			Name:    "another-stream",
+			Without: "any stream's answer counts as ours",
+			Edits: []Edit{{
+				File: "stream/answer.go",
+				Old:  "if a.Stream != \"\" && a.Stream != ours {",
+				New:  "if a.Stream != \"\" && false {",
+			}},
+			Killer: Killer{"./stream", "^TestAnotherStreamAnswers$/^by_itself$", "want doubt"},
+		},
+	}
+}

@@ -1,7 +1,0 @@
-//go:build !mutants
-
-package stream
-
-// mutant switches a safeguard off, in programs that the chaos tests build to see whether they would notice: see package
-// integration/chaos. In this one it compiles to nothing.
-func mutant(string) bool { return false }
