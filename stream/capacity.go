@@ -39,6 +39,9 @@ func (l Limit) String() string {
 // Full says that nothing more goes in.
 func (l Limit) Full() bool { return l.Used >= l.Most }
 
+// Consumers says that it is a limit on consumers, not on messages.
+func (l Limit) Consumers() bool { return l.Name == limitConsumers }
+
 // Nearly says that more than 90 % are used.
 func (l Limit) Nearly() bool { return l.Used > l.Most/10*9 }
 

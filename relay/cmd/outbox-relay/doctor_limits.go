@@ -17,6 +17,8 @@ func (d *doctor) examineLimits(info *jetstream.StreamInfo) {
 		switch {
 		case l.Discards:
 			d.ok(check, "the stream has %v, and makes room by discarding its oldest messages, whether or not anybody has read them", l)
+		case l.Consumers() && info.Config.AllowDirect:
+			d.ok(check, "the stream has %v: without a further one the relay reads back by direct gets", l)
 		case l.Full():
 			d.fail(check, "the stream is full, it has %v: %s", l, l.Remedy(&info.Config))
 		case l.Nearly():

@@ -330,6 +330,16 @@ func TestDoctorTriesToPublish(t *testing.T) {
 // What a relay needs to read back is tried, and each permission that it lacks is named.
 func TestDoctorTriesToReadBack(t *testing.T) {
 	const get, create, next, remove = "$JS.API.STREAM.MSG.GET.OUTBOX", "$JS.API.CONSUMER.CREATE.OUTBOX.>", "$JS.API.CONSUMER.MSG.NEXT.OUTBOX.>", "$JS.API.CONSUMER.DELETE.>"
+	named := func(subjects ...string) (texts []string) {
+		for _, subject := range subjects {
+			text := "permit it to publish to " + subject
+			if !strings.HasSuffix(subject, ">") {
+				text = "may not publish to " + subject + ": permit it"
+			}
+			texts = append(texts, text)
+		}
+		return texts
+	}
 	dsn := storetest.NewDatabase(t)
 	for _, test := range []struct {
 		name      string
@@ -338,13 +348,13 @@ func TestDoctorTriesToReadBack(t *testing.T) {
 		want      []string // To be named; all is well without.
 	}{
 		{"all permitted", jetstream.LimitsPolicy, nil, nil},
-		{"none permitted", jetstream.LimitsPolicy, []string{get, "$JS.API.CONSUMER.>"}, []string{get, create}},
-		{"no message", jetstream.LimitsPolicy, []string{get}, []string{get}},
-		{"no consumer", jetstream.LimitsPolicy, []string{create}, []string{create}},
-		{"nothing of it", jetstream.LimitsPolicy, []string{next}, []string{next}},
+		{"none permitted", jetstream.LimitsPolicy, []string{get, "$JS.API.CONSUMER.>"}, named(get, create)},
+		{"no message", jetstream.LimitsPolicy, []string{get}, named(get)},
+		{"no consumer", jetstream.LimitsPolicy, []string{create}, named(create)},
+		{"nothing of it", jetstream.LimitsPolicy, []string{next}, named(next)},
 		{"no removal, which the server sees to", jetstream.LimitsPolicy, []string{remove}, nil},
 		{"no consumer, which is not needed", jetstream.WorkQueuePolicy, []string{create}, nil},
-		{"no message of a work queue", jetstream.WorkQueuePolicy, []string{get}, []string{get}},
+		{"no message of a work queue", jetstream.WorkQueuePolicy, []string{get}, named(get)},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			broker := streamtest.Start(t, func(o *server.Options) {
@@ -366,7 +376,9 @@ func TestDoctorTriesToReadBack(t *testing.T) {
 				if len(test.want) == 0 {
 					d.expect(t, "ok reading back: permitted")
 				} else {
-					d.expect(t, "failure reading back: let its NATS user publish to "+strings.Join(test.want, "; let its NATS user publish to "))
+					for _, denied := range test.want {
+						d.expect(t, "failure reading back: "+denied)
+					}
 				}
 				if _, err := js.Publish(t.Context(), "outbox.a", nil); err != nil {
 					t.Fatal(err)
