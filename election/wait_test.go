@@ -86,7 +86,7 @@ func (r *relayed) mute(breakOff bool) {
 func TestKeyValueWaitsEnd(t *testing.T) {
 	t.Parallel()
 	for name, trouble := range map[string]func(*streamtest.Server, *relayed) error{
-		"nothing is answered": func(_ *streamtest.Server, r *relayed) error { r.mute(false); return nil },
+		"nothing is answered":                            func(_ *streamtest.Server, r *relayed) error { r.mute(false); return nil },
 		"a new connection is taken, and nothing is said": func(_ *streamtest.Server, r *relayed) error { r.mute(true); return nil },
 		"there is no JetStream":                          func(s *streamtest.Server, _ *relayed) error { return s.NATS().DisableJetStream() },
 		"the server is gone":                             func(s *streamtest.Server, _ *relayed) error { s.Stop(); return nil },
