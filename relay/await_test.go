@@ -140,6 +140,10 @@ func (s *stage) Standbys(ctx context.Context) (int, error) {
 	return s.standbys, err
 }
 
+func (s *stage) Report(ctx context.Context, _ string, _ time.Duration) error {
+	return s.pass(ctx, "Report")
+}
+
 func (s *stage) End(ctx context.Context) error { return s.pass(ctx, "End") }
 
 func (s *stage) Exchange(ctx context.Context, request store.Request) (reply store.Reply, err error) {

@@ -40,6 +40,9 @@ type Store interface {
 	Stand(ctx context.Context, stream string, fit bool) (obstacle string, err error)
 	// Standbys returns how many other relays say that they could publish to the term's stream.
 	Standbys(ctx context.Context) (int, error)
+	// Report records why the leader cannot publish, since so long ago, for those who look at the outbox only; an empty
+	// reason records that it can.
+	Report(ctx context.Context, reason string, since time.Duration) error
 	// End ends it, if the session is still there that it rested on.
 	End(ctx context.Context) error
 	// Exchange records outcomes and fetches rows, in one transaction.

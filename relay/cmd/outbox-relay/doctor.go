@@ -271,6 +271,7 @@ func (d *doctor) examineContents(ctx context.Context, outbox *store.Outbox) {
 		s := statusOf(d.config, outbox.Table(), &found)
 		d.ok("leader", "%s, term %d on stream %q, since %s", s.present(visible(latest[0].Leader)), latest[0].Number, latest[0].Stream, latest[0].Since.UTC().Format(time.RFC3339))
 	}
+	d.examineTrouble(&found)
 	switch waiting := countOf(found.Waiting); {
 	case found.Oldest == nil:
 		d.ok("backlog", "nothing waits")
@@ -284,6 +285,23 @@ func (d *doctor) examineContents(ctx context.Context, outbox *store.Outbox) {
 		return
 	}
 	d.ok("dead letters", "none")
+}
+
+// freshTrouble is how old a leader's word may be that it cannot publish: it says so again every few seconds.
+const freshTrouble = time.Minute
+
+// examineTrouble tells what the leader says.
+func (d *doctor) examineTrouble(found *store.Inspection) {
+	const check = "publishing now"
+	switch latest := found.Terms; {
+	case len(latest) == 0:
+	case latest[0].Trouble.Text == "":
+		d.ok(check, "nothing keeps the leader from it, as far as it has said")
+	case latest[0].Trouble.Age > freshTrouble:
+		d.warn(check, "the latest leader could not, when it last said so %s ago: %s", age(latest[0].Trouble.Age.Seconds()), visible(latest[0].Trouble.Text))
+	default:
+		d.fail(check, "the leader has not been able to for %s: %s", age(latest[0].Trouble.For.Seconds()), visible(latest[0].Trouble.Text))
+	}
 }
 
 func (d *doctor) examineBroker(ctx context.Context) {
