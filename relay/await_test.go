@@ -222,6 +222,7 @@ func (s *stage) Watch(ctx context.Context, _ func(store.Finding)) {
 
 func (s *stage) Stream() string            { return "S" }
 func (s *stage) Outcomes() <-chan struct{} { return s.signal }
+func (s *stage) LookFirst() bool           { return false }
 func (s *stage) Alone() bool               { return false }
 
 func (s *stage) ReadsBack() bool                                 { return true }

@@ -405,6 +405,8 @@ func (p *port) Publish(event *stream.Event) error {
 	return nil
 }
 
+func (p *port) LookFirst() bool { return false }
+
 func (p *port) Alone() bool { return false } // That is covered by what a stream acknowledges.
 
 func (p *port) Pipeline() int {

@@ -217,11 +217,14 @@ func (t *term) loop(ctx context.Context) error {
 		t.watchdog.turn(now)
 		t.open(ctx, now)
 		t.recover(ctx)
+		lookFirst := t.lookFirst(now)
 		t.look(ctx, now)
 		t.seekStandby(ctx, now)
 		t.tellOutbox(ctx, now)
 		t.examine(ctx)
-		t.publish(ctx, now)
+		if !lookFirst {
+			t.publish(ctx, now)
+		}
 		if done := t.exchange(ctx, now); done {
 			return nil
 		}

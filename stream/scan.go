@@ -239,7 +239,7 @@ func (p *Publisher) Look(ctx context.Context, before Sight, acked uint64) (sight
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.highest = max(p.highest, now.Last)
+	p.highest, p.proved = max(p.highest, now.Last), time.Now()
 	p.maxPayload, p.maxMessage = maxPayload, int64(info.Config.MaxMsgSize)
 	return now, nil
 }
