@@ -340,10 +340,12 @@ func (d *doctor) examineBroker(ctx context.Context) {
 		d.fail("jetstream", "%v", err)
 		return
 	}
-	found, answers := d.examineStream(ctx, connect, conn, js, setup, &asides)
+	found, fit, answers := d.examineStream(ctx, connect, conn, js, setup, &asides)
 	if found != nil {
 		d.examinePublishing(ctx, conn, setup, found, &asides)
-		d.examineReading(ctx, connect, setup, found)
+		if fit {
+			d.examineReading(ctx, connect, setup, found)
+		}
 		d.examineAccount(ctx, js, &asides)
 	}
 	if answers && d.config.Election.Kind == config.ElectionJetStream {
@@ -351,23 +353,25 @@ func (d *doctor) examineBroker(ctx context.Context) {
 	}
 }
 
-// examineStream returns the stream as it is, if there is one, and whether JetStream answers.
-func (d *doctor) examineStream(ctx context.Context, connect stream.ConnectOptions, conn *nats.Conn, js jetstream.JetStream, setup stream.Setup, asides *aside) (found *jetstream.StreamConfig, answers bool) {
+// examineStream returns the stream as it is, if there is one, whether a relay can use it, and whether JetStream answers.
+func (d *doctor) examineStream(ctx context.Context, connect stream.ConnectOptions, conn *nats.Conn, js jetstream.JetStream, setup stream.Setup, asides *aside) (found *jetstream.StreamConfig, fit, answers bool) {
 	ctx, cancel := context.WithTimeout(ctx, doctorPatience)
 	defer cancel()
 	create := setup.Create
 	setup.Create, setup.Strict = false, false // Nothing is to change, and strictness is applied to the findings.
-	switch _, err := js.Stream(ctx, setup.Stream); {
+	switch err := asides.ask(ctx, func(ctx context.Context) error {
+		_, err := js.Stream(ctx, setup.Stream)
+		return err
+	}); {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
 		d.ok("jetstream", "enabled")
 		if create {
-			d.examineAbsentStream(ctx, js, setup)
-			return nil, true
+			d.examineAbsentStream(ctx, connect, js, setup, asides)
+			return nil, false, true
 		}
 	case err != nil:
-		_, err = setup.Ensure(ctx, js) // It knows what the error means.
-		d.fail("jetstream", "%v%s", err, asides)
-		return nil, false
+		d.fail("jetstream", "%v", d.inRelaysWords(ctx, connect, setup, asides)) // It knows what the error means.
+		return nil, false, false
 	default:
 		d.ok("jetstream", "enabled")
 	}
@@ -381,15 +385,32 @@ func (d *doctor) examineStream(ctx context.Context, connect stream.ConnectOption
 		d.warn("stream", "%q: %s", setup.Stream, warning)
 	}
 	if report.Info == nil {
-		return nil, true
+		return nil, false, true
 	}
+	fit = err == nil
 	found = &report.Info.Config
 	if found.Duplicates >= setup.MinWindow {
 		d.ok("duplicate window", "%v, at least %v are needed", found.Duplicates, setup.MinWindow)
 	}
 	d.examineLimits(report.Info)
 	d.ok("ordered batches", "%s", connect.BatchAdvice(conn, setup.Stream, found.AllowBatchPublish))
-	return found, true
+	return found, fit, true
+}
+
+// inRelaysWords returns the error that a relay has when it looks at the stream.
+func (d *doctor) inRelaysWords(ctx context.Context, connect stream.ConnectOptions, setup stream.Setup, asides *aside) error {
+	connect.OnError = nil
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), doctorPatience)
+	defer cancel()
+	relay, err := stream.NewPublisher(stream.PublisherOptions{Connect: connect, Setup: setup})
+	if err != nil {
+		return err
+	}
+	defer relay.Close()
+	if _, err := relay.Open(ctx); err != nil {
+		return err
+	}
+	return fmt.Errorf("JetStream did not answer, and then it did%s", asides)
 }
 
 // examinePublishing tries the subjects that a relay publishes to, with messages that the stream will not store.
@@ -476,7 +497,16 @@ func (d *doctor) examineBucket(ctx context.Context, conn *nats.Conn, domain stri
 }
 
 // examineAbsentStream examines the stream that the relay would create.
-func (d *doctor) examineAbsentStream(ctx context.Context, js jetstream.JetStream, setup stream.Setup) {
+func (d *doctor) examineAbsentStream(ctx context.Context, connect stream.ConnectOptions, js jetstream.JetStream, setup stream.Setup, asides *aside) {
+	// A request that creates nothing, since it names no stream: whatever is answered, it is permitted.
+	create := connect.API() + "STREAM.CREATE." + setup.Stream
+	if err := asides.ask(ctx, func(ctx context.Context) error {
+		_, err := js.Conn().RequestWithContext(ctx, create, []byte("{}"))
+		return err
+	}); errors.Is(err, nats.ErrPermissionViolation) {
+		d.fail("stream", "%q does not exist and cannot be created: let the relay's NATS user publish to %s, or create the stream", setup.Stream, create)
+		return
+	}
 	subject := setup.Template.StreamSubject()
 	if other, err := js.StreamNameBySubject(ctx, subject); err == nil {
 		d.fail("stream", "%q does not exist and cannot be created, since stream %q listens on subjects of %q: name that stream, or give the subject template another first token", setup.Stream, other, subject)

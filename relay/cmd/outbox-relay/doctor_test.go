@@ -288,7 +288,7 @@ func TestDoctorTellsOfPermissions(t *testing.T) {
 		"OUTBOX_DATABASE_DSN": storetest.NewDatabase(t), "OUTBOX_NATS_URL": strings.Replace(nats.URL(), "://", "://me:right@", 1), "OUTBOX_ELECTION": "jetstream",
 	})
 	expectCode(t, d.result, 1)
-	d.expect(t, "ok nats", "failure jetstream: ermissions", "no reading back", "no bucket")
+	d.expect(t, "ok nats", "failure jetstream: may not publish to $JS.API.STREAM.INFO.OUTBOX: permit it", "no reading back", "no bucket")
 }
 
 // What a relay publishes is tried, without a trace in the stream.
@@ -327,16 +327,29 @@ func TestDoctorTriesToPublish(t *testing.T) {
 	}
 }
 
+// What keeps a relay from finding or creating the stream is named as the relay names it, and nothing is created.
+func TestDoctorNamesThePermissionsOfTheStream(t *testing.T) {
+	dsn := storetest.NewDatabase(t)
+	for deny, want := range map[string]string{
+		"$JS.API.STREAM.CREATE.>": `failure stream: "OUTBOX" does not exist and cannot be created: let the relay's NATS user publish to $JS.API.STREAM.CREATE.OUTBOX`,
+		"$JS.API.STREAM.INFO.>":   "failure jetstream: may not publish to $JS.API.STREAM.INFO.OUTBOX: permit it",
+		"elsewhere":               `ok stream: "OUTBOX" does not exist yet; the relay creates it`,
+	} {
+		_, url, js := denying(t, deny)
+		d := diagnose(t, environment{"OUTBOX_DATABASE_DSN": dsn, "OUTBOX_NATS_URL": url})
+		d.expect(t, want)
+		if _, err := js.Stream(t.Context(), "OUTBOX"); !errors.Is(err, jetstream.ErrStreamNotFound) {
+			t.Errorf("with %s denied, doctor has created the stream (%v)", deny, err)
+		}
+	}
+}
+
 // What a relay needs to read back is tried, and each permission that it lacks is named.
 func TestDoctorTriesToReadBack(t *testing.T) {
 	const get, create, next, remove = "$JS.API.STREAM.MSG.GET.OUTBOX", "$JS.API.CONSUMER.CREATE.OUTBOX.>", "$JS.API.CONSUMER.MSG.NEXT.OUTBOX.>", "$JS.API.CONSUMER.DELETE.>"
 	named := func(subjects ...string) (texts []string) {
 		for _, subject := range subjects {
-			text := "permit it to publish to " + subject
-			if !strings.HasSuffix(subject, ">") {
-				text = "may not publish to " + subject + ": permit it"
-			}
-			texts = append(texts, text)
+			texts = append(texts, "may not publish to "+subject+": permit it")
 		}
 		return texts
 	}
