@@ -46,6 +46,8 @@ func (d *doctor) examineAccount(ctx context.Context, js jetstream.JetStream, asi
 	}
 	for _, l := range stream.AccountLimits(info) {
 		switch {
+		case l.Streams(): // The relay's is there.
+			d.ok(check, "the NATS account has %v", l)
 		case l.Full():
 			d.fail(check, "the NATS account has used up a limit, it has %v: raise the limit, or remove streams or messages (`nats account info`, `nats stream report`)", l)
 		case l.Nearly():
