@@ -180,7 +180,7 @@ func NewKeyValue(connect func(ctx context.Context) (*nats.Conn, error), options 
 // returns, and the standbys are told.
 func (k *KeyValue) Run(ctx context.Context, lead func(ctx context.Context, lease *Lease) error) error {
 	link := &link{connect: k.connect, options: k.options}
-	defer link.close()
+	defer link.close(ctx)
 	return k.run(ctx, k.candidacy(link.open).acquire, lead)
 }
 

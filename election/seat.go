@@ -83,11 +83,11 @@ type link struct {
 // closeTimeout bounds closing a connection, which may want to send what is in its buffer first.
 const closeTimeout = 100 * time.Millisecond
 
-func (l *link) close() {
+func (l *link) close(ctx context.Context) {
 	if l.conn == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
 	_ = awaitErr(ctx, func() error {
 		l.conn.Close()

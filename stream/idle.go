@@ -83,7 +83,7 @@ func (p *Publisher) Alone() bool {
 func (p *Publisher) LookFirst() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.unproven(time.Now()) && !(p.config.AllowBatchPublish && p.fence != 0)
+	return p.unproven(time.Now()) && (!p.config.AllowBatchPublish || p.fence == 0)
 }
 
 // unproven is Alone. The caller holds mu.
