@@ -18,6 +18,8 @@ type report struct {
 }
 
 const (
+	// reportAfter is how long a reason must have lasted,
+	reportAfter = time.Second
 	// reportPause is how soon after one report the next may follow,
 	reportPause = 2 * time.Second
 	// and reportAgain after how long the same is said again.
@@ -37,10 +39,16 @@ func (r *report) due(reason string) time.Time {
 	switch {
 	case r.telling || reason == "" && r.said == "":
 		return time.Time{}
+	case reason == "":
+		return r.at // At once: it is no trouble any more.
 	case reason == r.said:
 		return r.at.Add(reportAgain)
 	}
-	return r.at.Add(reportPause)
+	due, next := r.since.Add(reportAfter), r.at.Add(reportPause)
+	if due.Before(next) {
+		return next
+	}
+	return due
 }
 
 // tellOutbox has the outbox told when that is due.

@@ -133,6 +133,7 @@ func TestNATSURLFile(t *testing.T) {
 		broker.Restart()
 		insert(t, dsn, "users", "User", "1", "UserCreated", "x")
 		eventually(t, "the event after the password's replacement is stored", stored)
+		eventually(t, "doctor is content", func() bool { return execute(t, env, "doctor").code == 0 })
 		for _, command := range []string{"doctor", "doctor --json", "status", "version"} {
 			got := execute(t, env, strings.Fields(command)...)
 			expectCode(t, got, 0)
