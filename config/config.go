@@ -77,8 +77,13 @@ type Logging struct {
 // NATS is the broker part of a [Config].
 type NATS struct {
 	// URL is a comma separated list of servers, or [NATSEmbedded]. Default
-	// nats://localhost:4222.
+	// nats://localhost:4222. [Load] fills it from URLFile, if that is given
+	// instead.
 	URL Secret
+
+	// URLFile is a file with the URL, which is read again at each connection.
+	// Default none.
+	URLFile string
 
 	// Creds is a credentials file (JWT and seed). Default none.
 	Creds string

@@ -58,6 +58,48 @@ func TestDSNFile(t *testing.T) {
 	}
 }
 
+// NATS' URL and its file are alternatives in the same way.
+func TestNATSURLFile(t *testing.T) {
+	const url, other = "nats://here:4222", "nats://relay:hunter2@there:4222,nats://relay:hunter2@elsewhere:4222"
+	for name, test := range map[string]struct {
+		toml string
+		env  map[string]string
+		url  string
+		want []string // Faults.
+	}{
+		"of the file":           {toml: `nats_url_file = "/secret/url"`, url: other},
+		"instead of the file's": {toml: `nats_url = "` + url + `"`, env: map[string]string{"OUTBOX_NATS_URL_FILE": "/secret/url"}, url: other},
+		"instead of that file":  {toml: `nats_url_file = "/secret/url"`, env: map[string]string{"OUTBOX_NATS_URL": url}, url: url},
+		"both in the environment": {
+			env:  map[string]string{"OUTBOX_NATS_URL": url, "OUTBOX_NATS_URL_FILE": "/secret/url"},
+			want: []string{"environment: OUTBOX_NATS_URL_FILE: set, and so is OUTBOX_NATS_URL (environment), want one of them"},
+		},
+		"no such file": {
+			env:  map[string]string{"OUTBOX_NATS_URL_FILE": "/secret/none"},
+			want: []string{`environment: OUTBOX_NATS_URL_FILE: got "/secret/none", want the path of a readable file (file does not exist)`},
+		},
+		"no URL in it": {
+			env:  map[string]string{"OUTBOX_NATS_URL_FILE": "/secret/bad"},
+			want: []string{`environment: OUTBOX_NATS_URL_FILE: in the file "/secret/bad" is something else, want comma separated URLs of the schemes nats, tls, ws or wss, or "embedded"`},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if test.env == nil {
+				test.env = make(map[string]string)
+			}
+			test.env["OUTBOX_DATABASE_DSN"] = dsn
+			cfg, err := config.Load(sources(test.env, map[string]string{config.DefaultPath: test.toml, "/secret/url": other + "\n", "/secret/bad": "hunter2"}))
+			compare(t, faults(t, err), test.want)
+			if string(cfg.NATS.URL) != test.url {
+				t.Errorf("got the URL %q, want %q", string(cfg.NATS.URL), test.url)
+			}
+			if err != nil && strings.Contains(err.Error(), "hunter2") {
+				t.Errorf("a secret is shown: %v", err)
+			}
+		})
+	}
+}
+
 // What others find is told with the rest, where the setting was made.
 func TestFurtherFindingsHavePlaces(t *testing.T) {
 	src := sources(map[string]string{"OUTBOX_DATABASE_DSN": dsn, "OUTBOX_BATCH_SIZE": "0", "OUTBOX_STREAM": "a.b"}, map[string]string{config.DefaultPath: "subject = 'events'"})

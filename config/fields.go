@@ -55,10 +55,13 @@ func (f Field) got(value any) string {
 	return "got " + quote(text)
 }
 
-// The two ways to say how to reach Postgres.
+// The two ways to say how to reach Postgres, and the two for NATS.
 const (
 	dsnKey     = "database_dsn"
 	dsnFileKey = "database_dsn_file"
+
+	natsURLKey     = "nats_url"
+	natsURLFileKey = "nats_url_file"
 )
 
 // Fields returns every setting, in the order of the sample file.
@@ -81,9 +84,14 @@ func Fields() []Field {
 			form: filePath(func(c *Config) *string { return &c.DatabasePasswordFile }),
 		},
 		{
-			Key: "nats_url", Env: "OUTBOX_NATS_URL",
-			Doc:  "NATS servers, or \"embedded\" to run one inside the relay.",
+			Key: natsURLKey, Env: "OUTBOX_NATS_URL",
+			Doc:  "NATS servers, or \"embedded\" to run one inside the relay. Either this or nats_url_file.",
 			form: natsURL(func(c *Config) *Secret { return &c.NATS.URL }),
+		},
+		{
+			Key: natsURLFileKey, Env: "OUTBOX_NATS_URL_FILE", file: true,
+			Doc:  "File with what nats_url takes, in one line, user and password or token included. They are read again at each connection, so that a password that was replaced needs no restart.",
+			form: filePath(func(c *Config) *string { return &c.NATS.URLFile }),
 		},
 		{
 			Key: "advisory_lock", Env: "OUTBOX_ADVISORY_LOCK",

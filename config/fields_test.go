@@ -98,7 +98,7 @@ func TestEveryFieldIsDocumented(t *testing.T) {
 // changes with it, and loads again as the same value.
 func TestFieldsCoverTheConfig(t *testing.T) {
 	values := map[string]string{
-		"OUTBOX_DATABASE_DSN": "host=h", "OUTBOX_DATABASE_DSN_FILE": "dsn", "OUTBOX_DATABASE_PASSWORD_FILE": "file", "OUTBOX_NATS_URL": "embedded", "OUTBOX_ADVISORY_LOCK": "7", "OUTBOX_TABLE": "s.t",
+		"OUTBOX_DATABASE_DSN": "host=h", "OUTBOX_DATABASE_DSN_FILE": "dsn", "OUTBOX_DATABASE_PASSWORD_FILE": "file", "OUTBOX_NATS_URL": "embedded", "OUTBOX_NATS_URL_FILE": "url", "OUTBOX_ADVISORY_LOCK": "7", "OUTBOX_TABLE": "s.t",
 		"OUTBOX_MIGRATE": "false", "OUTBOX_STRICT": "true", "OUTBOX_HTTP_ADDR": "off", "OUTBOX_LOGGING_LEVEL": "warn",
 		"OUTBOX_LOGGING_FORMAT": "json", "OUTBOX_NATS_CREDS": "file", "OUTBOX_NATS_NKEY": "file", "OUTBOX_NATS_TLS_CA": "file",
 		"OUTBOX_NATS_TLS_CERT": "file", "OUTBOX_NATS_TLS_KEY": "file", "OUTBOX_NATS_LISTEN": ":0", "OUTBOX_NATS_STORE_DIR": "dir",
@@ -125,7 +125,7 @@ func TestFieldsCoverTheConfig(t *testing.T) {
 				env = map[string]string{"OUTBOX_DATABASE_DSN_FILE": "other dsn"}
 			default:
 			}
-			files := map[string]string{"file": "", "other": "", "dsn": dsn + "\n", "other dsn": dsn}
+			files := map[string]string{"file": "", "other": "", "dsn": dsn + "\n", "other dsn": dsn, "url": "nats://localhost:4222\n"}
 			before, err := config.Load(sources(env, files))
 			if err != nil {
 				t.Fatal(err)

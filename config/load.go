@@ -108,9 +108,13 @@ func Load(src Sources) (Config, error) {
 	}
 	l.loadFile()
 	l.loadEnvironment()
-	l.chooseDSN()
+	for _, s := range secrets() {
+		l.choose(s)
+	}
 	l.checkFiles()
-	l.readDSN()
+	for _, s := range secrets() {
+		l.readSecret(s)
+	}
 	l.checkRequired()
 	l.checkRelations()
 	l.checkFurther()
@@ -309,42 +313,56 @@ func (l *loader) checkRequired() {
 	}
 }
 
-// chooseDSN makes the DSN and its file alternatives: the environment's goes
-// before the file's, and in one place there is but one.
-func (l *loader) chooseDSN() {
-	dsn, dsnSet := l.origins[dsnKey]
-	file, fileSet := l.origins[dsnFileKey]
-	if !dsnSet || !fileSet || l.config.DatabaseDSNFile == "" {
-		return
-	}
-	switch {
-	case dsn.place == envPlace && file.place != envPlace:
-		l.config.DatabaseDSNFile = ""
-		delete(l.origins, dsnFileKey)
-	case file.place == envPlace && dsn.place != envPlace:
-		l.config.DatabaseDSN = ""
-		delete(l.origins, dsnKey)
-	default:
-		l.faulty[dsnFileKey] = true
-		l.fault(&Error{Place: file.place, Setting: file.setting, Problem: "set, and so is " + l.whence(dsnKey), Want: "one of them"})
+// secret is a setting that may be in a file of its own, which another setting names.
+type secret struct {
+	key, fileKey string
+	value        func(*Config) *Secret
+	file         func(*Config) *string
+}
+
+func secrets() []secret {
+	return []secret{
+		{dsnKey, dsnFileKey, func(c *Config) *Secret { return &c.DatabaseDSN }, func(c *Config) *string { return &c.DatabaseDSNFile }},
+		{natsURLKey, natsURLFileKey, func(c *Config) *Secret { return &c.NATS.URL }, func(c *Config) *string { return &c.NATS.URLFile }},
 	}
 }
 
-// readDSN takes the DSN from its file.
-func (l *loader) readDSN() {
-	name := l.config.DatabaseDSNFile
-	if name == "" || l.faulty[dsnFileKey] {
+// choose makes a secret and its file alternatives: the environment's goes before
+// the file's, and in one place there is but one.
+func (l *loader) choose(s secret) {
+	value, valueSet := l.origins[s.key]
+	file, fileSet := l.origins[s.fileKey]
+	if !valueSet || !fileSet || *s.file(&l.config) == "" {
 		return
 	}
-	at := l.origins[dsnFileKey]
+	switch {
+	case value.place == envPlace && file.place != envPlace:
+		*s.file(&l.config) = ""
+		delete(l.origins, s.fileKey)
+	case file.place == envPlace && value.place != envPlace:
+		*s.value(&l.config) = ""
+		delete(l.origins, s.key)
+	default:
+		l.faulty[s.fileKey] = true
+		l.fault(&Error{Place: file.place, Setting: file.setting, Problem: "set, and so is " + l.whence(s.key), Want: "one of them"})
+	}
+}
+
+// readSecret takes a secret from its file.
+func (l *loader) readSecret(s secret) {
+	name := *s.file(&l.config)
+	if name == "" || l.faulty[s.fileKey] {
+		return
+	}
+	at := l.origins[s.fileKey]
 	data, err := l.ReadFile(name)
 	if err != nil {
 		return // checkFiles has said so, or it is not needed.
 	}
-	i := slices.IndexFunc(l.fields, func(f Field) bool { return f.Key == dsnKey })
+	i := slices.IndexFunc(l.fields, func(f Field) bool { return f.Key == s.key })
 	hint, ok := l.fields[i].form.parse(&l.config, strings.TrimRight(string(data), "\r\n"))
 	if !ok {
-		l.faulty[dsnFileKey] = true
+		l.faulty[s.fileKey] = true
 		l.fault(&Error{Place: at.place, Setting: at.setting, Problem: "in the file " + quote(name) + " is something else", Want: l.fields[i].Want, Hint: hint})
 	}
 }
@@ -356,8 +374,10 @@ func (l *loader) checkFurther() {
 	}
 	for _, finding := range l.Check(l.config) {
 		at, set := l.origins[finding.Key]
-		if !set && finding.Key == dsnKey && l.config.DatabaseDSNFile != "" {
-			at, set = l.origins[dsnFileKey]
+		for _, s := range secrets() {
+			if !set && finding.Key == s.key && *s.file(&l.config) != "" {
+				at, set = l.origins[s.fileKey]
+			}
 		}
 		switch {
 		case l.faulty[finding.Key]:

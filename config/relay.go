@@ -51,6 +51,9 @@ func (c Config) RelayConfig() relay.Config {
 		r.Retain = relay.NoArchive
 	}
 	if !c.NATS.Embedded() { // That is the program's own, and asks for no credentials.
+		if c.NATS.URLFile != "" {
+			r.NATS, r.Connect.URLFile = "", c.NATS.URLFile // As with Postgres.
+		}
 		r.Connect.CredsFile, r.Connect.NKeyFile = c.NATS.Creds, c.NATS.NKey
 		r.Connect.TLSCA, r.Connect.TLSCert, r.Connect.TLSKey = c.NATS.TLSCA, c.NATS.TLSCert, c.NATS.TLSKey
 		r.Connect.TLSFirst, r.Connect.InboxPrefix, r.Connect.Domain = c.NATS.TLSFirst, c.NATS.InboxPrefix, c.NATS.Domain

@@ -49,6 +49,12 @@ func TestRelayConfig(t *testing.T) {
 		t.Errorf("the relay gets\n%+v\nwant\n%+v", got, want)
 	}
 
+	c.NATS.URLFile = "url"
+	want.NATS, want.Connect.URLFile = "", "url"
+	if got := c.RelayConfig(); !reflect.DeepEqual(got, want) {
+		t.Errorf("the relay gets\n%+v\nwant\n%+v", got, want)
+	}
+
 	// What the zero would not say.
 	c.DatabaseDSNFile, c.Migrate, c.Stream.Create, c.Relay.Retain, c.AdvisoryLock, c.NATS.URL = "dsn", false, false, 0, 0, config.NATSEmbedded
 	want.Postgres, want.PostgresFile, want.NoMigrate, want.Stream.NoCreate, want.Retain = "", "dsn", true, true, relay.NoArchive

@@ -19,8 +19,6 @@ const (
 	// reconnectWait is the pause after an attempt for which the server could not be reached, doubling to reconnectWaitMax.
 	reconnectWait    = 100 * time.Millisecond
 	reconnectWaitMax = time.Second
-	// resignTimeout bounds giving a key-value entry back.
-	resignTimeout = 2 * time.Second
 )
 
 // ErrLeaseLost is the cause of the end of a leader's context when its lease could not be renewed.

@@ -27,6 +27,12 @@ const (
 	maxLease = time.Minute
 )
 
+// What a stop may take if nobody answers, so that the process can end within a second.
+const (
+	lastWrite     = 250 * time.Millisecond // For a write that is under way.
+	resignTimeout = 500 * time.Millisecond // To give the entry back.
+)
+
 // writeAgain is the pause after an update or a deletion that failed and may succeed.
 const writeAgain = 50 * time.Millisecond
 
@@ -58,11 +64,15 @@ type KeyValueOptions struct {
 }
 
 // jetStream returns JetStream as a connection reaches it.
-func (o KeyValueOptions) jetStream(conn *nats.Conn) (jetstream.JetStream, error) {
-	js, err := jetstream.New(conn)
-	if o.Domain != "" {
-		js, err = jetstream.NewWithDomain(conn, o.Domain)
-	}
+func (o KeyValueOptions) jetStream(ctx context.Context, conn *nats.Conn) (jetstream.JetStream, error) {
+	ctx, cancel := context.WithTimeout(ctx, o.requestTimeout())
+	defer cancel()
+	js, err := await(ctx, func() (jetstream.JetStream, error) {
+		if o.Domain != "" {
+			return jetstream.NewWithDomain(conn, o.Domain)
+		}
+		return jetstream.New(conn)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("use JetStream: %w", err)
 	}
@@ -170,7 +180,7 @@ func NewKeyValue(connect func(ctx context.Context) (*nats.Conn, error), options 
 // returns, and the standbys are told.
 func (k *KeyValue) Run(ctx context.Context, lead func(ctx context.Context, lease *Lease) error) error {
 	link := &link{connect: k.connect, options: k.options}
-	defer link.close()
+	defer link.close(ctx)
 	return k.run(ctx, k.candidacy(link.open).acquire, lead)
 }
 
@@ -256,7 +266,9 @@ func (c *candidacy) vacant(seen sight) time.Time {
 func (c *candidacy) take(ctx context.Context, seat seat, seen sight) (*holding, error) {
 	h := &holding{candidacy: c, seat: seat, revision: seen.revision}
 	// Who is told to stop meanwhile still wants to know, to resign.
-	if err := h.update(context.WithoutCancel(ctx)); err != nil {
+	taking, cancel := outlast(ctx, lastWrite)
+	defer cancel()
+	if err := h.update(taking); err != nil {
 		return nil, err
 	}
 	if ctx.Err() != nil {
@@ -337,7 +349,9 @@ func (h *holding) renew(ctx context.Context) error {
 // extend updates the entry before the lease ends, in as many attempts as it takes. It returns nil too if ctx has ended.
 func (h *holding) extend(ctx context.Context, end time.Time) error {
 	// A leader who stops meanwhile still wants to know the revision, to resign.
-	writing, cancel := context.WithDeadline(context.WithoutCancel(ctx), end)
+	outlasting, cancel := outlast(ctx, lastWrite)
+	defer cancel()
+	writing, cancel := context.WithDeadline(outlasting, end)
 	defer cancel()
 	for {
 		err := h.update(writing)

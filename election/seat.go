@@ -11,7 +11,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// seat is the entry that is competed for. Each call is bounded in time, except that a watch lasts as long as its context.
+// seat is the entry that is competed for. Each call is bounded in time and ends with its context, except that a watch lasts
+// as long as its context.
 type seat interface {
 	// look returns the entry, or an older state of it.
 	look(ctx context.Context) (sight, error)
@@ -79,29 +80,27 @@ type link struct {
 	conn    *nats.Conn // Nil before open.
 }
 
-func (l *link) close() {
-	if l.conn != nil {
-		l.conn.Close()
+// closeTimeout bounds closing a connection, which may want to send what is in its buffer first.
+const closeTimeout = 100 * time.Millisecond
+
+func (l *link) close(ctx context.Context) {
+	if l.conn == nil {
+		return
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	_ = awaitErr(ctx, func() error {
+		l.conn.Close()
+		return nil
+	})
 }
 
 // open connects, if there is no connection, and makes sure that there is a fit bucket.
 func (l *link) open(ctx context.Context) (seat, error) {
-	if l.conn == nil || l.conn.IsClosed() {
-		conn, err := l.connect(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("connect: %w", err)
-		}
-		l.conn = conn
+	if err := l.connected(ctx); err != nil {
+		return nil, err
 	}
-	if !l.conn.IsConnected() {
-		reason := l.conn.LastError()
-		if reason == nil {
-			reason = nats.ErrDisconnected
-		}
-		return nil, fmt.Errorf("not connected to NATS: %w", reason)
-	}
-	js, err := l.options.jetStream(l.conn)
+	js, err := l.options.jetStream(ctx, l.conn)
 	if err != nil {
 		return nil, err
 	}
@@ -119,6 +118,42 @@ func (l *link) open(ctx context.Context) (seat, error) {
 	return e, nil
 }
 
+// errClosed says that a connection is over for good.
+var errClosed = errors.New("closed")
+
+// connected makes sure that there is a connection.
+func (l *link) connected(ctx context.Context) error {
+	if l.conn != nil {
+		conn := l.conn
+		looking, cancel := context.WithTimeout(ctx, l.options.requestTimeout())
+		defer cancel()
+		err := awaitErr(looking, func() error {
+			switch {
+			case conn.IsConnected():
+				return nil
+			case conn.IsClosed():
+				return errClosed
+			}
+			if err := conn.LastError(); err != nil {
+				return err
+			}
+			return nats.ErrDisconnected
+		})
+		switch {
+		case err == nil:
+			return nil
+		case !errors.Is(err, errClosed):
+			return fmt.Errorf("not connected to NATS: %w", err)
+		}
+	}
+	conn, err := l.connect(ctx)
+	if err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	l.conn = conn
+	return nil
+}
+
 // VerifyBucket looks at the bucket that a [KeyValue] with these options competes in, as it does itself, but creates none: if
 // there is none, jetstream.ErrBucketNotFound is in the error.
 func VerifyBucket(ctx context.Context, conn *nats.Conn, options KeyValueOptions) error {
@@ -126,7 +161,7 @@ func VerifyBucket(ctx context.Context, conn *nats.Conn, options KeyValueOptions)
 	if err != nil {
 		return fmt.Errorf("key-value election: %w", err)
 	}
-	js, err := options.jetStream(conn)
+	js, err := options.jetStream(ctx, conn)
 	if err != nil {
 		return err
 	}
@@ -145,9 +180,8 @@ func (e *entry) streamName() string { return "KV_" + e.options.Bucket }
 
 // find looks the bucket up, and whether it is fit.
 func (e *entry) find(ctx context.Context, js jetstream.JetStream) error {
-	err := e.ask(ctx, "look up", func(ctx context.Context) (err error) {
-		e.kv, err = js.KeyValue(ctx, e.options.Bucket)
-		return err
+	kv, err := ask(ctx, e, "look up", func(ctx context.Context) (jetstream.KeyValue, error) {
+		return js.KeyValue(ctx, e.options.Bucket)
 	})
 	if errors.Is(err, jetstream.ErrBadBucket) {
 		return e.unfit("its stream, %s, is none that holds a bucket", e.streamName())
@@ -155,13 +189,13 @@ func (e *entry) find(ctx context.Context, js jetstream.JetStream) error {
 	if err != nil {
 		return err
 	}
-	err = e.ask(ctx, "look up", func(ctx context.Context) (err error) {
-		e.stream, err = js.Stream(ctx, e.streamName())
-		return err
+	found, err := ask(ctx, e, "look up", func(ctx context.Context) (jetstream.Stream, error) {
+		return js.Stream(ctx, e.streamName())
 	})
 	if err != nil {
 		return err
 	}
+	e.kv, e.stream = kv, found
 	return e.verify()
 }
 
@@ -173,14 +207,15 @@ func (e *entry) create(ctx context.Context, js jetstream.JetStream) error {
 		Description: "Which relay of an outbox leads.",
 		Replicas:    max(e.options.Replicas, 1),
 	}
-	create := func(ctx context.Context) error {
-		_, err := js.CreateKeyValue(ctx, config)
+	create := func() error {
+		config := config
+		_, err := ask(ctx, e, "create", func(ctx context.Context) (jetstream.KeyValue, error) { return js.CreateKeyValue(ctx, config) })
 		return err
 	}
-	err := e.ask(ctx, "create", create)
+	err := create()
 	if refusal, ok := errors.AsType[*jetstream.APIError](err); ok && refusal.ErrorCode == codeMaxBytesNeeded {
 		config.MaxBytes = bucketBytes
-		err = e.ask(ctx, "create", create)
+		err = create()
 	}
 	if errors.Is(err, jetstream.ErrBucketExists) {
 		return nil
@@ -218,37 +253,39 @@ func (e *entry) unfit(format string, args ...any) error {
 }
 
 // ask makes a request within its time.
-func (e *entry) ask(ctx context.Context, what string, request func(ctx context.Context) error) error {
-	before := e.conn.LastError()
-	ctx, cancel := context.WithTimeout(ctx, e.options.requestTimeout())
+func ask[T any](ctx context.Context, e *entry, what string, request func(ctx context.Context) (T, error)) (T, error) {
+	asking, cancel := context.WithTimeout(ctx, e.options.requestTimeout())
 	defer cancel()
-	err := request(ctx)
-	switch reason := e.conn.LastError(); {
-	case err == nil:
-		return nil
-	case errors.Is(err, nats.ErrReconnectBufExceeded):
-		err = fmt.Errorf("not connected to NATS (%w)", err)
-	case errors.Is(err, context.DeadlineExceeded) && errors.Is(reason, nats.ErrPermissionViolation) && reason != before: //nolint:errorlint // Whether it is news.
-		err = fmt.Errorf("%w: %w", err, reason) // What is not permitted is not answered.
+	answer, err := await(asking, func() (T, error) {
+		before := e.conn.LastError()
+		answer, err := request(asking)
+		switch reason := e.conn.LastError(); {
+		case errors.Is(err, nats.ErrReconnectBufExceeded):
+			err = fmt.Errorf("not connected to NATS (%w)", err)
+		case errors.Is(err, context.DeadlineExceeded) && errors.Is(reason, nats.ErrPermissionViolation) && reason != before: //nolint:errorlint // Whether it is news.
+			err = fmt.Errorf("%w: %w", err, reason) // What is not permitted is not answered.
+		}
+		return answer, err
+	})
+	if err != nil {
+		err = fmt.Errorf("%s bucket %q: %w", what, e.options.Bucket, err)
 	}
-	return fmt.Errorf("%s bucket %q: %w", what, e.options.Bucket, err)
+	return answer, err
 }
 
 // look implements seat. Where the bucket allows direct gets, as those that the client creates do, any replica answers.
-func (e *entry) look(ctx context.Context) (seen sight, err error) {
-	err = e.ask(ctx, "read key "+e.options.Key+" of", func(ctx context.Context) error {
+func (e *entry) look(ctx context.Context) (sight, error) {
+	return ask(ctx, e, "read key "+e.options.Key+" of", func(ctx context.Context) (sight, error) {
 		msg, err := e.stream.GetLastMsgForSubject(ctx, "$KV."+e.options.Bucket+"."+e.options.Key)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			return nil
+			return sight{}, nil
 		}
 		if err != nil {
-			return err
+			return sight{}, err
 		}
 		deleted := msg.Header.Get("KV-Operation") != "" || msg.Header.Get(jetstream.MarkerReasonHeader) != ""
-		seen, err = sightOf(msg.Sequence, deleted, msg.Data)
-		return err
+		return sightOf(msg.Sequence, deleted, msg.Data)
 	})
-	return seen, err
 }
 
 // take implements seat.
@@ -257,18 +294,18 @@ func (e *entry) take(ctx context.Context, value claim, revision uint64) (uint64,
 	if err != nil {
 		return 0, fmt.Errorf("claim: %w", err)
 	}
-	err = e.ask(ctx, "write key "+e.options.Key+" of", func(ctx context.Context) (err error) {
-		revision, err = e.kv.Update(ctx, e.options.Key, data, revision)
-		return moved(err)
+	return ask(ctx, e, "write key "+e.options.Key+" of", func(ctx context.Context) (uint64, error) {
+		written, err := e.kv.Update(ctx, e.options.Key, data, revision)
+		return written, moved(err)
 	})
-	return revision, err
 }
 
 // leave implements seat.
 func (e *entry) leave(ctx context.Context, revision uint64) error {
-	return e.ask(ctx, "delete key "+e.options.Key+" of", func(ctx context.Context) error {
-		return moved(e.kv.Delete(ctx, e.options.Key, jetstream.LastRevision(revision)))
+	_, err := ask(ctx, e, "delete key "+e.options.Key+" of", func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, moved(e.kv.Delete(ctx, e.options.Key, jetstream.LastRevision(revision)))
 	})
+	return err
 }
 
 // moved recognises the refusal of a write on an old revision.
@@ -288,7 +325,7 @@ func (e *entry) watch(ctx context.Context) (<-chan jetstream.KeyValueEntry, erro
 	ctx, cancel := context.WithCancel(ctx)
 	timeout := time.AfterFunc(e.options.requestTimeout(), cancel)
 	defer timeout.Stop()
-	watcher, err := e.kv.Watch(ctx, e.options.Key)
+	watcher, err := await(ctx, func() (jetstream.KeyWatcher, error) { return e.kv.Watch(ctx, e.options.Key) })
 	if err != nil {
 		cancel()
 		return nil, fmt.Errorf("watch key %s of bucket %q: %w", e.options.Key, e.options.Bucket, err)

@@ -1,6 +1,7 @@
 package integration_test
 
 import (
+	"fmt"
 	"net"
 	"regexp"
 	"strconv"
@@ -140,40 +141,42 @@ func TestFrozenRelayKnowsIt(t *testing.T) {
 	relay.Leads()
 }
 
-// Whatever does not answer, a relay that does not lead stops within a second, and so does a leader with nothing in flight.
+// Whatever does not answer, a relay that does not lead stops within a second, and so does a leader with nothing in flight,
+// whoever elects it.
 func TestStopsWhileNobodyAnswers(t *testing.T) {
 	t.Parallel()
-	for name, settings := range map[string]func(w *harness.World, postgres, nats string) []string{
-		"leader": func(_ *harness.World, postgres, nats string) []string { return []string{postgres, nats} },
-		"standby": func(w *harness.World, postgres, nats string) []string {
-			w.Relay().Leads()
-			return []string{postgres, nats}
-		},
-	} {
-		for _, mute := range []string{"Postgres", "NATS"} {
-			t.Run(name+" without "+mute, func(t *testing.T) {
-				t.Parallel()
-				w := harness.NewWorld(t, harness.Options{})
-				postgres, nats := harness.NewProxy(t, addressOf(t, w.DSN)), harness.NewProxy(t, strings.TrimPrefix(w.URL(), "nats://"))
-				s := settings(w, "OUTBOX_DATABASE_DSN="+strings.Replace(w.DSN, addressOf(t, w.DSN), postgres.Address(), 1), "OUTBOX_NATS_URL=nats://"+nats.Address())
-				relay := w.Relay(append(s, "OUTBOX_SHUTDOWN_TIMEOUT=200ms")...)
-				harness.Eventually(t, 20*time.Second, "it is ready", func() bool { return relay.Get("/readyz") == 200 })
-				if mute == "NATS" {
-					nats.Mute()
-				} else {
-					postgres.Mute()
-				}
-				harness.Pause(t.Context(), 3*time.Second) // Until it waits for an answer.
-				at := time.Now()
-				if code := relay.Stop(); code != 0 {
-					t.Errorf("exit code %d after SIGTERM, want 0", code)
-				}
-				if took := time.Since(at); took > 1500*time.Millisecond {
-					t.Errorf("it stopped after %v", took)
-				} else {
-					t.Logf("it stopped after %v", took)
-				}
-			})
+	for _, election := range []string{"postgres", "jetstream"} {
+		for _, leads := range []bool{true, false} {
+			for _, mute := range []string{"Postgres", "NATS"} {
+				name := fmt.Sprintf("elected by %s, leads=%v, without %s", election, leads, mute)
+				t.Run(name, func(t *testing.T) {
+					t.Parallel()
+					w := harness.NewWorld(t, harness.Options{})
+					elector := "OUTBOX_ELECTION=" + election
+					postgres, nats := harness.NewProxy(t, addressOf(t, w.DSN)), harness.NewProxy(t, strings.TrimPrefix(w.URL(), "nats://"))
+					if !leads {
+						w.Relay(elector).Leads()
+					}
+					relay := w.Relay(elector, "OUTBOX_SHUTDOWN_TIMEOUT=200ms", "OUTBOX_NATS_URL=nats://"+nats.Address(),
+						"OUTBOX_DATABASE_DSN="+strings.Replace(w.DSN, addressOf(t, w.DSN), postgres.Address(), 1))
+					harness.Eventually(t, 20*time.Second, "it is ready", func() bool { return relay.Get("/readyz") == 200 })
+					if mute == "NATS" {
+						nats.Mute()
+					} else {
+						postgres.Mute()
+					}
+					harness.Pause(t.Context(), 3*time.Second) // Until it waits for an answer.
+					at := time.Now()
+					if code := relay.Stop(); code != 0 {
+						t.Errorf("exit code %d after SIGTERM, want 0", code)
+					}
+					if took := time.Since(at); took > 1500*time.Millisecond {
+						t.Errorf("it stopped after %v", took)
+					} else {
+						t.Logf("it stopped after %v", took)
+					}
+				})
+			}
 		}
 	}
 }

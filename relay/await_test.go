@@ -141,6 +141,10 @@ func (s *stage) Standbys(ctx context.Context) (int, error) {
 	return s.standbys, err
 }
 
+func (s *stage) Report(ctx context.Context, _ string, _ time.Duration) error {
+	return s.pass(ctx, "Report")
+}
+
 func (s *stage) End(ctx context.Context) error { return s.pass(ctx, "End") }
 
 func (s *stage) Exchange(ctx context.Context, request store.Request) (reply store.Reply, err error) {
@@ -219,6 +223,7 @@ func (s *stage) Watch(ctx context.Context, _ func(store.Finding)) {
 
 func (s *stage) Stream() string            { return "S" }
 func (s *stage) Outcomes() <-chan struct{} { return s.signal }
+func (s *stage) LookFirst() bool           { return false }
 func (s *stage) Alone() bool               { return false }
 
 func (s *stage) ReadsBack() bool                                 { return true }

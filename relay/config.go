@@ -47,7 +47,8 @@ type Config struct {
 	// them.
 	NoMigrate bool
 
-	// NATS is the URL of a NATS server or, separated by commas, of several. The default is Connect.URL, then DefaultNATS.
+	// NATS is the URL of a NATS server or, separated by commas, of several. The default is Connect.URL or what is in
+	// Connect.URLFile, then DefaultNATS.
 	NATS string
 	// Connect has credentials, certificates and what else a connection to NATS may need. Its Name defaults to
 	// DefaultClientName. Credentials and certificates are read again at each connection.
@@ -220,7 +221,9 @@ func planOf(c Config) (plan, error) {
 		faults = append(faults, fmt.Errorf("Stream.Subject: %w", err))
 	}
 	connect := c.Connect
-	connect.URL = cmp.Or(c.NATS, connect.URL, DefaultNATS)
+	if connect.URL = cmp.Or(c.NATS, connect.URL); connect.URL == "" && connect.URLFile == "" {
+		connect.URL = DefaultNATS
+	}
 	connect.Name = cmp.Or(connect.Name, DefaultClientName)
 	if connect.URL == embeddedNATS {
 		faults = append(faults, errEmbedded)

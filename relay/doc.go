@@ -82,7 +82,8 @@
 // the stream back if that look finds another stream, a shorter one, or another message at the sequence acknowledged last;
 // and if an acknowledgement has a sequence that the stream had given before. If somebody deletes the stream, the server says
 // so (package stream, hearOfDeletion). After idleness the relay sends one event alone, so
-// that a stream that was created anew or put back is noticed before anything else is stored in it.
+// that a stream that was created anew or put back is noticed before anything else is stored in it; that event carries the
+// fence or, where there is none or the stream would not look for it, follows a look at the stream.
 //
 // A leader that stops in order hands over: nothing is in flight, and it leaves a checkpoint that says so. If its
 // successor finds that fence as the last one in the stream, it reads nothing back (handover.go).

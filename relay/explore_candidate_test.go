@@ -292,6 +292,7 @@ func (p *port) Begin(_ context.Context, _, _ string, atLeast int64) (store.Term,
 }
 
 func (p *port) Stand(context.Context, string, bool) (string, error) { return "", nil }
+func (p *port) Report(context.Context, string, time.Duration) error { return nil }
 func (p *port) Standbys(context.Context) (int, error)               { return 0, nil } // What comes of a term's end is covered by others.
 
 func (p *port) End(context.Context) error                  { return nil } // Only a sleeping producer would notice.
@@ -403,6 +404,8 @@ func (p *port) Publish(event *stream.Event) error {
 	p.world.aside("it sends row %d", event.Seq)
 	return nil
 }
+
+func (p *port) LookFirst() bool { return false }
 
 func (p *port) Alone() bool { return false } // That is covered by what a stream acknowledges.
 

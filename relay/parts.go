@@ -40,6 +40,9 @@ type Store interface {
 	Stand(ctx context.Context, stream string, fit bool) (obstacle string, err error)
 	// Standbys returns how many other relays say that they could publish to the term's stream.
 	Standbys(ctx context.Context) (int, error)
+	// Report records why the leader cannot publish, since so long ago, for those who look at the outbox only; an empty
+	// reason records that it can.
+	Report(ctx context.Context, reason string, since time.Duration) error
 	// End ends it, if the session is still there that it rested on.
 	End(ctx context.Context) error
 	// Exchange records outcomes and fetches rows, in one transaction.
@@ -85,8 +88,8 @@ type Sender interface {
 type Publisher interface {
 	Sender
 
-	// ReadsBack reports whether the publisher can tell what the stream holds: whether Fence, Unfenced, Scan, Alone, Find and
-	// Look work. It does not change. Of one that does not, the relay calls none of them: what is in doubt it publishes again,
+	// ReadsBack reports whether the publisher can tell what the stream holds: whether Fence, Unfenced, Scan, Alone,
+	// LookFirst, Find and Look work. It does not change. Of one that does not, the relay calls none of them: what is in doubt it publishes again,
 	// and only the stream's duplicate window keeps that from being stored twice.
 	ReadsBack() bool
 	// Fence keeps out of the stream what was sent before, for an outbox's term: see stream.Publisher.Fence.
@@ -98,6 +101,9 @@ type Publisher interface {
 	// Alone reports whether the next event is to go alone, to find out whether the stream still is the one that was read
 	// back: see stream.Publisher.Alone. A pipe does so by itself.
 	Alone() bool
+	// LookFirst reports whether the stream is to be looked at before the next event is sent, for the same purpose: the event
+	// would find out by being stored. See stream.Publisher.LookFirst.
+	LookFirst() bool
 	// Find returns the event of the message at a sequence.
 	Find(ctx context.Context, sequence uint64) (stream.Found, error)
 	// Look compares the stream with what it looked like before.
@@ -154,7 +160,8 @@ func (publishOnly) Scan(context.Context, uint64, stream.Fence, func(stream.Found
 	return errNoReading
 }
 
-func (publishOnly) Alone() bool { return false }
+func (publishOnly) Alone() bool     { return false }
+func (publishOnly) LookFirst() bool { return false }
 
 func (publishOnly) Find(context.Context, uint64) (stream.Found, error) {
 	return stream.Found{}, errNoReading

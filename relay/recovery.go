@@ -307,6 +307,7 @@ type audit struct {
 	looking bool
 	void    bool // What comes of that is out of date.
 	due     time.Time
+	failed  bool   // The latest look has told nothing.
 	busy    bool   // Something has been published since.
 	epoch   uint64 // The ledger's when the look under way began, if it was drained; otherwise 0.
 }
@@ -333,6 +334,16 @@ func (t *term) acknowledged(highest uint64, now time.Time) {
 			t.core.ledger.seen(highest, now, t.stopping)
 		}
 	}
+}
+
+// lookFirst reports whether nothing may be published before the stream has been looked at, which then is due. Where that
+// fails, publishing tells why.
+func (t *term) lookFirst(now time.Time) bool {
+	if t.reader == nil || t.gate != wide || t.core.doubt || t.stopping || t.audit.failed || t.core.flying > 0 || t.core.ready.len() == 0 || !t.reader.LookFirst() {
+		return false
+	}
+	t.audit.due = now
+	return true
 }
 
 // look has the stream looked at when that is due.
@@ -366,6 +377,7 @@ func (t *term) inspected(ctx context.Context, i inspection) {
 		t.audit.due = now.Add(lookBusy)
 	}
 	var lost *stream.LostError
+	t.audit.failed = i.err != nil
 	switch {
 	case errors.As(i.err, &lost):
 		t.core.suspect()

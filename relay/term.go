@@ -74,6 +74,7 @@ type term struct {
 
 	blind   blindness
 	handing handing
+	report  report
 }
 
 // gate says which events may be handed to the publisher.
@@ -113,6 +114,7 @@ func (r *Relay) lead(ctx context.Context, lease *election.Lease, stop <-chan str
 
 		handed:    make(chan error, 1),
 		standbys:  make(chan standbys, 1),
+		report:    report{answers: make(chan told, 1)},
 		originals: make(chan original, 1),
 	}
 	if r.publisher.Guards() {
@@ -215,10 +217,14 @@ func (t *term) loop(ctx context.Context) error {
 		t.watchdog.turn(now)
 		t.open(ctx, now)
 		t.recover(ctx)
+		lookFirst := t.lookFirst(now)
 		t.look(ctx, now)
 		t.seekStandby(ctx, now)
+		t.tellOutbox(ctx, now)
 		t.examine(ctx)
-		t.publish(ctx, now)
+		if !lookFirst {
+			t.publish(ctx, now)
+		}
 		if done := t.exchange(ctx, now); done {
 			return nil
 		}
@@ -256,6 +262,8 @@ func (t *term) loop(ctx context.Context) error {
 			t.examined(ctx, o, time.Now())
 		case err := <-t.handed:
 			t.left(ctx, err)
+		case told := <-t.report.answers:
+			t.toldOutbox(ctx, told)
 		case s := <-t.standbys:
 			if err := t.soughtStandby(s, time.Now()); err != nil {
 				return err
@@ -283,6 +291,7 @@ func (t *term) arm(timer *time.Timer, now time.Time) {
 		earlier(t.reopenAt)
 	}
 	earlier(t.blind.due(t.gate))
+	earlier(t.report.due(t.reason))
 	if t.reader != nil && t.gate == wide && !t.core.doubt && !t.audit.looking {
 		earlier(t.audit.due)
 	}
@@ -439,6 +448,9 @@ func (t *term) setback(ctx context.Context, fault *stream.Error, now time.Time) 
 		t.reopenAt = now.Add(resettle.after(t.troubles)) // Each attempt reads back the stream.
 	}
 	if reason := fault.Error(); reason != t.reason {
+		if t.reason == "" {
+			t.report.begin(now)
+		}
 		t.reason = reason
 		t.log.LogAttrs(ctx, slog.LevelWarn, "publishing paused; nothing is lost and no attempts are spent",
 			slog.String("fault", fault.Fault.String()), slog.Any("error", fault))

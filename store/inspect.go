@@ -46,6 +46,8 @@ type TermRecord struct {
 	For time.Duration
 	// Checkpoint is zero before the first one has been recorded.
 	Checkpoint Checkpoint
+	// Trouble is why the leader cannot publish.
+	Trouble Trouble
 }
 
 // Inspection is what the tables tell of an outbox, whether or not a relay runs. What could not be read is nil.
@@ -137,7 +139,8 @@ func (o *Outbox) Inspect(ctx context.Context) (found Inspection, err error) {
 
 func (t Table) terms(ctx context.Context, conn *pgx.Conn, found *[]TermRecord) error {
 	rows, err := conn.Query(ctx, `
-select stream, outbox, term, leader, leader_since, clock_timestamp() - leader_since, stream_created, checkpoint, checkpoint_before
+select stream, outbox, term, leader, leader_since, clock_timestamp() - leader_since, stream_created, checkpoint, checkpoint_before,
+       coalesce(trouble, ''), coalesce(clock_timestamp() - trouble_since, '0'), coalesce(clock_timestamp() - trouble_at, '0')
   from `+t.relay()+` order by leader_since desc`)
 	if err != nil {
 		return err
@@ -145,7 +148,8 @@ select stream, outbox, term, leader, leader_since, clock_timestamp() - leader_si
 	*found, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (r TermRecord, err error) {
 		var created *time.Time
 		var sequence, before int64
-		err = row.Scan(&r.Stream, &r.Outbox, &r.Number, &r.Leader, &r.Since, &r.For, &created, &sequence, &before)
+		err = row.Scan(&r.Stream, &r.Outbox, &r.Number, &r.Leader, &r.Since, &r.For, &created, &sequence, &before,
+			&r.Trouble.Text, &r.Trouble.For, &r.Trouble.Age)
 		if created != nil {
 			r.Checkpoint = Checkpoint{Created: *created, Sequence: uint64(sequence), Before: uint64(before)}
 		}

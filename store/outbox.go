@@ -327,7 +327,7 @@ select $1, greatest(1, $3::bigint), $2, clock_timestamp(), coalesce(l.part, 0), 
  where coalesce(l.stream = $1, true) or $4::boolean
     on conflict (stream) do update
    set term = greatest(r.term + 1, $3), leader = excluded.leader, leader_since = excluded.leader_since,
-       part = excluded.part, part_since = excluded.part_since
+       part = excluded.part, part_since = excluded.part_since, trouble = null, trouble_since = null, trouble_at = null
  returning term, outbox, stream_created, checkpoint, checkpoint_before, part, clock_timestamp() - part_since, scan_from,
        exists (select from `+o.table.relay()+` x where x.stream <> r.stream and x.leader_since >= r.leader_since)`, stream, leader, atLeast, o.adopt).
 		Query(func(rows pgx.Rows) error {

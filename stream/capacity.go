@@ -39,6 +39,12 @@ func (l Limit) String() string {
 // Full says that nothing more goes in.
 func (l Limit) Full() bool { return l.Used >= l.Most }
 
+// Streams says that it is a limit on an account's streams.
+func (l Limit) Streams() bool { return l.unit() == "streams" }
+
+// Consumers says that it is a limit on consumers, not on messages.
+func (l Limit) Consumers() bool { return l.Name == limitConsumers }
+
 // Nearly says that more than 90 % are used.
 func (l Limit) Nearly() bool { return l.Used > l.Most/10*9 }
 
@@ -220,7 +226,12 @@ func explanationOf(fault *Error, config *jetstream.StreamConfig, quota string) (
 		quota = " (" + quota + ")"
 	}
 	switch fault.Code {
-	case codeAccountExceeded, codeNoMemory, codeNoDisk:
+	case codeNoDisk:
+		if quota == "" {
+			return "the NATS server, or its account, has no room on disk for the stream: raise max_file_store (max_file), remove streams (`nats stream report`) or, on a server that keeps streams in memory only, set stream_storage to memory (Setup.Memory)", !heals(config)
+		}
+		fallthrough
+	case codeAccountExceeded, codeNoMemory:
 		return fmt.Sprintf("the JetStream limits of the NATS account are used up%s: it makes no room by itself, unless its streams have a max_age, or consumers whose acknowledgements make room: raise the account's limits, or remove messages or streams of it (`nats account info`, `nats stream report`)", quota), !heals(config)
 	case codeNoResources:
 		return "the NATS server has used up its memory or disk for JetStream: raise max_file_store or max_memory_store, make room on its disk, or remove streams (`nats server report jetstream`)", !heals(config)

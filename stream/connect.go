@@ -27,12 +27,17 @@ const (
 	writeTimeout    = pingInterval * maxPingsOut
 )
 
-// ConnectOptions says where NATS is and who we are. Only URL is needed.
+// ConnectOptions says where NATS is and who we are. Only URL, or URLFile, is needed.
 type ConnectOptions struct {
 	// URL of a server or, separated by commas, of several. The schemes are
 	// nats, tls, ws and wss; nats and port 4222 may be left out. It may carry
 	// user:password@ or token@, percent-encoded.
 	URL string
+
+	// URLFile names a file that has the URL, in one line, instead of URL. User and
+	// password, or the token, are the same for all servers in it, and are read
+	// anew at each reconnect; the servers are at each Connect.
+	URLFile string
 
 	// Name of the connection, shown in the server's logs and monitoring.
 	Name string
@@ -92,14 +97,21 @@ func Connect(ctx context.Context, opts ConnectOptions) (*nats.Conn, error) {
 	if opts.line == nil {
 		opts.line = newLine(nil)
 	}
-	opts.line.trust = opts.trust()
-	options, err := opts.options()
-	if err != nil {
+	urls, urlsErr := opts.servers()
+	opts.line.trust = opts.trust(urls)
+	options, err := opts.options(urls)
+	bare := urls
+	if urlsErr == nil && opts.URLFile != "" {
+		var logins []nats.Option
+		bare, logins, urlsErr = opts.logins(urls)
+		options = append(options, logins...)
+	}
+	if err := errors.Join(urlsErr, err); err != nil {
 		return nil, setupFault(fmt.Errorf("connect to NATS: %w", err))
 	}
 	// nats.Connect takes no context. Without its line it fails at once.
 	stop := context.AfterFunc(ctx, opts.line.cut)
-	nc, err := nats.Connect(opts.URL, options...)
+	nc, err := nats.Connect(bare, options...)
 	if !stop() { // Ctx has ended.
 		if err == nil {
 			nc.Close()
@@ -107,17 +119,17 @@ func Connect(ctx context.Context, opts ConnectOptions) (*nats.Conn, error) {
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		return nil, Classify(fmt.Errorf("connect to NATS at %s: %w%s", RedactURL(opts.URL), err, opts.connectHint(err)))
+		return nil, Classify(fmt.Errorf("connect to NATS at %s: %w%s", RedactURL(urls), err, opts.connectHint(err, opts.line.trust.webSocket)))
 	}
 	return nc, nil
 }
 
 // connectHint says what else may be behind a connection that failed.
-func (o ConnectOptions) connectHint(err error) string {
+func (o ConnectOptions) connectHint(err error, webSocket bool) string {
 	switch {
 	case o.TLSFirst && is[tls.RecordHeaderError](err):
 		return ": the server does not begin with TLS: leave out nats_tls_first (ConnectOptions.TLSFirst)"
-	case !o.TLSFirst && o.line.mute() && !o.trust().webSocket:
+	case !o.TLSFirst && o.line.mute() && !webSocket:
 		return ": the server took the connection and said nothing: it is frozen, or no NATS server, or wants TLS first (handshake_first): then set nats_tls_first (ConnectOptions.TLSFirst)"
 	}
 	return ""
@@ -125,7 +137,7 @@ func (o ConnectOptions) connectHint(err error) string {
 
 // options checks everything that can be checked without a server, and reports
 // all faults at once.
-func (o ConnectOptions) options() ([]nats.Option, error) {
+func (o ConnectOptions) options(urls string) ([]nats.Option, error) {
 	options := []nats.Option{
 		nats.Name(o.Name),
 		nats.Timeout(connectTimeout),
@@ -191,17 +203,17 @@ func (o ConnectOptions) options() ([]nats.Option, error) {
 
 	credentials, credentialsErr := o.credentials()
 	certificates, certificatesErr := o.certificates()
-	if err := errors.Join(checkURLs(o.URL), o.checkNames(), credentialsErr, certificatesErr); err != nil {
+	if err := errors.Join(o.checkNames(urls), credentialsErr, certificatesErr); err != nil {
 		return nil, err
 	}
 	return slices.Concat(options, credentials, certificates), nil
 }
 
 // checkNames says what is wrong with how the servers are to be talked to.
-func (o ConnectOptions) checkNames() error {
+func (o ConnectOptions) checkNames(urls string) error {
 	var faults []error
 	refuse := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
-	if o.TLSFirst && o.trust().webSocket {
+	if o.TLSFirst && o.trust(urls).webSocket {
 		refuse("TLSFirst: WebSockets have TLS by their scheme: with ws and wss leave it out")
 	}
 	if strings.ContainsAny(o.Domain, " .*>") || strings.ContainsFunc(o.Domain, unprintable) {

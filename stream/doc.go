@@ -120,7 +120,8 @@
 //     batch names our stream, and another one refuses it.
 //   - A sequence that was given before is a LostError: the stream was created anew,
 //     or put back from a copy. Nothing else is sent before it is opened or fenced
-//     again. After idleness this is found out with one event (Alone).
+//     again. After idleness this is found out with one event (Alone) or by a look
+//     (LookFirst).
 //   - An ordered batch that cannot have stored all of its events has skipped one
 //     whose ID the stream had already: a SkippedError, since the stream does not
 //     say which. Plain publishes, which tell it (Outcome.Duplicate), follow for

@@ -20,26 +20,29 @@ import (
 //     nobody deleted it, the first event after idleness tells.
 //
 // Invariant: after idleness, no event is stored before an event of its aggregate
-// that the stream has lost, but one at most, and none if the advisory comes.
+// that the stream has lost, but one at most where the stream was put back to a
+// state with our fence, and none if the advisory comes.
 //
 // Why, without the advisory:
-//  1. After proveAfter without an acknowledgement, the next event goes alone
-//     (Alone), or begins an ordered batch.
+//  1. After proveAfter without an acknowledgement or a Look, the next event goes
+//     alone (Alone), or begins an ordered batch.
 //  2. It carries the fence, where the stream takes that (fenceLines). A stream
 //     without our fence, such as a new one or a copy from before the term,
 //     refuses it, and with it all of the batch: nothing is stored.
-//  3. A stream that has the fence, or does not look for it, acknowledges it. If
-//     that stream has lost something, the sequence is not above all that was
-//     acknowledged before (answer.acknowledged), nothing else is sent
-//     (Publisher.lose), and the stream is read back.
-//
-// Asking the stream before each such event would cost it a round trip, which is
-// as long as all else that an event waits for.
+//  3. Without a fence, in the first term of all, and where the stream would not
+//     look for it, the relay looks at the stream first (LookFirst). Elsewhere that
+//     would cost the event a round trip, which is as long as all else that it
+//     waits for.
+//  4. A stream that has the fence acknowledges the event. If that stream has lost
+//     something, the sequence is not above all that was acknowledged before
+//     (answer.acknowledged), nothing else is sent (Publisher.lose), and the stream
+//     is read back.
 //
 // Not covered: what is on its way when the stream is deleted, and arrives when the
 // next one is there.
 //
-// Test: TestStreamReplacedIsTold, TestStreamReplacedWhileIdle.
+// Tests: TestStreamReplacedIsTold, TestStreamReplacedWhileIdle, and
+// TestStreamReplacedWhileTheRelayIsIdle in the command.
 
 // deletionSubject is where a server tells that a stream was deleted.
 func deletionSubject(stream string) string { return "$JS.EVENT.ADVISORY.STREAM.DELETED." + stream }
@@ -60,8 +63,8 @@ func (p *Publisher) deleted(on *line) {
 	}
 }
 
-// proveAfter is how long after an acknowledgement the stream counts as the one
-// that is known.
+// proveAfter is how long after an acknowledgement or a Look the stream counts as
+// the one that is known.
 const proveAfter = time.Second
 
 // Alone reports whether the next event is to go alone, that is, whether others
@@ -72,6 +75,15 @@ func (p *Publisher) Alone() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.unproven(time.Now())
+}
+
+// LookFirst reports whether the stream is to be looked at before the next event is
+// sent: it may not be the one that is known any more, and the event itself would
+// find that out only by being stored.
+func (p *Publisher) LookFirst() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.unproven(time.Now()) && (!p.config.AllowBatchPublish || p.fence == 0)
 }
 
 // unproven is Alone. The caller holds mu.

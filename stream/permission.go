@@ -54,18 +54,14 @@ type PermissionError struct {
 	cause error
 }
 
-// Error tells the permission to give.
+// Error tells the permission to give. It is the same for each subject of a kind:
+// the log tells it once.
 func (e *PermissionError) Error() string {
 	verb := "publish"
 	if e.Subscribe {
 		verb = "subscribe"
 	}
-	text := fmt.Sprintf("the relay's NATS user may not %s to %s", verb, cutTo(e.Subject, maxRefusal/4))
-	if permission := e.Permission(); permission != e.Subject {
-		text = fmt.Sprintf("%s: permit it to %s to %s", text, verb, permission)
-	} else {
-		text += ": permit it"
-	}
+	text := fmt.Sprintf("the relay's NATS user may not %s to %s: permit it", verb, cutTo(e.Permission(), maxRefusal/4))
 	if e.Subscribe {
 		text += ", or set nats_inbox_prefix (ConnectOptions.InboxPrefix) to what it may subscribe to"
 	}

@@ -166,9 +166,9 @@ func TestARequestIsDenied(t *testing.T) {
 		"create":   {"$JS.API.STREAM.CREATE.*", "", true, open, "publish to $JS.API.STREAM.CREATE.OUTBOX: permit it"},
 		"inbox":    {"", "_INBOX.>", false, open, "subscribe to _INBOX.>"},
 		"look":     {"$JS.API.STREAM.MSG.GET.>", "", false, after(fence), "publish to $JS.API.STREAM.MSG.GET.OUTBOX: permit it"},
-		"fence":    {"_outbox.>", "", false, after(fence), "publish to _outbox.OUTBOX.x: permit it to publish to _outbox.OUTBOX.*"},
-		"consumer": {"$JS.API.CONSUMER.CREATE.>", "", false, after(scan), "permit it to publish to $JS.API.CONSUMER.CREATE.OUTBOX.>"},
-		"next":     {"$JS.API.CONSUMER.MSG.NEXT.>", "", false, after(scan), "permit it to publish to $JS.API.CONSUMER.MSG.NEXT.OUTBOX.>"},
+		"fence":    {"_outbox.>", "", false, after(fence), "publish to _outbox.OUTBOX.*: permit it"},
+		"consumer": {"$JS.API.CONSUMER.CREATE.>", "", false, after(scan), "publish to $JS.API.CONSUMER.CREATE.OUTBOX.>: permit it"},
+		"next":     {"$JS.API.CONSUMER.MSG.NEXT.>", "", false, after(scan), "publish to $JS.API.CONSUMER.MSG.NEXT.OUTBOX.>: permit it"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var publish, subscribe []string

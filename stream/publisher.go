@@ -108,7 +108,8 @@ func NewPublisher(options PublisherOptions) (*Publisher, error) {
 	if len(options.Encoder.Template.tokens) == 0 {
 		options.Encoder.Template = options.Setup.Template
 	}
-	err := errors.Join(checkURLs(options.Connect.URL), options.Connect.checkNames(), options.Setup.Validate(), options.Encoder.Validate(), ackErr)
+	urls, urlsErr := options.Connect.servers()
+	err := errors.Join(urlsErr, options.Connect.checkNames(urls), options.Setup.Validate(), options.Encoder.Validate(), ackErr)
 	if err != nil {
 		return nil, err
 	}
@@ -244,7 +245,7 @@ func (p *Publisher) connected(ctx context.Context) (*nats.Conn, error) {
 	case now.reason == nil:
 		now.reason = nats.ErrDisconnected
 	}
-	return nil, Classify(fmt.Errorf("not connected to NATS at %s: %w", RedactURL(p.options.Connect.URL), now.reason))
+	return nil, Classify(fmt.Errorf("not connected to NATS at %s: %w", p.options.Connect.where(), now.reason))
 }
 
 // connect makes a connection. Its error is an *Error.

@@ -49,12 +49,11 @@ func (p *Publisher) Scan(ctx context.Context, above uint64, fence Fence, visit f
 		// than a second filter, with which a server is a hundred times slower.
 		filter = ""
 	}
-	direct := p.config.AllowDirect
 	p.mu.Unlock()
 	for {
 		begun := above
 		err := p.scan(ctx, conn, &above, fence.Sequence, filter, visit)
-		if isAny(err, jetstream.ErrMaximumConsumersLimit) && direct {
+		if p.readsDirectly(err) {
 			err = p.scanDirect(ctx, conn, &above, fence.Sequence, filter, visit)
 		}
 		switch {
@@ -70,6 +69,14 @@ func (p *Publisher) Scan(ctx context.Context, above uint64, fence Fence, visit f
 		}
 		return Classify(p.explainScan(err))
 	}
+}
+
+// readsDirectly reports whether direct gets help after an error: the server refused
+// the consumer.
+func (p *Publisher) readsDirectly(err error) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.config.AllowDirect && isAny(err, jetstream.ErrMaximumConsumersLimit)
 }
 
 // visitError is an error of visit, and not of reading.
@@ -232,7 +239,7 @@ func (p *Publisher) Look(ctx context.Context, before Sight, acked uint64) (sight
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.highest = max(p.highest, now.Last)
+	p.highest, p.proved = max(p.highest, now.Last), time.Now()
 	p.maxPayload, p.maxMessage = maxPayload, int64(info.Config.MaxMsgSize)
 	return now, nil
 }

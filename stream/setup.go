@@ -287,6 +287,9 @@ func (s Setup) obstacles(config jetstream.StreamConfig) []string {
 	if config.NoAck {
 		add("does not acknowledge (no_ack): run `nats stream edit %s --ack`", s.Stream)
 	}
+	if most := int64(config.MaxMsgSize); most > 0 && most <= smallestHeader {
+		add("takes messages of at most %d bytes (max_msg_size), and the headers of the smallest event have %d: run `nats stream edit %s --max-msg-size=-1`", most, smallestHeader, s.Stream)
+	}
 	if config.AllowMsgCounter {
 		add("is a counter (allow_msg_counter) and takes nothing but increments: name another stream")
 	}

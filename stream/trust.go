@@ -19,10 +19,10 @@ type trust struct {
 	named     map[string]struct{} // Addresses that a person has given.
 }
 
-// trust returns what the options say of it.
-func (o ConnectOptions) trust() trust {
+// trust returns what the options say of it, for servers at these URLs.
+func (o ConnectOptions) trust(urls string) trust {
 	t := trust{ca: o.TLSCA, cert: o.TLSCert, key: o.TLSKey, named: make(map[string]struct{})}
-	for raw := range strings.SplitSeq(o.URL, ",") {
+	for raw := range strings.SplitSeq(urls, ",") {
 		raw = strings.TrimSpace(raw)
 		if !strings.Contains(raw, "://") {
 			raw = "nats://" + raw

@@ -250,7 +250,7 @@ func TestBatchOverAnyConnection(t *testing.T) {
 			} else if secure := connect.TLSCA != ""; secure != (p.line.socket().tls != nil) {
 				t.Errorf("TLS: %v, want %v", !secure, secure)
 			}
-			options, err := connect.options()
+			options, err := connect.options(connect.URL)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -308,7 +308,7 @@ func batchWithoutLease(t *testing.T, connect ConnectOptions, configure func(*ser
 	if outcome := outcomes[0]; len(outcomes) != 1 || outcome.Seq != 1 || outcome.Err == nil || !outcome.Err.Ambiguous() {
 		t.Errorf("got %+v, want that the outcome of event 1 is open", outcome)
 	}
-	options, err := connect.options()
+	options, err := connect.options(connect.URL)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,13 +2,17 @@
 
 -- step: state of the relay
 -- lock: Relay
--- How far a scan may skip, and what the broker took at most.
+-- How far a scan may skip, what the broker took at most, and why nothing is published.
 alter table {{.Relay}}
-    add column scan_from   bigint not null default 0,
-    add column max_payload bigint;
+    add column scan_from     bigint not null default 0,
+    add column max_payload   bigint,
+    add column trouble       text,
+    add column trouble_since timestamptz,
+    add column trouble_at    timestamptz;
 
 comment on column {{.Relay}}.scan_from is 'A hint: every row with a lower seq has been settled. Who puts a row with a lower seq back lowers it in the same transaction.';
 comment on column {{.Relay}}.max_payload is 'The largest payload that the broker took, as a leader last saw it; null if unknown.';
+comment on column {{.Relay}}.trouble is 'Why the leader cannot publish, since trouble_since, as it last said at trouble_at; null if it can.';
 
 -- step: numbers of dead letters
 -- lock: Dead

@@ -75,6 +75,7 @@ func databaseKeys() []key {
 // and publisherKeys of what stream.NewPublisher says.
 func publisherKeys() []key {
 	return []key{
+		{"URL in the file ", "nats_url_file"},
 		{"URL", "nats_url"},
 		{"Stream: ", "stream"},
 		{"DuplicateWindow: ", "duplicate_window"},

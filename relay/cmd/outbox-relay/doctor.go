@@ -271,6 +271,7 @@ func (d *doctor) examineContents(ctx context.Context, outbox *store.Outbox) {
 		s := statusOf(d.config, outbox.Table(), &found)
 		d.ok("leader", "%s, term %d on stream %q, since %s", s.present(visible(latest[0].Leader)), latest[0].Number, latest[0].Stream, latest[0].Since.UTC().Format(time.RFC3339))
 	}
+	d.examineTrouble(&found)
 	switch waiting := countOf(found.Waiting); {
 	case found.Oldest == nil:
 		d.ok("backlog", "nothing waits")
@@ -284,6 +285,23 @@ func (d *doctor) examineContents(ctx context.Context, outbox *store.Outbox) {
 		return
 	}
 	d.ok("dead letters", "none")
+}
+
+// freshTrouble is how old a leader's word may be that it cannot publish: it says so again every few seconds.
+const freshTrouble = time.Minute
+
+// examineTrouble tells what the leader says.
+func (d *doctor) examineTrouble(found *store.Inspection) {
+	const check = "publishing now"
+	switch latest := found.Terms; {
+	case len(latest) == 0:
+	case latest[0].Trouble.Text == "":
+		d.ok(check, "nothing keeps the leader from it, as far as it has said")
+	case latest[0].Trouble.Age > freshTrouble:
+		d.warn(check, "the latest leader could not, when it last said so %s ago: %s", age(latest[0].Trouble.Age.Seconds()), visible(latest[0].Trouble.Text))
+	default:
+		d.fail(check, "the leader has not been able to for %s: %s", age(latest[0].Trouble.For.Seconds()), visible(latest[0].Trouble.Text))
+	}
 }
 
 func (d *doctor) examineBroker(ctx context.Context) {
@@ -322,10 +340,12 @@ func (d *doctor) examineBroker(ctx context.Context) {
 		d.fail("jetstream", "%v", err)
 		return
 	}
-	found, answers := d.examineStream(ctx, connect, conn, js, setup, &asides)
+	found, fit, answers := d.examineStream(ctx, connect, conn, js, setup, &asides)
 	if found != nil {
 		d.examinePublishing(ctx, conn, setup, found, &asides)
-		d.examineReading(ctx, js, connect.API(), found, &asides)
+		if fit {
+			d.examineReading(ctx, connect, setup, found)
+		}
 		d.examineAccount(ctx, js, &asides)
 	}
 	if answers && d.config.Election.Kind == config.ElectionJetStream {
@@ -333,23 +353,25 @@ func (d *doctor) examineBroker(ctx context.Context) {
 	}
 }
 
-// examineStream returns the stream as it is, if there is one, and whether JetStream answers.
-func (d *doctor) examineStream(ctx context.Context, connect stream.ConnectOptions, conn *nats.Conn, js jetstream.JetStream, setup stream.Setup, asides *aside) (found *jetstream.StreamConfig, answers bool) {
+// examineStream returns the stream as it is, if there is one, whether a relay can use it, and whether JetStream answers.
+func (d *doctor) examineStream(ctx context.Context, connect stream.ConnectOptions, conn *nats.Conn, js jetstream.JetStream, setup stream.Setup, asides *aside) (found *jetstream.StreamConfig, fit, answers bool) {
 	ctx, cancel := context.WithTimeout(ctx, doctorPatience)
 	defer cancel()
 	create := setup.Create
 	setup.Create, setup.Strict = false, false // Nothing is to change, and strictness is applied to the findings.
-	switch _, err := js.Stream(ctx, setup.Stream); {
+	switch err := asides.ask(ctx, func(ctx context.Context) error {
+		_, err := js.Stream(ctx, setup.Stream)
+		return err
+	}); {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
 		d.ok("jetstream", "enabled")
 		if create {
-			d.examineAbsentStream(ctx, js, setup)
-			return nil, true
+			d.examineAbsentStream(ctx, connect, js, setup, asides)
+			return nil, false, true
 		}
 	case err != nil:
-		_, err = setup.Ensure(ctx, js) // It knows what the error means.
-		d.fail("jetstream", "%v%s", err, asides)
-		return nil, false
+		d.fail("jetstream", "%v", d.inRelaysWords(ctx, connect, setup, asides)) // It knows what the error means.
+		return nil, false, false
 	default:
 		d.ok("jetstream", "enabled")
 	}
@@ -363,15 +385,32 @@ func (d *doctor) examineStream(ctx context.Context, connect stream.ConnectOption
 		d.warn("stream", "%q: %s", setup.Stream, warning)
 	}
 	if report.Info == nil {
-		return nil, true
+		return nil, false, true
 	}
+	fit = err == nil
 	found = &report.Info.Config
 	if found.Duplicates >= setup.MinWindow {
 		d.ok("duplicate window", "%v, at least %v are needed", found.Duplicates, setup.MinWindow)
 	}
 	d.examineLimits(report.Info)
 	d.ok("ordered batches", "%s", connect.BatchAdvice(conn, setup.Stream, found.AllowBatchPublish))
-	return found, true
+	return found, fit, true
+}
+
+// inRelaysWords returns the error that a relay has when it looks at the stream.
+func (d *doctor) inRelaysWords(ctx context.Context, connect stream.ConnectOptions, setup stream.Setup, asides *aside) error {
+	connect.OnError = nil
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), doctorPatience)
+	defer cancel()
+	relay, err := stream.NewPublisher(stream.PublisherOptions{Connect: connect, Setup: setup})
+	if err != nil {
+		return err
+	}
+	defer relay.Close()
+	if _, err := relay.Open(ctx); err != nil {
+		return err
+	}
+	return fmt.Errorf("JetStream did not answer, and then it did%s", asides)
 }
 
 // examinePublishing tries the subjects that a relay publishes to, with messages that the stream will not store.
@@ -409,45 +448,39 @@ func (d *doctor) examinePublishing(ctx context.Context, conn *nats.Conn, setup s
 	d.ok(check, "permitted: the relay can send events, and what it writes for itself")
 }
 
-// examineReading tries what a relay asks to find out what is stored, each time that it takes over or is in doubt.
-func (d *doctor) examineReading(ctx context.Context, js jetstream.JetStream, api string, found *jetstream.StreamConfig, asides *aside) {
+// examineReading tries what a relay does to find out what is stored, each time that it takes over or is in doubt: with the
+// relay's own code, so that whatever it gets past is no failure.
+func (d *doctor) examineReading(ctx context.Context, connect stream.ConnectOptions, setup stream.Setup, found *jetstream.StreamConfig) {
 	const check = "reading back"
-	var faults []string
-	may := func(permission string, question func(ctx context.Context) error) bool {
-		err := asides.ask(ctx, question)
-		if errors.Is(err, nats.ErrPermissionViolation) {
-			err = fmt.Errorf("let its NATS user publish to %s", permission)
-		}
-		if err != nil {
-			faults = append(faults, err.Error())
-		}
-		return err == nil
+	connect.OnError = nil
+	setup.Create, setup.Strict = false, false // Nothing is to change, and strictness is applied to the findings.
+	direct, err := d.tryReading(ctx, stream.PublisherOptions{Connect: connect, Setup: setup}, found.Retention == jetstream.LimitsPolicy)
+	switch {
+	case err != nil:
+		d.fail(check, "the relay cannot read what stream %q holds, and publishes nothing without: %s", found.Name, strings.ReplaceAll(err.Error(), "\n", "; "))
+	case direct:
+		d.ok(check, "the relay can look up what the stream holds: by direct gets, which take longer, since the stream takes no further consumer")
+	default:
+		d.ok(check, "permitted: the relay can look up what the stream holds")
 	}
-	// Any answer to request tells that it is permitted, also that there is no message.
-	request := func(subject, data string) func(ctx context.Context) error {
-		return func(ctx context.Context) error {
-			_, err := js.Conn().RequestWithContext(ctx, subject, []byte(data))
-			return err
-		}
+}
+
+// tryReading tries it. A stream that removes what was consumed is not read back.
+func (d *doctor) tryReading(ctx context.Context, options stream.PublisherOptions, back bool) (direct bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*doctorPatience)
+	defer cancel()
+	reader, err := stream.NewPublisher(options)
+	if err != nil {
+		return false, err
 	}
-	var consumer jetstream.Consumer
-	create := func(ctx context.Context) (err error) {
-		consumer, err = js.OrderedConsumer(ctx, found.Name, jetstream.OrderedConsumerConfig{HeadersOnly: true, InactiveThreshold: doctorPatience})
-		return err
+	defer reader.Close()
+	if _, err := reader.Open(ctx); err != nil {
+		return false, err
 	}
-	get, next := api+"STREAM.MSG.GET."+found.Name, api+"CONSUMER.MSG.NEXT."+found.Name+"."
-	may(get, request(get, `{"seq":1}`))
-	// A stream that removes what was consumed is not read back.
-	if found.Retention == jetstream.LimitsPolicy && may(api+"CONSUMER.CREATE."+found.Name+".>", create) {
-		name := consumer.CachedInfo().Name
-		may(next+">", request(next+name, `{"batch":1,"no_wait":true}`))
-		_ = asides.ask(ctx, func(ctx context.Context) error { return js.DeleteConsumer(ctx, found.Name, name) }) // Otherwise the server does.
+	if !back {
+		return false, reader.TryFinding(ctx)
 	}
-	if len(faults) > 0 {
-		d.fail(check, "the relay cannot read what stream %q holds, and publishes nothing without: %s", found.Name, strings.Join(faults, "; "))
-		return
-	}
-	d.ok(check, "permitted: the relay can look up what the stream holds")
+	return reader.TryReading(ctx)
 }
 
 // examineBucket examines what relays are elected by, if that is in NATS.
@@ -464,7 +497,16 @@ func (d *doctor) examineBucket(ctx context.Context, conn *nats.Conn, domain stri
 }
 
 // examineAbsentStream examines the stream that the relay would create.
-func (d *doctor) examineAbsentStream(ctx context.Context, js jetstream.JetStream, setup stream.Setup) {
+func (d *doctor) examineAbsentStream(ctx context.Context, connect stream.ConnectOptions, js jetstream.JetStream, setup stream.Setup, asides *aside) {
+	// A request that creates nothing, since it names no stream: whatever is answered, it is permitted.
+	create := connect.API() + "STREAM.CREATE." + setup.Stream
+	if err := asides.ask(ctx, func(ctx context.Context) error {
+		_, err := js.Conn().RequestWithContext(ctx, create, []byte("{}"))
+		return err
+	}); errors.Is(err, nats.ErrPermissionViolation) {
+		d.fail("stream", "%q does not exist and cannot be created: let the relay's NATS user publish to %s, or create the stream", setup.Stream, create)
+		return
+	}
 	subject := setup.Template.StreamSubject()
 	if other, err := js.StreamNameBySubject(ctx, subject); err == nil {
 		d.fail("stream", "%q does not exist and cannot be created, since stream %q listens on subjects of %q: name that stream, or give the subject template another first token", setup.Stream, other, subject)

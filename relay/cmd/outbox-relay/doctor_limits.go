@@ -17,6 +17,8 @@ func (d *doctor) examineLimits(info *jetstream.StreamInfo) {
 		switch {
 		case l.Discards:
 			d.ok(check, "the stream has %v, and makes room by discarding its oldest messages, whether or not anybody has read them", l)
+		case l.Consumers() && info.Config.AllowDirect:
+			d.ok(check, "the stream has %v: without a further one the relay reads back by direct gets", l)
 		case l.Full():
 			d.fail(check, "the stream is full, it has %v: %s", l, l.Remedy(&info.Config))
 		case l.Nearly():
@@ -44,6 +46,8 @@ func (d *doctor) examineAccount(ctx context.Context, js jetstream.JetStream, asi
 	}
 	for _, l := range stream.AccountLimits(info) {
 		switch {
+		case l.Streams(): // The relay's is there.
+			d.ok(check, "the NATS account has %v", l)
 		case l.Full():
 			d.fail(check, "the NATS account has used up a limit, it has %v: raise the limit, or remove streams or messages (`nats account info`, `nats stream report`)", l)
 		case l.Nearly():

@@ -46,6 +46,15 @@ func TestDoctorComparesLimits(t *testing.T) {
 		},
 		"discards much": {func(c *jetstream.StreamConfig) { c.MaxBytes = 1 << 30 }, 20, 0, []string{"ok limits: bytes (max_bytes), and makes room", "no warning"}},
 		"consumers":     {func(c *jetstream.StreamConfig) { c.MaxConsumers = 1 }, 0, 1, []string{"failure limits: 1 of 1 consumers (max_consumers)", "failure reading back"}},
+		"no event fits": {
+			func(c *jetstream.StreamConfig) { c.MaxMsgSize = 100 }, 0, 1,
+			[]string{"failure stream: takes messages of at most 100 bytes (max_msg_size), and the headers of the smallest event have", "no reading back"},
+		},
+		"consumers, and direct gets": {
+			func(c *jetstream.StreamConfig) { c.MaxConsumers, c.AllowDirect = 1, true }, 3, 0,
+			[]string{"ok limits: 1 of 1 consumers (max_consumers): without a further one the relay reads back by direct gets", "ok reading back: by direct gets", "no warning"},
+		},
+		"consumers, direct gets, and no message": {func(c *jetstream.StreamConfig) { c.MaxConsumers, c.AllowDirect = 1, true }, 0, 0, []string{"ok reading back: by direct gets"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			broker := streamtest.Start(t)

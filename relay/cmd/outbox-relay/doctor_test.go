@@ -288,7 +288,7 @@ func TestDoctorTellsOfPermissions(t *testing.T) {
 		"OUTBOX_DATABASE_DSN": storetest.NewDatabase(t), "OUTBOX_NATS_URL": strings.Replace(nats.URL(), "://", "://me:right@", 1), "OUTBOX_ELECTION": "jetstream",
 	})
 	expectCode(t, d.result, 1)
-	d.expect(t, "ok nats", "failure jetstream: ermissions", "no reading back", "no bucket")
+	d.expect(t, "ok nats", "failure jetstream: may not publish to $JS.API.STREAM.INFO.OUTBOX: permit it", "no reading back", "no bucket")
 }
 
 // What a relay publishes is tried, without a trace in the stream.
@@ -327,9 +327,32 @@ func TestDoctorTriesToPublish(t *testing.T) {
 	}
 }
 
+// What keeps a relay from finding or creating the stream is named as the relay names it, and nothing is created.
+func TestDoctorNamesThePermissionsOfTheStream(t *testing.T) {
+	dsn := storetest.NewDatabase(t)
+	for deny, want := range map[string]string{
+		"$JS.API.STREAM.CREATE.>": `failure stream: "OUTBOX" does not exist and cannot be created: let the relay's NATS user publish to $JS.API.STREAM.CREATE.OUTBOX`,
+		"$JS.API.STREAM.INFO.>":   "failure jetstream: may not publish to $JS.API.STREAM.INFO.OUTBOX: permit it",
+		"elsewhere":               `ok stream: "OUTBOX" does not exist yet; the relay creates it`,
+	} {
+		_, url, js := denying(t, deny)
+		d := diagnose(t, environment{"OUTBOX_DATABASE_DSN": dsn, "OUTBOX_NATS_URL": url})
+		d.expect(t, want)
+		if _, err := js.Stream(t.Context(), "OUTBOX"); !errors.Is(err, jetstream.ErrStreamNotFound) {
+			t.Errorf("with %s denied, doctor has created the stream (%v)", deny, err)
+		}
+	}
+}
+
 // What a relay needs to read back is tried, and each permission that it lacks is named.
 func TestDoctorTriesToReadBack(t *testing.T) {
 	const get, create, next, remove = "$JS.API.STREAM.MSG.GET.OUTBOX", "$JS.API.CONSUMER.CREATE.OUTBOX.>", "$JS.API.CONSUMER.MSG.NEXT.OUTBOX.>", "$JS.API.CONSUMER.DELETE.>"
+	named := func(subjects ...string) (texts []string) {
+		for _, subject := range subjects {
+			texts = append(texts, "may not publish to "+subject+": permit it")
+		}
+		return texts
+	}
 	dsn := storetest.NewDatabase(t)
 	for _, test := range []struct {
 		name      string
@@ -338,13 +361,13 @@ func TestDoctorTriesToReadBack(t *testing.T) {
 		want      []string // To be named; all is well without.
 	}{
 		{"all permitted", jetstream.LimitsPolicy, nil, nil},
-		{"none permitted", jetstream.LimitsPolicy, []string{get, "$JS.API.CONSUMER.>"}, []string{get, create}},
-		{"no message", jetstream.LimitsPolicy, []string{get}, []string{get}},
-		{"no consumer", jetstream.LimitsPolicy, []string{create}, []string{create}},
-		{"nothing of it", jetstream.LimitsPolicy, []string{next}, []string{next}},
+		{"none permitted", jetstream.LimitsPolicy, []string{get, "$JS.API.CONSUMER.>"}, named(get, create)},
+		{"no message", jetstream.LimitsPolicy, []string{get}, named(get)},
+		{"no consumer", jetstream.LimitsPolicy, []string{create}, named(create)},
+		{"nothing of it", jetstream.LimitsPolicy, []string{next}, named(next)},
 		{"no removal, which the server sees to", jetstream.LimitsPolicy, []string{remove}, nil},
 		{"no consumer, which is not needed", jetstream.WorkQueuePolicy, []string{create}, nil},
-		{"no message of a work queue", jetstream.WorkQueuePolicy, []string{get}, []string{get}},
+		{"no message of a work queue", jetstream.WorkQueuePolicy, []string{get}, named(get)},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			broker := streamtest.Start(t, func(o *server.Options) {
@@ -366,7 +389,9 @@ func TestDoctorTriesToReadBack(t *testing.T) {
 				if len(test.want) == 0 {
 					d.expect(t, "ok reading back: permitted")
 				} else {
-					d.expect(t, "failure reading back: let its NATS user publish to "+strings.Join(test.want, "; let its NATS user publish to "))
+					for _, denied := range test.want {
+						d.expect(t, "failure reading back: "+denied)
+					}
 				}
 				if _, err := js.Publish(t.Context(), "outbox.a", nil); err != nil {
 					t.Fatal(err)

@@ -7,7 +7,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/nats-io/nats-server/v2/server"
+
 	"github.com/go-outbox/go-outbox/store/storetest"
+	"github.com/go-outbox/go-outbox/stream/streamtest"
 )
 
 // canary is a secret that must not show.
@@ -100,4 +103,58 @@ func TestASettingThatTheServerRefusesIsAWrongConfiguration(t *testing.T) {
 	got := execute(t, environment{"OUTBOX_DATABASE_DSN": storetest.NewDatabase(t) + "&options=-c%20shop%3D1"}, "run")
 	expectCode(t, got, exitUsage)
 	expectText(t, "standard error", got.stderr, "refused by Postgres: ", `"shop"`, "take the setting out of the DSN")
+}
+
+// The broker's URL, password and all, may be in a file, and the password may be replaced while the relay runs. No command and
+// no page shows it.
+func TestNATSURLFile(t *testing.T) {
+	password := canary + "1"
+	broker := streamtest.Start(t, func(o *server.Options) { o.Users = []*server.User{{Username: "relay", Password: password}} })
+	file := filepath.Join(t.TempDir(), "nats_url")
+	write := func() {
+		t.Helper()
+		text := strings.Replace(broker.URL(), "://", "://relay:"+password+"@", 1) + "\n"
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write()
+	dsn := storetest.NewDatabase(t)
+	for _, elector := range []string{"postgres", "jetstream"} {
+		env := environment{"OUTBOX_DATABASE_DSN": dsn, "OUTBOX_NATS_URL_FILE": file, "OUTBOX_ELECTION": elector}
+		relay := start(t, env)
+		relay.logged("leading")
+		stored := func() bool { return number(t, dsn, `select count(*) from outbox`) == 0 }
+		insert(t, dsn, "users", "User", "1", "UserCreated", "x")
+		eventually(t, "the first event is stored", stored)
+
+		password += "2"
+		write()
+		broker.Restart()
+		insert(t, dsn, "users", "User", "1", "UserCreated", "x")
+		eventually(t, "the event after the password's replacement is stored", stored)
+		eventually(t, "doctor is content", func() bool { return execute(t, env, "doctor").code == 0 })
+		for _, command := range []string{"doctor", "doctor --json", "status", "version"} {
+			got := execute(t, env, strings.Fields(command)...)
+			expectCode(t, got, 0)
+			if strings.Contains(got.stdout+got.stderr, canary) {
+				t.Errorf("%s shows the secret:\n%s%s", command, got.stdout, got.stderr)
+			}
+		}
+
+		broker.Stop()
+		base := relay.base()
+		eventually(t, "the page tells of NATS", func() bool { return strings.Contains(get(t, base+"/readyz").body, "NATS at nats://xxxxx@127.0.0.1") })
+		for _, page := range []string{"/readyz", "/healthz", "/metrics"} {
+			if got := get(t, base+page); strings.Contains(got.body, canary) {
+				t.Errorf("%s shows the secret:\n%s", page, got.body)
+			}
+		}
+		relay.stop()
+		relay.wait()
+		if strings.Contains(relay.stderr.String(), canary) {
+			t.Errorf("the log shows the secret:\n%s", relay.stderr)
+		}
+		broker.Restart()
+	}
 }

@@ -20,8 +20,8 @@ func newStatusCommand(p *process) *cobra.Command {
 		Use:   "status",
 		Short: "Tell who leads, what waits and what was given up",
 		Long: `Tell what the tables say: the current leader, its term number and when the term began, how far it
-is, what waits, what was given up, what is in the archive; and what stands in a relay's way, such as
-a lock that somebody holds. It asks the database only, so it works whether or not a relay runs, and
+is, why it cannot publish, what waits, what was given up, what is in the archive; and what stands in a
+relay's way, such as a lock that somebody holds. It asks the database only, so it works whether or not a relay runs, and
 from any host. Large tables are not counted but estimated.
 
 If something cannot be read the rest is shown, and the exit code is 1.`,
@@ -80,6 +80,21 @@ type termStatus struct {
 	SinceSeconds  float64    `json:"since_seconds"`
 	StreamCreated *time.Time `json:"stream_created"` // Null before the first checkpoint.
 	Checkpoint    uint64     `json:"checkpoint"`
+
+	Trouble *troubleStatus `json:"trouble"` // Why the leader cannot publish; null if it can, or has not said yet.
+}
+
+// troubleStatus is why a leader cannot publish, since when, and how long ago it said so. A leader says it again every few
+// seconds.
+type troubleStatus struct {
+	Reason       string  `json:"reason"`
+	SinceSeconds float64 `json:"since_seconds"`
+	AgeSeconds   float64 `json:"age_seconds"`
+}
+
+// String says what a person wants to read.
+func (t *troubleStatus) String() string {
+	return fmt.Sprintf("for %s, as its leader said %s ago: %s", age(t.SinceSeconds), age(t.AgeSeconds), visible(t.Reason))
 }
 
 // countStatus is how many events there are: exactly so many, or about.
@@ -118,6 +133,9 @@ func statusOf(c config.Config, table store.Table, found *store.Inspection) statu
 		if !r.Checkpoint.Created.IsZero() {
 			created := r.Checkpoint.Created.UTC()
 			term.StreamCreated = &created
+		}
+		if trouble := r.Trouble; trouble.Text != "" {
+			term.Trouble = &troubleStatus{trouble.Text, trouble.For.Seconds(), trouble.Age.Seconds()}
 		}
 		s.Terms = append(s.Terms, term)
 	}
@@ -181,6 +199,9 @@ func (s *status) write(w io.Writer) error {
 			checkpoint = fmt.Sprintf("sequence %d of the stream that was created at %s", t.Checkpoint, t.StreamCreated.Format(time.RFC3339))
 		}
 		fmt.Fprintf(columns, "  checkpoint\t%s\n", checkpoint)
+		if t.Trouble != nil {
+			fmt.Fprintf(columns, "  paused\t%s\n", t.Trouble)
+		}
 	}
 	fmt.Fprintf(columns, "waiting\t%v\n", s.Waiting)
 	if s.OldestWaiting != nil {

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/store/storetest"
 	"github.com/go-outbox/go-outbox/stream/streamtest"
@@ -74,11 +76,49 @@ insert into outbox_relay (stream, outbox, term, leader, leader_since, stream_cre
 		t.Fatal(err)
 	}
 	want := `{"table":"public.outbox","leading":false,"terms":[{"stream":"OUTBOX","outbox":"6ba7b810-9dad-11d1-80b4-00c04fd430c8","term":7,"leader":"me",` +
-		`"since":"2026-01-02T03:04:05Z","since_seconds":` + string(seconds) + `,"stream_created":"2026-01-01T00:00:00Z","checkpoint":12}],` +
+		`"since":"2026-01-02T03:04:05Z","since_seconds":` + string(seconds) + `,"stream_created":"2026-01-01T00:00:00Z","checkpoint":12,"trouble":null}],` +
 		`"waiting":{"events":0,"exact":true},"oldest_waiting_seconds":null,"dead_letters":{"events":0,"exact":true},"archive":{"events":0,"exact":true},` +
 		`"archive_bytes":` + s.Bytes.String() + `,"standby":false,"dead_rows":0,"obstacles":[]` + "}\n"
 	if got != want {
 		t.Errorf("status --json =\n%s\nwant\n%s", got, want)
+	}
+}
+
+// Why the leader cannot publish shows where nothing but the database is asked, and does not any more once it can.
+func TestStatusTellsWhyNothingIsPublished(t *testing.T) {
+	broker := streamtest.Start(t)
+	str, err := broker.JetStream(t).CreateStream(t.Context(), jetstream.StreamConfig{
+		Name: "OUTBOX", Subjects: []string{"outbox.>", "_outbox.OUTBOX.*"}, MaxMsgs: 5, Discard: jetstream.DiscardNew, Duplicates: time.Hour,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dsn := storetest.NewDatabase(t)
+	env := environment{"OUTBOX_DATABASE_DSN": dsn, "OUTBOX_NATS_URL": broker.URL()}
+	relay := start(t, env)
+	relay.logged("leading")
+	expectText(t, "doctor", execute(t, env, "doctor").stdout, "publishing now    nothing keeps the leader from it")
+	for range 20 {
+		insert(t, dsn, "users", "User", "17", "UserCreated", "x")
+	}
+	const reason = `stream "OUTBOX" is full: it has 5 of 5 messages (max_msgs) and refuses new messages (discard new)`
+	const remedy = "nats stream edit OUTBOX --max-msgs=10"
+	status := func() string { return execute(t, env, "status").stdout }
+	eventually(t, "status tells the reason", func() bool { return strings.Contains(status(), reason) })
+	expectText(t, "status", status(), "  paused        for ", "as its leader said ", remedy)
+	expectText(t, "status --json", execute(t, env, "status", "--json").stdout, `"trouble":{"reason":"stream \"OUTBOX\" is full`, `"since_seconds":`, `"age_seconds":`)
+	doctor := execute(t, env, "doctor")
+	expectCode(t, doctor, 1)
+	expectText(t, "doctor", doctor.stdout, "failure  publishing now    the leader has not been able to for ", reason, remedy)
+
+	config := str.CachedInfo().Config
+	config.MaxMsgs = 100
+	if _, err := broker.JetStream(t).UpdateStream(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "status is content", func() bool { return !strings.Contains(status(), "paused") })
+	if n := number(t, dsn, `select count(*) from outbox`); n > 0 {
+		t.Errorf("%d events are left", n)
 	}
 }
 

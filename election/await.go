@@ -1,0 +1,58 @@
+package election
+
+import (
+	"context"
+	"time"
+)
+
+// awaitGrace is how much longer than its context a call may take to say why it ended.
+const awaitGrace = 50 * time.Millisecond
+
+// await calls f, and returns what f returns or, soon after ctx has ended, why it has. Calls of nats.go that need the
+// connection's lock look at no context, and a reconnect holds this lock while it waits for the network. Such a wait ends by
+// itself, within seconds; until then f goes on, so it must not touch what its caller goes on to use.
+func await[T any](ctx context.Context, f func() (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		value, err := f()
+		done <- result{value, err}
+	}()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-ctx.Done():
+	}
+	grace := time.NewTimer(awaitGrace)
+	defer grace.Stop()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-grace.C:
+		var none T
+		return none, context.Cause(ctx)
+	}
+}
+
+// awaitErr is await for a call that returns nothing else.
+func awaitErr(ctx context.Context, f func() error) error {
+	_, err := await(ctx, func() (struct{}, error) { return struct{}{}, f() })
+	return err
+}
+
+// outlast returns a context that ends when ctx has ended for d: for a request whose outcome matters to whoever is told to
+// stop.
+func outlast(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	outlasting, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		pause(outlasting, d)
+		cancel()
+	})
+	return outlasting, func() {
+		stop()
+		cancel()
+	}
+}

@@ -1,0 +1,43 @@
+package store
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Trouble is why a leader cannot publish, as it last said.
+type Trouble struct {
+	// Text is the reason; empty for none.
+	Text string
+	// For is how long ago it began, and Age how long ago the leader last said so: it says so again every few seconds.
+	For, Age time.Duration
+}
+
+// troubleMost is how many bytes of a reason are kept.
+const troubleMost = 2000
+
+// Report records why the leader cannot publish, since so long ago, for those who look at the database only; an empty reason
+// records that it can. Like Exchange it works on the session, for the leader only. Whoever has locked the record is not
+// waited for: then nothing is recorded.
+func (o *Outbox) Report(ctx context.Context, reason string, since time.Duration) error {
+	if len(reason) > troubleMost {
+		reason = reason[:troubleMost] + "…"
+	}
+	reason = strings.ReplaceAll(strings.ToValidUTF8(reason, "\uFFFD"), "\x00", "")
+	err := o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
+		if err := o.inOffice(); err != nil {
+			return err
+		}
+		_, err := conn.Exec(ctx, `
+with ours as (select stream from `+o.table.relay()+` where stream = $1 and term = $2 for update skip locked)
+update `+o.table.relay()+` r
+   set trouble = nullif($3, ''), trouble_at = case when $3 <> '' then clock_timestamp() end,
+       trouble_since = case when $3 <> '' then clock_timestamp() - $4::interval end
+  from ours where r.stream = ours.stream`, o.stream, o.term, reason, since)
+		return err
+	})
+	return o.explain("record why nothing is published", err)
+}
