@@ -590,7 +590,7 @@ func (e *encoder) candidate(w *world, o *candidate) {
 	}
 	a := &t.audit
 	e.created(w, a.sight)
-	e.flag(!a.sight.Created.IsZero() && w.marked(a.sight.Last) == o.mark, a.looking, a.void, a.busy, a.due.IsZero(),
+	e.flag(!a.sight.Created.IsZero() && w.marked(a.sight.Last) == o.mark, a.looking, a.void, a.failed, a.busy, a.due.IsZero(),
 		a.epoch == 0, a.epoch == t.core.ledger.epoch)
 	e.number(a.sight.Last, a.acked)
 	e.number(uint64(t.gate), uint64(t.number), uint64(t.handing))

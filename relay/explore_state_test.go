@@ -92,11 +92,11 @@ func partsOfState() map[string]partOfState {
 				"Relay": constant, "lease": constant, "stop": constant, "healthy": constant, "id": constant, "workers": inStep, "woken": inStep,
 				"replies": inStep, "opened": inStep, "read": inStep, "looked": inStep, "handed": inStep, "standbys": inStep, "originals": inStep,
 				"examining": inStep, "findings": inStep, "outcomes": inStep, "event": inStep, "skipped": telling,
-				"guarded": "the explorer's publisher does not look at the lease", "refusals": noRefusal, "piped": telling, "blind": noClock,
+				"guarded": "the explorer's publisher does not look at the lease", "refusals": noRefusal, "piped": telling, "blind": noClock, "report": telling,
 			},
 			notCopied: map[string]string{
 				"workers": inStep, "standbys": "nobody is asked for standbys: see blind", "examining": inStep, "findings": inStep, "outcomes": inStep, "event": inStep,
-				"skipped": telling, "guarded": "it is false", "refusals": noRefusal, "blind": noClock,
+				"skipped": telling, "guarded": "it is false", "refusals": noRefusal, "blind": noClock, "report": telling,
 			},
 			shared: map[string]string{"Relay": constant, "lease": constant, "lost": replaced},
 		},
