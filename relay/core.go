@@ -49,6 +49,10 @@ type core struct {
 	pipelined bool
 	closing   bool
 
+	// succeeded tells that an event was stored in this term. Until then a denied subject gives no event up: it may be that
+	// the user may publish nothing at all, and not every event of the outbox is to become a dead letter for that.
+	succeeded bool
+
 	floor   int64 // See store.Reply.
 	blocked blocks
 	back    bool  // The next fetch must go back, since aggregates were let go on:
@@ -359,6 +363,7 @@ func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
 		if c.recordable() == 0 {
 			c.storedAt = now
 		}
+		c.succeeded = true
 		c.stored[it.epoch&1] = append(c.stored[it.epoch&1], seq)
 		c.old.stored(it)
 		if c.oldest.IsZero() || it.row.CreatedAt.Before(c.oldest) {
@@ -383,6 +388,9 @@ func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
 	}
 	row, a := it.row, l.aggregate
 	c.forget(l, seq)
+	if denied := new(stream.PermissionError); errors.As(fault, &denied) && !c.succeeded {
+		row.Attempts = min(row.Attempts, c.maxAttempts-2) // See succeeded.
+	}
 	return c.refuse(row, a, fault.Error(), fault.Permanent(), now)
 }
 

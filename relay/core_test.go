@@ -185,6 +185,26 @@ func TestRefusedRowBlocksItsAggregateOnly(t *testing.T) {
 	}
 }
 
+// A user who may publish nothing makes no dead letters of all events: only beside others that are stored a denied one is
+// given up.
+func TestDeniedIsNotGivenUpAlone(t *testing.T) {
+	now := time.Now()
+	denied := &stream.Error{Fault: stream.FaultRow, Err: &stream.PermissionError{Subject: "outbox.a"}}
+	for _, maxAttempts := range []int{1, 2, 5} {
+		last, more := row(1, "a"), row(3, "c")
+		last.Attempts, more.Attempts = maxAttempts-1, maxAttempts-1
+		c := loaded(t, Options{MaxAttempts: maxAttempts}, now, last, row(2, "b"), more)
+		c.drain()
+		if v := c.resolved(1, denied, now); v != refused {
+			t.Errorf("of %d attempts, nothing stored: got verdict %v, want refused", maxAttempts, v)
+		}
+		c.resolved(2, nil, now)
+		if v := c.resolved(3, denied, now); v != died {
+			t.Errorf("of %d attempts, beside others: got verdict %v, want died", maxAttempts, v)
+		}
+	}
+}
+
 // A row that commits late may have a lower seq than the one for which its aggregate is blocked. It is left out as well, so
 // when the aggregate goes on, and in the next term, it has to be looked for.
 func TestBlockedAggregateGoesOnFromTheFloor(t *testing.T) {

@@ -107,7 +107,7 @@ func partsOfState() map[string]partOfState {
 			of: func(w *world) any { return core(w) },
 			notEncoded: map[string]string{
 				"batch": constant, "batchBytes": constant, "window": constant, "pipeFrom": constant, "maxAttempts": constant, "retry": constant,
-				"poll": constant, "lanes": "they are those of the rows in hands", "spare": "which of them is used does not matter",
+				"poll": constant, "succeeded": noRefusal, "lanes": "they are those of the rows in hands", "spare": "which of them is used does not matter",
 				"openBytes": "all rows are of one size", "highest": "the explorer's outbox does without it", "floor": "the explorer's outbox has none",
 				"blocked": noRefusal, "backTo": "the explorer's outbox does without it", "maxData": constant, "noted": constant,
 				"storedAt": noClock, "oldest": telling, "failed": noRefusal, "dead": noRefusal, "unfit": noRefusal, "doubles": inStep,

@@ -43,7 +43,8 @@ type Options struct {
 	// DefaultPollInterval.
 	PollInterval time.Duration
 	// MaxAttempts is how often the broker may refuse an event, for a reason that is the event's own, before it
-	// becomes a dead letter. The default is DefaultMaxAttempts. Outages do not count.
+	// becomes a dead letter. The default is DefaultMaxAttempts. Outages do not count, nor does a subject that the relay's
+	// user may not publish to, as long as the term has stored no event at all.
 	MaxAttempts int
 	// RetryBackoff is the wait after an event's first refusal; it doubles up to RetryBackoffMax. Only events of
 	// the same aggregate wait meanwhile. The defaults are DefaultRetryBackoff and DefaultRetryBackoffMax.
