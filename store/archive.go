@@ -305,20 +305,20 @@ func (t Table) stillThere(rows int) error {
 
 // PutBack takes lost events out of the archive and puts them back into the outbox, with their ids and seqs, and then
 // records the checkpoint; the zero checkpoint records none. It returns how many there were. Those whose seq another event
-// has by now stay in the archive, and so do a few that the database refuses each for a reason of its own, such as a foreign
+// has stay in the archive until that is published again, and so do a few that the database refuses each for a reason of its own, such as a foreign
 // key that somebody gave the outbox: the log names them. Like Exchange it works on the session, for the leader only.
 //
 // A checkpoint of a stream that was created anew makes the sequences in the archive those of another stream: they become
 // 0, which is always true. That may take long, on a connection of its own.
 func (o *Outbox) PutBack(ctx context.Context, lost []Archived, checkpoint Checkpoint) (back int, err error) {
 	if len(lost) > 0 {
+		var refused []refusal
 		err := o.inOfficeTx(ctx, func(tx pgx.Tx) error {
 			var err error
-			back, err = o.putBack(ctx, tx, lost)
+			back, err = o.putBack(ctx, tx, lost, &refused)
 			return err
 		})
 		if ofRow(err) {
-			var refused []refusal
 			err = o.inOfficeTx(ctx, func(tx pgx.Tx) error {
 				back, refused = 0, nil
 				if err := atOnce(ctx, tx); err != nil {
@@ -326,8 +326,8 @@ func (o *Outbox) PutBack(ctx context.Context, lost []Archived, checkpoint Checkp
 				}
 				return o.putBackHalves(ctx, tx, lost, &back, &refused)
 			})
-			o.tellRefused(ctx, refused)
 		}
+		o.tellRefused(ctx, refused)
 		if err != nil {
 			return 0, o.explain("put back what the stream has lost", err)
 		}
@@ -377,14 +377,15 @@ const refusedMost = 100
 
 // putBackHalves puts events back, in halves of halves where the database refuses that for the sake of one of them.
 func (o *Outbox) putBackHalves(ctx context.Context, tx pgx.Tx, lost []Archived, back *int, refused *[]refusal) error {
-	n := 0
+	n, taken := 0, []refusal(nil)
 	err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) (err error) {
-		n, err = o.putBack(ctx, tx, lost)
+		n, err = o.putBack(ctx, tx, lost, &taken)
 		return err
 	})
 	switch {
 	case err == nil:
 		*back += n
+		*refused = append(*refused, taken...)
 		return nil
 	case !ofRow(err) || len(*refused) >= refusedMost:
 		return err
@@ -415,7 +416,11 @@ func (o *Outbox) tellRefused(ctx context.Context, refused []refusal) {
 // do with it; with a last error the table takes also what it would refuse from a producer (migrations/0002_checks.sql).
 const lastErrorBack = `'put back from the archive'`
 
-func (o *Outbox) putBack(ctx context.Context, tx pgx.Tx, lost []Archived) (int, error) {
+// errSeqTaken is why an event stays in the archive for now.
+var errSeqTaken = errors.New("another event has its seq: it comes back once that is published, perhaps after later ones of its aggregate")
+
+// putBack puts events back at once. Refused are some of those that stay in the archive.
+func (o *Outbox) putBack(ctx context.Context, tx pgx.Tx, lost []Archived, refused *[]refusal) (int, error) {
 	var (
 		seqs [archiveParts][]int64
 		ids  [archiveParts][][16]byte
@@ -431,7 +436,11 @@ func (o *Outbox) putBack(ctx context.Context, tx pgx.Tx, lost []Archived) (int, 
 		}
 		// What is in the outbox already is to be published anyway. What is not put there, since another event has its seq,
 		// stays in the archive: ids decide.
-		var put int
+		var (
+			put        int
+			takenSeqs  []int64
+			takenNames [][16]byte
+		)
 		err := tx.QueryRow(ctx, `
 with lost as (select p.ctid as at, `+of("p", eventColumns)+` from `+o.table.part(part)+` p
                where p.ctid = any($1::tid[]) and ((p.seq, p.id) in (select * from unnest($2::bigint[], $3::uuid[]))) is true),
@@ -441,9 +450,14 @@ with lost as (select p.ctid as at, `+of("p", eventColumns)+` from `+o.table.part
                union select seq, id from `+o.table.outbox()+` o where o.seq = any($2::bigint[]) and ((o.seq, o.id) in (select seq, id from lost)) is true),
      gone as (delete from `+o.table.part(part)+` p where p.ctid = any($1::tid[]) and ((p.seq, p.id) in (select seq, id from there)) is true),
      lowered as (update `+o.table.relay()+` set scan_from = least(scan_from, (select min(seq) from back)))
-select count(*) from there`, at[part], seqs[part], ids[part]).Scan(&put)
+select (select count(*) from there), array_agg(seq), array_agg(id)
+  from (select seq, id from lost where ((seq, id) in (select seq, id from there)) is not true order by seq limit `+fmt.Sprint(refusedMost)+`) taken`,
+			at[part], seqs[part], ids[part]).Scan(&put, &takenSeqs, &takenNames)
 		if err != nil {
 			return 0, err
+		}
+		for i, seq := range takenSeqs {
+			*refused = append(*refused, refusal{Ref{Seq: seq, ID: takenNames[i]}, errSeqTaken})
 		}
 		back += put
 	}

@@ -229,9 +229,10 @@ func TestSequenceSetBack(t *testing.T) {
 	}
 }
 
-// What is put back is what there is room for; the rest stays in the archive.
+// What is put back is what there is room for; the rest stays in the archive, and is named.
 func TestPutBackByID(t *testing.T) {
-	f := newFixture(t, store.Options{Retain: time.Hour})
+	var log strings.Builder
+	f := newFixture(t, store.Options{Retain: time.Hour, Logger: textLogger(&log)})
 	f.begin(t)
 	f.insert(t, event("1"), event("2"), event("3"))
 	f.exchange(t, store.Request{Settled: settledSeqs([]int64{1, 2, 3})})
@@ -245,5 +246,8 @@ func TestPutBackByID(t *testing.T) {
 	}
 	if got := query[[]string](t, f, `select array_agg(aggregate_id) from outbox_published`); !slices.Equal(got, []string{"2"}) {
 		t.Errorf("in the archive are %v, want 2, whose seq another event has", got)
+	}
+	if got := log.String(); strings.Count(got, "has its seq") != 1 || !strings.Contains(got, "seq=2") {
+		t.Errorf("the log does not name the event that stays: %s", got)
 	}
 }
