@@ -388,8 +388,9 @@ func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
 	}
 	row, a := it.row, l.aggregate
 	c.forget(l, seq)
-	if denied := new(stream.PermissionError); errors.As(fault, &denied) && !c.succeeded {
-		row.Attempts = min(row.Attempts, c.maxAttempts-2) // See succeeded.
+	if denied := new(stream.PermissionError); errors.As(fault, &denied) && !c.succeeded && row.Attempts+1 >= c.maxAttempts {
+		failure := store.Failure{Ref: store.Ref{Seq: row.Seq, ID: row.ID}, Attempts: row.Attempts, Wait: c.retry.most, Reason: fault.Error()}
+		return c.again(a, failure, now) // See succeeded.
 	}
 	return c.refuse(row, a, fault.Error(), fault.Permanent(), now)
 }
@@ -408,7 +409,12 @@ func (c *core) refuse(row *store.Row, a aggregate, reason string, forGood bool, 
 		return died
 	}
 	failure.Wait = c.retry.after(failure.Attempts)
-	c.blocked.add(a, now.Add(failure.Wait), min(row.Seq, c.floor))
+	return c.again(a, failure, now)
+}
+
+// again blocks a refused row's aggregate until the row is to be tried again.
+func (c *core) again(a aggregate, failure store.Failure, now time.Time) verdict {
+	c.blocked.add(a, now.Add(failure.Wait), min(failure.Seq, c.floor))
 	c.failed = append(c.failed, failure)
 	return refused
 }

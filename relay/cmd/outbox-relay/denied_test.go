@@ -99,3 +99,24 @@ func TestDeniedEventsCostNobodyElse(t *testing.T) {
 		})
 	}
 }
+
+// A user who may publish no event at all is no reason to give all events up: they wait until a person permits it.
+func TestDeniedEverything(t *testing.T) {
+	_, url, _ := denying(t, "outbox.>")
+	dsn := storetest.NewDatabase(t)
+	env := environment{"OUTBOX_DATABASE_DSN": dsn, "OUTBOX_NATS_URL": url, "OUTBOX_MAX_ATTEMPTS": "2", "OUTBOX_RETRY_BACKOFF": "50ms", "OUTBOX_RETRY_BACKOFF_MAX": "100ms"}
+	relay := start(t, env)
+	relay.logged("leading")
+	for n := range 20 {
+		insert(t, dsn, "users", "User", strconv.Itoa(n), "UserCreated", "x")
+	}
+	relay.logged("event refused; trying again later")
+	time.Sleep(2 * time.Second) // Twenty attempts.
+	if got := number(t, dsn, `select count(*) from outbox_dead`); got > 0 {
+		t.Errorf("%d events were given up", got)
+	}
+	if got := number(t, dsn, `select count(*) from outbox where attempts > 0`); got != 20 {
+		t.Errorf("%d events were tried, want 20", got)
+	}
+	expectText(t, "doctor", execute(t, env, "doctor").stdout, "outbox.users.User.")
+}
