@@ -26,6 +26,8 @@ const (
 	archivePatience = 50 * time.Millisecond
 	// archiveRetry is when it tries again.
 	archiveRetry = 10 * time.Second
+	// summarizeFrom is how many rows may be unsummarized, so that a recovery reads them all. It takes it some milliseconds.
+	summarizeFrom = 10_000
 	// summarizePatience is how long the relay waits until a part can be summarized, such as for vacuum.
 	summarizePatience = time.Second
 )
@@ -189,17 +191,17 @@ select seq, id, after, octet_length(data), coalesce(hashtextextended(aggregate_i
   from ` + o.table.published() + ` where stream = $1 and after >= $2`
 }
 
-// summarize brings the index of the part of the archive up to date that is being filled, if anything came to it.
+// summarize brings the index of the part of the archive up to date that is being filled, if enough has come to it.
 func (o *Outbox) summarize(ctx context.Context) error {
-	part := int(o.filling.Swap(0)) - 1
-	if part < 0 {
+	if o.unsummarized.Load() < summarizeFrom {
 		return nil
 	}
+	o.unsummarized.Store(0)
 	return o.with(ctx, func(conn *pgx.Conn) error {
 		if _, err := conn.Exec(ctx, `set lock_timeout = `+milliseconds(summarizePatience)); err != nil {
 			return err
 		}
-		_, err := conn.Exec(ctx, `select `+o.table.summarize()+`($1)`, part)
+		_, err := conn.Exec(ctx, `select `+o.table.summarize()+`($1)`, o.filling.Load())
 		return err
 	})
 }

@@ -376,8 +376,12 @@ func adding(into *int64) func(tag pgconn.CommandTag) error {
 // remove queues a removal by these parameters, and returns the query that removes.
 func (o *Outbox) remove(batch *pgx.Batch, n *tally, r removal, archive bool, after uint64, keys ...any) {
 	if o.retain > 0 && archive {
-		o.filling.Store(int32(o.archive.part) + 1)
-		batch.Queue(r.archive[o.archive.part], append(slices.Clone(keys), o.stream, int64(after))...).Exec(adding(&n.archived))
+		o.filling.Store(int32(o.archive.part))
+		batch.Queue(r.archive[o.archive.part], append(slices.Clone(keys), o.stream, int64(after))...).Exec(func(tag pgconn.CommandTag) error {
+			n.archived += tag.RowsAffected()
+			o.unsummarized.Add(tag.RowsAffected())
+			return nil
+		})
 	}
 	batch.Queue(r.remove, keys...).Exec(func(tag pgconn.CommandTag) error {
 		n.removed += tag.RowsAffected()

@@ -55,10 +55,12 @@ type Outbox struct {
 	back      back                  // Where rows may have appeared below the floor.
 	floorSeen atomic.Int64          // The floor, for those who do not have the session.
 	held      atomic.Pointer[names] // Aggregates that are held; nil for none.
-	filling   atomic.Int32          // 1 + the part of the archive that something has come to; 0 for none.
-	leftOut   *names                // Those of them that the present exchange leaves out by name.
+	filling   atomic.Int32          // The part of the archive that rows come to.
+	// unsummarized is how many rows came to the archive since its index was brought up to date.
+	unsummarized atomic.Int64
 
 	// These belong to whoever has the session.
+	leftOut    *names // Of held, what the present exchange leaves out by name.
 	queries    queries
 	unicode    bool // The database's encoding has all characters.
 	ascii      bool // Only those of ASCII are recorded: another may have been what the database refused.

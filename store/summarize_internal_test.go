@@ -47,7 +47,7 @@ func TestArchiveIsReadFromAPlaceOn(t *testing.T) {
 	const events = 50_000
 	execute(t, dsn, `insert into outbox_published (part, stream, after, seq, id, topic, aggregate_type, aggregate_id, event_type, data, created_at)
 		select 0, 'S', i / 100, i, gen_random_uuid(), 't', 'A', '1', 'E', repeat('x', 100)::bytea, now() from generate_series(1, 50000) i`)
-	o.filling.Store(1)
+	o.unsummarized.Store(events)
 	if err := o.summarize(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -56,7 +56,7 @@ func (b *back) take() (to int64, ok bool) {
 func (o *Outbox) Sweep(ctx context.Context, wake func()) {
 	timer := time.NewTimer(sweepEvery)
 	defer timer.Stop()
-	took := sweepTimeout // Nobody knows.
+	took := time.Duration(0)
 	for {
 		select {
 		case <-ctx.Done():
