@@ -49,7 +49,7 @@ func sent(tb testing.TB, p *Publisher, seq int64) string {
 // sentInOrder is the reply subject of an event that was sent in an ordered batch.
 func sentInOrder(tb testing.TB, p *Publisher, seq int64) (b *batch, reply string) {
 	tb.Helper()
-	p.composer.head = 300
+	p.encoder.headSize = 300
 	b, _, err := p.enter(seq, 2000)
 	if err != nil {
 		tb.Fatal(err)

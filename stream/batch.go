@@ -97,9 +97,9 @@ type batched struct {
 
 // measured notes the size of the latest event's headers, and its subject. The
 // caller holds mu.
-func (b *batch) measured(of *composer) {
+func (b *batch) measured(of *reusingEncoder) {
 	if n := len(b.open); n > 0 && b.open[n-1].mark == 0 {
-		b.open[n-1].sizes.head, b.open[n-1].mark = sizesOf(0, of.head).head, of.mark
+		b.open[n-1].sizes.head, b.open[n-1].mark = sizesOf(0, of.headSize).head, of.mark
 	}
 }
 
@@ -157,7 +157,7 @@ func (p *Publisher) wireEvent(b *batch, ev *Event) error {
 	if b.sent == 1 {
 		fence = p.fenceLines()
 	}
-	subject, head, err := p.composer.wire(ev, fence...)
+	subject, head, err := p.encoder.rawMessage(ev, fence...)
 	if err != nil {
 		return err
 	}
@@ -178,7 +178,7 @@ func (p *Publisher) wireEvent(b *batch, ev *Event) error {
 
 // publishEvent sends a batch's last event by way of nats.go.
 func (p *Publisher) publishEvent(b *batch, ev *Event, conn *nats.Conn) error {
-	msg, err := p.composer.message(ev, string(b.reply()))
+	msg, err := p.encoder.message(ev, string(b.reply()))
 	if err != nil {
 		return err
 	}
@@ -187,14 +187,14 @@ func (p *Publisher) publishEvent(b *batch, ev *Event, conn *nats.Conn) error {
 	}
 	if b.sent == 1 {
 		fence := p.fenceLines()
-		if tooLargeWith(fence, p.composer.head+len(ev.Data), b.most) {
+		if tooLargeWith(fence, p.encoder.headSize+len(ev.Data), b.most) {
 			return errNotFirst
 		}
 		b.subject = msg.Subject
 		msg = fenced(msg, fence)
 	}
 	if err := conn.PublishMsg(msg); err != nil {
-		return publishError(explained(err, conn, len(ev.Data), p.composer.head))
+		return publishError(explained(err, conn, len(ev.Data), p.encoder.headSize))
 	}
 	return nil
 }
@@ -205,7 +205,7 @@ func (p *Publisher) Flush() {
 	p.mu.Lock()
 	b := p.batch
 	if b != nil {
-		b.measured(p.composer)
+		b.measured(p.encoder)
 	}
 	p.mu.Unlock()
 	if b != nil && b.wired {
@@ -237,7 +237,7 @@ func (b *batch) reply() []byte {
 	return b.text
 }
 
-// unsent deals with the failure to send a batch's last event. What the composer
+// unsent deals with the failure to send a batch's last event. What the encoder
 // or nats.go refused is taken out again; after any other failure it is open what
 // of the batch has left, so that ends it.
 func (p *Publisher) unsent(b *batch, fault *Error) error {
@@ -312,7 +312,7 @@ func (p *Publisher) enter(seq int64, size int) (b *batch, conn *nats.Conn, err e
 		b.until = time.Now().Add(p.options.AckTimeout)
 		p.watchBatch(p.options.AckTimeout)
 	}
-	b.measured(p.composer)
+	b.measured(p.encoder)
 	b.wary = len(p.denied) > 0
 	b.open = append(b.open, batched{seq: seq, sizes: sizesOf(size, 0)})
 	b.sent++
@@ -330,7 +330,7 @@ func (p *Publisher) Finish() {
 		return
 	}
 	b.ending = true
-	b.measured(p.composer)
+	b.measured(p.encoder)
 	p.mu.Unlock()
 	reply := b.replies + strconv.FormatUint(b.sent+1, 10) + batchEnd
 	if b.wired {

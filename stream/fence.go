@@ -365,7 +365,7 @@ func tooLargeWith(lines []headerLine, size int, most int64) bool {
 // fenced returns a message with further headers.
 func fenced(msg *nats.Msg, lines []headerLine) *nats.Msg {
 	first := *msg
-	first.Header = make(nats.Header, len(msg.Header)+len(lines)) // The composer uses its map again.
+	first.Header = make(nats.Header, len(msg.Header)+len(lines)) // The encoder reuses its map.
 	maps.Copy(first.Header, msg.Header)
 	for _, line := range lines {
 		first.Header[line.name] = []string{line.value}

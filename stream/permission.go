@@ -214,7 +214,7 @@ var errDenied = &Error{Fault: FaultWeather, Err: errors.New("the event's subject
 func (p *Publisher) isDenied() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	until, known := p.denied[p.composer.mark]
+	until, known := p.denied[p.encoder.mark]
 	return known && time.Now().Before(until)
 }
 

@@ -50,8 +50,8 @@ type PublisherOptions struct {
 // any, also to end a Publish that the network holds up.
 type Publisher struct {
 	options  PublisherOptions
-	composer *composer // Belongs to the goroutine that publishes,
-	wire     wire      // as this does.
+	encoder  *reusingEncoder // Belongs to the goroutine that publishes,
+	wire     wire            // as this does.
 	outcomes chan struct{}
 
 	mu sync.Mutex // Protects what follows, which the connection's goroutines share.
@@ -115,7 +115,7 @@ func NewPublisher(options PublisherOptions) (*Publisher, error) {
 	}
 	return &Publisher{
 		options:  options,
-		composer: newComposer(options.Encoder),
+		encoder:  newReusingEncoder(options.Encoder),
 		outcomes: make(chan struct{}, 1),
 		stretch:  batchFlow,
 	}, nil
@@ -322,16 +322,16 @@ func (p *Publisher) listen(ctx context.Context, conn *nats.Conn) (replies string
 // Publish sends an event and returns without waiting: what becomes of it is
 // told by Collect. Its error, an *Error, says that nothing was sent.
 func (p *Publisher) Publish(ev *Event) error {
-	msg, err := p.composer.message(ev, "")
+	msg, err := p.encoder.message(ev, "")
 	if err != nil {
 		return Classify(err)
 	}
-	conn, token, reply, first, err := p.expect(ev.Seq, sizesOf(len(ev.Data), p.composer.head), p.composer.mark)
+	conn, token, reply, first, err := p.expect(ev.Seq, sizesOf(len(ev.Data), p.encoder.headSize), p.encoder.mark)
 	if err != nil {
 		return err
 	}
 	if first {
-		if fence := p.fenceLines(); !tooLargeWith(fence, len(ev.Data)+p.composer.head, p.most()) {
+		if fence := p.fenceLines(); !tooLargeWith(fence, len(ev.Data)+p.encoder.headSize, p.most()) {
 			msg = fenced(msg, fence)
 		}
 	}
@@ -342,7 +342,7 @@ func (p *Publisher) Publish(ev *Event) error {
 	if !p.withdraw(token) {
 		return nil // The connection broke meanwhile: that is its outcome, and Collect tells it.
 	}
-	return Classify(publishError(explained(err, conn, len(ev.Data), p.composer.head)))
+	return Classify(publishError(explained(err, conn, len(ev.Data), p.encoder.headSize)))
 }
 
 // explained says more about what nats.go refused.
