@@ -21,7 +21,7 @@ func deafPublisher(tb testing.TB) *Publisher {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	p.conn, p.line, p.replies = &nats.Conn{}, &line{}, "_INBOX.1."
+	p.conn, p.dialer, p.replies = &nats.Conn{}, &dialer{}, "_INBOX.1."
 	p.highest, p.proved = 100, time.Now()
 	p.batches, p.flow, p.maxPayload, p.maxMessage = true, batchFlow, 1<<20, 1000
 	tb.Cleanup(func() {
@@ -79,13 +79,13 @@ func TestOutcomesOfAnySeq(t *testing.T) {
 func TestTroubleIsApart(t *testing.T) {
 	p := deafPublisher(t)
 	sent(t, p, 0)
-	p.failAll(&line{}, nats.ErrStaleConnection)
+	p.failAll(&dialer{}, nats.ErrStaleConnection)
 	if outcomes, trouble := p.Collect(nil); len(outcomes) > 0 || trouble != nil {
 		t.Errorf("a former connection told %+v and %v", outcomes, trouble)
 	}
-	p.failAll(p.line, nats.ErrDisconnected)
-	p.failAll(p.line, nats.ErrPermissionViolation)
-	p.failAll(p.line, nats.ErrDisconnected)
+	p.failAll(p.dialer, nats.ErrDisconnected)
+	p.failAll(p.dialer, nats.ErrPermissionViolation)
+	p.failAll(p.dialer, nats.ErrDisconnected)
 	outcomes, trouble := p.Collect(nil)
 	if len(outcomes) != 1 || outcomes[0].Seq != 0 || outcomes[0].Err == nil || !outcomes[0].Err.Ambiguous() {
 		t.Errorf("got %+v, want that event 0 is in doubt", outcomes)

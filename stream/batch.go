@@ -66,7 +66,7 @@ const (
 // all up to some place and none behind it. Text and subject belong to the
 // goroutine that publishes.
 type batch struct {
-	wired   bool   // Its messages go past nats.go.
+	raw     bool   // Its messages go past nats.go.
 	replies string // What its reply subjects start with.
 	text    []byte // The latest reply subject.
 	subject string // Some subject that the stream takes.
@@ -132,10 +132,10 @@ func (p *Publisher) PublishInOrder(ev *Event) error {
 	if b == nil {
 		return err
 	}
-	if b.wired {
-		err = p.wireEvent(b, ev)
+	if b.raw {
+		err = p.sendRaw(b, ev)
 	} else {
-		err = p.publishEvent(b, ev, conn)
+		err = p.sendMessage(b, ev, conn)
 	}
 	if err == nil {
 		return nil
@@ -151,8 +151,8 @@ func (p *Publisher) PublishInOrder(ev *Event) error {
 // message carries the fence, but not too large to be sent by itself.
 var errNotFirst = &Error{Fault: FaultWeather, Err: errors.New("the event is too large to begin an ordered batch"), refused: true}
 
-// wireEvent sends a batch's last event past nats.go.
-func (p *Publisher) wireEvent(b *batch, ev *Event) error {
+// sendRaw sends a batch's last event past nats.go.
+func (p *Publisher) sendRaw(b *batch, ev *Event) error {
 	var fence []headerLine
 	if b.sent == 1 {
 		fence = p.fenceLines()
@@ -170,14 +170,14 @@ func (p *Publisher) wireEvent(b *batch, ev *Event) error {
 	if b.sent == 1 {
 		b.subject = string(subject)
 	}
-	if err := p.wire.send(subject, b.reply(), head, ev.Data); err != nil {
+	if err := p.raw.send(subject, b.reply(), head, ev.Data); err != nil {
 		return publishError(err)
 	}
 	return nil
 }
 
-// publishEvent sends a batch's last event by way of nats.go.
-func (p *Publisher) publishEvent(b *batch, ev *Event, conn *nats.Conn) error {
+// sendMessage sends a batch's last event by way of nats.go.
+func (p *Publisher) sendMessage(b *batch, ev *Event, conn *nats.Conn) error {
 	msg, err := p.encoder.message(ev, string(b.reply()))
 	if err != nil {
 		return err
@@ -208,7 +208,7 @@ func (p *Publisher) Flush() {
 		b.measured(p.encoder)
 	}
 	p.mu.Unlock()
-	if b != nil && b.wired {
+	if b != nil && b.raw {
 		p.flush(b, nil)
 	}
 }
@@ -216,7 +216,7 @@ func (p *Publisher) Flush() {
 // flush is Flush, unless a write has failed already.
 func (p *Publisher) flush(b *batch, err error) {
 	if err == nil {
-		err = p.wire.flush()
+		err = p.raw.flush()
 	}
 	if err != nil {
 		p.mu.Lock()
@@ -302,9 +302,9 @@ func (p *Publisher) enter(seq int64, size int) (b *batch, conn *nats.Conn, err e
 		p.flow = min(p.stretch, max(batchBytes/max(size, 1), 1))
 		b = &batch{used: time.Now(), id: nuid.Next(), flow: p.flow, last: p.highest, most: p.largest()}
 		b.replies = p.replies + b.id + "." + strconv.Itoa(b.flow) + ".fail."
-		if socket := p.line.socket(); socket != nil {
-			b.wired = true
-			p.wire.begin(socket, p.maxPayload)
+		if raw := p.dialer.rawConn(); raw != nil {
+			b.raw = true
+			p.raw.begin(raw, p.maxPayload)
 		}
 		p.batch = b
 	}
@@ -333,8 +333,8 @@ func (p *Publisher) Finish() {
 	b.measured(p.encoder)
 	p.mu.Unlock()
 	reply := b.replies + strconv.FormatUint(b.sent+1, 10) + batchEnd
-	if b.wired {
-		p.flush(b, p.wire.send([]byte(b.subject), []byte(reply), nil, nil))
+	if b.raw {
+		p.flush(b, p.raw.send([]byte(b.subject), []byte(reply), nil, nil))
 		return
 	}
 	if err := conn.PublishMsg(&nats.Msg{Subject: b.subject, Reply: reply}); err != nil {

@@ -48,17 +48,17 @@ import (
 func deletionSubject(stream string) string { return "$JS.EVENT.ADVISORY.STREAM.DELETED." + stream }
 
 // hearOfDeletion subscribes to that. Who may not does without.
-func (p *Publisher) hearOfDeletion(ctx context.Context, conn *nats.Conn, on *line) {
+func (p *Publisher) hearOfDeletion(ctx context.Context, conn *nats.Conn, on *dialer) {
 	_, _ = await(ctx, func() (*nats.Subscription, error) {
 		return conn.Subscribe(deletionSubject(p.Stream()), func(*nats.Msg) { p.deleted(on) })
 	})
 }
 
 // deleted takes note that the stream has been deleted.
-func (p *Publisher) deleted(on *line) {
+func (p *Publisher) deleted(on *dialer) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.line == on && p.lost == nil {
+	if p.dialer == on && p.lost == nil {
 		p.lose(Classify(&LostError{fmt.Sprintf("stream %q was deleted", p.Stream())}))
 	}
 }

@@ -139,13 +139,14 @@ func subjectMark[T string | []byte](subject T) uint64 {
 	return 0
 }
 
-// violated joins a violation on a line to what it is about.
-func (p *Publisher) violated(on *line, denied *PermissionError) {
+// violated finds the event or the request that a permission violation is about. on is
+// the dialer of the connection that told of it.
+func (p *Publisher) violated(on *dialer, denied *PermissionError) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	fault := &Error{Fault: FaultSetup, Err: denied}
 	switch {
-	case p.line != on: // A former one.
+	case p.dialer != on: // A former one.
 	case denied.Subscribe && denied.Subject == deletionSubject(p.Stream()): // We do without.
 	case denied.Subscribe:
 		p.unheard = fault

@@ -51,14 +51,14 @@ type PublisherOptions struct {
 type Publisher struct {
 	options  PublisherOptions
 	encoder  *reusingEncoder // Belongs to the goroutine that publishes,
-	wire     wire            // as this does.
+	raw      rawWriter       // as this does.
 	outcomes chan struct{}
 
 	mu sync.Mutex // Protects what follows, which the connection's goroutines share.
 
 	guard   func() bool // Nil for none.
 	conn    *nats.Conn
-	line    *line
+	dialer  *dialer
 	replies string // What the reply subjects of this connection start with.
 	window  window
 	timer   *time.Timer // Runs while a publish waits for its answer.
@@ -217,7 +217,7 @@ func (p *Publisher) heard() *nats.Conn {
 	if p.conn == nil || p.unheard == nil {
 		return p.conn
 	}
-	p.line.cut()
+	p.dialer.close()
 	go p.conn.Close() // It waits for the network.
 	return nil
 }
@@ -251,27 +251,27 @@ func (p *Publisher) connected(ctx context.Context) (*nats.Conn, error) {
 // connect makes a connection. Its error is an *Error.
 func (p *Publisher) connect(ctx context.Context) (*nats.Conn, error) {
 	p.mu.Lock()
-	line := newLine(p.guard)
+	dialer := newDialer(p.guard)
 	if p.batch != nil || !p.window.empty() {
 		p.fail(Classify(fmt.Errorf("connection to NATS closed: %w", nats.ErrConnectionClosed)))
 	}
-	p.conn, p.line, p.replies, p.unheard = nil, line, "", nil // A former connection has nothing to tell any more.
+	p.conn, p.dialer, p.replies, p.unheard = nil, dialer, "", nil // A former connection has nothing to tell any more.
 	p.mu.Unlock()
 	options := p.options.Connect
-	options.line = line
+	options.dialer = dialer
 	options.OnDisconnect = func(err error) {
 		if err == nil {
 			err = nats.ErrDisconnected
 		}
 		// The answers to what is pending went to the old connection.
-		p.failAll(line, fmt.Errorf("connection to NATS lost: %w", err))
+		p.failAll(dialer, fmt.Errorf("connection to NATS lost: %w", err))
 	}
 	options.OnClosed = nil
 	options.OnError = func(err error) {
 		if denied, ok := violation(err); ok {
-			p.violated(line, denied)
+			p.violated(dialer, denied)
 		} else if Classify(err).Fault == FaultSetup {
-			p.failAll(line, err)
+			p.failAll(dialer, err)
 		}
 	}
 	options.OnReconnect = func() {
@@ -288,19 +288,19 @@ func (p *Publisher) connect(ctx context.Context) (*nats.Conn, error) {
 	}
 	replies, err := p.listen(ctx, conn)
 	if err != nil {
-		line.cut()
+		dialer.close()
 		conn.Close()
 		return nil, Classify(fmt.Errorf("subscribe to acknowledgements: %w", err))
 	}
-	p.hearOfDeletion(ctx, conn, line)
+	p.hearOfDeletion(ctx, conn, dialer)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.line != line { // Closed meanwhile.
-		line.cut()
+	if p.dialer != dialer { // Closed meanwhile.
+		dialer.close()
 		conn.Close()
 		return nil, Classify(fmt.Errorf("connect to NATS: %w", nats.ErrConnectionClosed))
 	}
-	p.conn, p.line, p.replies = conn, line, replies
+	p.conn, p.dialer, p.replies = conn, dialer, replies
 	return conn, nil
 }
 
@@ -458,11 +458,12 @@ func (p *Publisher) expire() {
 	}
 }
 
-// failAll ends the wait for everything that is pending on a line, and tells why.
-func (p *Publisher) failAll(on *line, reason error) {
+// failAll ends the wait for every answer that is pending on the connection of a
+// dialer, and tells why.
+func (p *Publisher) failAll(on *dialer, reason error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.line != on {
+	if p.dialer != on {
 		return // A former one.
 	}
 	p.fail(Classify(reason))
@@ -542,8 +543,8 @@ func (p *Publisher) Collect(to []Outcome) (outcomes []Outcome, trouble *Error) {
 // and what is pending has no outcome. Open makes the publisher usable again.
 func (p *Publisher) Close() {
 	p.mu.Lock()
-	conn, line := p.conn, p.line
-	p.conn, p.line, p.replies = nil, nil, ""
+	conn, dialer := p.conn, p.dialer
+	p.conn, p.dialer, p.replies = nil, nil, ""
 	p.window.clear()
 	p.fence, p.fenceSubject, p.unheard = 0, "", nil
 	p.highest, p.lost, p.proved = 0, nil, time.Time{}
@@ -557,8 +558,8 @@ func (p *Publisher) Close() {
 		p.timer = nil
 	}
 	p.mu.Unlock()
-	if line != nil {
-		line.cut()
+	if dialer != nil {
+		dialer.close()
 	}
 	if conn != nil {
 		conn.Close()

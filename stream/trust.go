@@ -45,7 +45,7 @@ func (o ConnectOptions) trust(urls string) trust {
 // that we were given. Servers of a cluster tell of others, often by IP address,
 // for which few certificates are issued: of such, the name will do of a server
 // that was connected to before, in nats.go as well.
-func (t *trust) hostOf(address string, former *socket) string {
+func (t *trust) hostOf(address string, former *clientConn) string {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
 		return address
