@@ -165,7 +165,7 @@ func (p *Publisher) violated(on *dialer, denied *PermissionError) {
 // whether there is one. The caller holds mu.
 func (p *Publisher) deniedEvent(denied *PermissionError) bool {
 	mark := subjectMark(denied.Subject)
-	if sent, found := p.window.takeMarked(mark); found {
+	if sent, found := p.acks.takeMarked(mark); found {
 		p.remember(mark)
 		p.tell(unstored(sent.seq, deniedFault(denied)))
 		return true

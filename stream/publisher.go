@@ -60,7 +60,7 @@ type Publisher struct {
 	conn    *nats.Conn
 	dialer  *dialer
 	replies string // What the reply subjects of this connection start with.
-	window  window
+	acks    pendingAcks
 	timer   *time.Timer // Runs while a publish waits for its answer.
 	done    []Outcome   // Not collected yet,
 	trouble *Error      // as this is not; nil for none.
@@ -252,7 +252,7 @@ func (p *Publisher) connected(ctx context.Context) (*nats.Conn, error) {
 func (p *Publisher) connect(ctx context.Context) (*nats.Conn, error) {
 	p.mu.Lock()
 	dialer := newDialer(p.guard)
-	if p.batch != nil || !p.window.empty() {
+	if p.batch != nil || !p.acks.empty() {
 		p.fail(Classify(fmt.Errorf("connection to NATS closed: %w", nats.ErrConnectionClosed)))
 	}
 	p.conn, p.dialer, p.replies, p.unheard = nil, dialer, "", nil // A former connection has nothing to tell any more.
@@ -373,8 +373,8 @@ func (p *Publisher) expect(seq int64, of sizes, mark uint64) (conn *nats.Conn, t
 	}
 	now := time.Now()
 	// Before 2.14 a server takes the fence's subject for the event's own.
-	first = p.config.AllowBatchPublish && p.unproven(now) && p.window.empty()
-	token = p.window.push(publish{seq: seq, until: now.Add(p.options.AckTimeout), last: p.highest, sizes: of, mark: mark})
+	first = p.config.AllowBatchPublish && p.unproven(now) && p.acks.empty()
+	token = p.acks.push(pendingAck{seq: seq, until: now.Add(p.options.AckTimeout), last: p.highest, sizes: of, mark: mark})
 	if p.timer == nil {
 		p.timer = time.AfterFunc(p.options.AckTimeout, p.expire)
 	}
@@ -385,8 +385,8 @@ func (p *Publisher) expect(seq int64, of sizes, mark uint64) (conn *nats.Conn, t
 func (p *Publisher) withdraw(token uint64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	_, open := p.window.take(token)
-	return open
+	_, pending := p.acks.take(token)
+	return pending
 }
 
 // answered handles an acknowledgement or refusal.
@@ -402,13 +402,13 @@ func (p *Publisher) answered(msg *nats.Msg) {
 	if !ours || err != nil {
 		return // From a former connection: its outcome has been told.
 	}
-	if sent, open := p.window.take(token); open {
+	if sent, pending := p.acks.take(token); pending {
 		p.tell(p.outcome(&sent, msg))
 	}
 }
 
 // outcome is what an answer says of the event that was sent. The caller holds mu.
-func (p *Publisher) outcome(sent *publish, msg *nats.Msg) Outcome {
+func (p *Publisher) outcome(sent *pendingAck, msg *nats.Msg) Outcome {
 	a, fault := readAnswer(msg, p.Stream())
 	if fault != nil {
 		return unstored(sent.seq, fault)
@@ -444,7 +444,7 @@ func (p *Publisher) expire() {
 	defer p.mu.Unlock()
 	now := time.Now()
 	for {
-		token, oldest, ok := p.window.oldest()
+		token, oldest, ok := p.acks.oldest()
 		if !ok {
 			p.timer = nil
 			return
@@ -453,7 +453,7 @@ func (p *Publisher) expire() {
 			p.timer.Reset(wait)
 			return
 		}
-		p.window.take(token)
+		p.acks.take(token)
 		p.tell(unstored(oldest.seq, Classify(fmt.Errorf("no acknowledgement within %v: %w", p.options.AckTimeout, nats.ErrTimeout))))
 	}
 }
@@ -476,11 +476,11 @@ func (p *Publisher) fail(fault *Error) {
 		p.endBatch(p.batch, fault)
 	}
 	for {
-		token, oldest, ok := p.window.oldest()
+		token, oldest, ok := p.acks.oldest()
 		if !ok {
 			return
 		}
-		p.window.take(token)
+		p.acks.take(token)
 		p.tell(unstored(oldest.seq, fault))
 	}
 }
@@ -545,7 +545,7 @@ func (p *Publisher) Close() {
 	p.mu.Lock()
 	conn, dialer := p.conn, p.dialer
 	p.conn, p.dialer, p.replies = nil, nil, ""
-	p.window.clear()
+	p.acks.clear()
 	p.fence, p.fenceSubject, p.unheard = 0, "", nil
 	p.highest, p.lost, p.proved = 0, nil, time.Time{}
 	p.batch, p.done, p.trouble, p.severed = nil, nil, nil, nil
