@@ -218,7 +218,7 @@ func TestAnswerToABatch(t *testing.T) {
 					t.Errorf("outcome %d is of event %d", i, o.Seq)
 				case i < test.stored && o.Err != nil:
 					t.Errorf("event %d: %v", i, o.Err)
-				case i >= test.stored && (o.Err == nil || !o.Err.Ambiguous() || o.Again || !strings.Contains(o.Err.Error(), test.want)):
+				case i >= test.stored && (o.Err == nil || !o.Err.Ambiguous() || o.Retry || !strings.Contains(o.Err.Error(), test.want)):
 					t.Errorf("event %d: %+v, want doubt with %q", i, o, test.want)
 				}
 			}

@@ -210,9 +210,9 @@ func (p *Publisher) explanation(fault *Error) (text string, setup bool) {
 		return fmt.Sprintf("stream %q holds %d messages of the event's subject (max_msgs_per_subject), and refuses new ones (discard_new_per_subject): run `nats stream edit %s --max-msgs-per-subject=%d`, or --no-discard-per-subject",
 			p.Stream(), config.MaxMsgsPerSubject, p.Stream(), 2*max(config.MaxMsgsPerSubject, 1)), false
 	case strings.Contains(reason, textMessages):
-		return full(limitMessages, config.MaxMsgs, p.held.Msgs)
+		return full(limitMessages, config.MaxMsgs, p.state.Msgs)
 	case strings.Contains(reason, textBytes):
-		return full(limitBytes, config.MaxBytes, p.held.Bytes)
+		return full(limitBytes, config.MaxBytes, p.state.Bytes)
 	case strings.Contains(reason, textNoSpace):
 		return fmt.Sprintf("the disk of stream %q is full: make room on it, then restart the NATS server, which does not write to the stream before", p.Stream()), true
 	}

@@ -73,8 +73,8 @@ func TestMaxData(t *testing.T) {
 				if err := send(smallest(most)); err != nil {
 					t.Fatalf("a payload of %d bytes: %v", most, err)
 				}
-				if o := collect(t, p, 1)[0]; i == 0 && !o.Again || i == 1 && o.Err != nil {
-					t.Errorf("a payload of %d bytes: %v, again %v", most, o.Err, o.Again)
+				if o := collect(t, p, 1)[0]; i == 0 && !o.Retry || i == 1 && o.Err != nil {
+					t.Errorf("a payload of %d bytes: %v, retry %v", most, o.Err, o.Retry)
 				}
 				if p.Pipeline() != 0 {
 					t.Error("it is to be sent in a batch again")

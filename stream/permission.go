@@ -185,9 +185,9 @@ func (p *Publisher) deniedEvent(denied *PermissionError) bool {
 // marked returns the place among the open events of the first with a subject; -1
 // for none.
 func (b *batch) marked(mark uint64) int {
-	for i := range b.open {
+	for i := range b.pending {
 		// The subject of the latest may not have been noted yet.
-		if b.open[i].mark == mark || b.open[i].mark == 0 && i == len(b.open)-1 {
+		if b.pending[i].mark == mark || b.pending[i].mark == 0 && i == len(b.pending)-1 {
 			return i
 		}
 	}
@@ -197,7 +197,7 @@ func (b *batch) marked(mark uint64) int {
 // remember keeps events of a subject out of ordered batches. The caller holds mu.
 func (p *Publisher) remember(mark uint64) {
 	now := time.Now()
-	p.rest = later(p.rest, now.Add(deniedRest))
+	p.noBatches = later(p.noBatches, now.Add(deniedRest))
 	if len(p.denied) >= deniedMost {
 		clear(p.denied)
 	}

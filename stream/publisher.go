@@ -71,7 +71,7 @@ type Publisher struct {
 
 	seen         bool                   // The stream was there,
 	config       jetstream.StreamConfig // and was like this,
-	held         jetstream.StreamState  // with so much in it.
+	state        jetstream.StreamState  // with so much in it.
 	fence        uint64                 // The sequence of our fence; 0 if nobody has put up one.
 	fenceSubject string                 // Its subject; empty before Fence or Unfenced.
 
@@ -79,12 +79,12 @@ type Publisher struct {
 	clustered  bool
 	maxPayload int64     // The server's, headers included; 0 if it is not known.
 	maxMessage int64     // Likewise the stream's; not positive for none.
-	rest       time.Time // Until when there are to be no ordered batches.
+	noBatches  time.Time // Until when no ordered batch may begin.
 	stretch    int       // How many messages we ask the server to acknowledge at once,
 	flow       int       // and how many it does.
 	batch      *batch    // The open one.
 	batchTimer *time.Timer
-	severed    *Outcome // That of events after a batch's failure, until Collect has told of it; nil for none.
+	abandoned  *Outcome // The outcome of events after a batch's failure, until Collect has told of it; nil for none.
 
 	asked   requests             // Wait for an answer.
 	unheard *Error               // That we may not hear the answers on this connection; nil if we may.
@@ -168,13 +168,13 @@ func (p *Publisher) open(ctx context.Context) (warnings []string, err error) {
 		report.Warnings = append(report.Warnings, fmt.Sprintf("stream %q was gone and has been created again: what it held is lost", p.Stream()))
 	}
 	config := report.Info.Config
-	p.seen, p.config, p.held = true, config, report.Info.State
+	p.seen, p.config, p.state = true, config, report.Info.State
 	// Whoever opens after trouble reads back what the stream has lost. From here on, this is what it has given.
 	p.highest, p.lost, p.proved = report.Info.State.LastSeq, nil, time.Now()
 	p.maxPayload, p.maxMessage = maxPayload, int64(config.MaxMsgSize)
 	p.batches, p.clustered, p.flow = config.AllowBatchPublish && !p.options.NoBatches, config.Replicas > 1, p.stretch
 	if p.clustered {
-		p.rest = time.Now().Add(batchRest)
+		p.noBatches = time.Now().Add(batchRest)
 	}
 	return report.Warnings, nil
 }
@@ -535,7 +535,7 @@ func (p *Publisher) Collect(to []Outcome) (outcomes []Outcome, trouble *Error) {
 	clear(p.done)
 	p.done = p.done[:0]
 	trouble, p.trouble = p.trouble, nil
-	p.severed = nil
+	p.abandoned = nil
 	return outcomes, trouble
 }
 
@@ -548,7 +548,7 @@ func (p *Publisher) Close() {
 	p.acks.clear()
 	p.fence, p.fenceSubject, p.unheard = 0, "", nil
 	p.highest, p.lost, p.proved = 0, nil, time.Time{}
-	p.batch, p.done, p.trouble, p.severed = nil, nil, nil, nil
+	p.batch, p.done, p.trouble, p.abandoned = nil, nil, nil, nil
 	if p.batchTimer != nil {
 		p.batchTimer.Stop()
 		p.batchTimer = nil
