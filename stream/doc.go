@@ -65,7 +65,7 @@
 // ordered batches that a former leader has yet to begin are refused from then on
 // (the first message of each expects the latest fence to be its own). Scan tells
 // which events are stored up to there, Find which one a single message is, and
-// Look whether the stream has lost something since it was last looked at.
+// Verify whether the stream has lost something since it was last looked at.
 //
 // Somebody else's message on the control subject is skipped, and Fence.Warning
 // names it.
@@ -121,7 +121,7 @@
 //   - A sequence that was given before is a LostError: the stream was created anew,
 //     or put back from a copy. Nothing else is sent before it is opened or fenced
 //     again. After idleness this is found out with one event (Alone) or by a look
-//     (LookFirst).
+//     (VerifyFirst).
 //   - An ordered batch that cannot have stored all of its events has skipped one
 //     whose ID the stream had already: a SkippedError, since the stream does not
 //     say which. Plain publishes, which tell it (Outcome.Duplicate), follow for

@@ -93,7 +93,7 @@ func TestMaxData(t *testing.T) {
 	}
 }
 
-// It follows Look and Open while the stream changes, and may be asked by anyone.
+// It follows Verify and Open while the stream changes, and may be asked by anyone.
 func TestMaxDataFollowsTheStream(t *testing.T) {
 	srv := streamtest.Start(t)
 	js := srv.JetStream(t)
@@ -108,7 +108,7 @@ func TestMaxDataFollowsTheStream(t *testing.T) {
 	})
 	for _, refresh := range []func() error{
 		func() error { _, err := p.Open(t.Context()); return err },
-		func() error { _, err := p.Look(t.Context(), stream.Sight{}, 0); return err },
+		func() error { _, err := p.Verify(t.Context(), stream.State{}, 0); return err },
 	} {
 		for _, size := range []int32{5000, -1} {
 			str, err := js.Stream(t.Context(), "OUTBOX")
