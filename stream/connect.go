@@ -65,34 +65,31 @@ type ConnectOptions struct {
 	// users who may only subscribe there.
 	InboxPrefix string
 
-	// OnDisconnect is told of the loss of the connection, OnReconnect of its
-	// return, OnClosed that it is over for good, unless the caller closed it.
-	// OnError is told what goes wrong beside: a refused permission, a slow
-	// subscription. Each may be nil. They run one at a time and must not
-	// block.
+	// OnDisconnect is called when the connection is lost, OnReconnect when it is
+	// back, OnClosed when it has ended for good, unless the caller closed it.
+	// OnError is called for other errors: a refused permission, a slow
+	// subscription. Each may be nil. They run one at a time and must not block.
 	OnDisconnect func(error)
 	OnReconnect  func()
 	OnClosed     func()
 	OnError      func(error)
 
-	// Domain is the JetStream domain in which the stream is, for servers that have
-	// one and are not those that we connect to: say, the hub of a leaf node. Empty
-	// for the servers' own.
+	// Domain is the JetStream domain of the stream, if it is not that of the servers
+	// that we connect to: for instance, the stream is in the hub and we connect to a
+	// leaf node. Empty for the servers' own domain.
 	Domain string
 
 	dialer *dialer // Nil for a connection that is not closed before its time.
 }
 
-// Connect connects to the first server that answers, and makes the one attempt
-// only: callers retry, since they know whether waiting makes sense. Its error
-// is an *Error: FaultSetup for options that cannot work, files that cannot be
-// read, refused credentials and untrusted certificates; FaultWeather for the
-// rest. It never shows a password or token. Connect returns soon after ctx has
-// ended, which does not matter to the connection any more.
+// Connect connects to the first server that answers. It makes one attempt: the
+// caller knows whether to try again. Its error is an *Error: FaultSetup for options
+// that cannot work, files that cannot be read, refused credentials and untrusted
+// certificates; FaultWeather for the rest. It never shows a password or token. Connect
+// returns soon after ctx has ended; once made, the connection does not depend on ctx.
 //
-// Once made, the connection reconnects for ever by itself. Publishes fail in
-// the meantime rather than being stored up: an event that is sent after its
-// time could follow its successor.
+// The connection reconnects by itself, for ever. Meanwhile publishes fail and are not
+// buffered: an event that is sent too late could be stored after its successor.
 func Connect(ctx context.Context, opts ConnectOptions) (*nats.Conn, error) {
 	if opts.dialer == nil {
 		opts.dialer = newDialer(nil)
@@ -209,7 +206,7 @@ func (o ConnectOptions) options(urls string) ([]nats.Option, error) {
 	return slices.Concat(options, credentials, certificates), nil
 }
 
-// checkNames says what is wrong with how the servers are to be talked to.
+// checkNames says what is wrong with TLSFirst, Domain and InboxPrefix.
 func (o ConnectOptions) checkNames(urls string) error {
 	var faults []error
 	refuse := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }

@@ -13,18 +13,19 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// A server does not answer a message whose subject our user may not publish to: it
-// says so beside the answers, with the subject and nothing else. So the violation
-// is joined to what it is about by that subject:
+// If our user may not publish to a subject, the server does not answer the message. It
+// sends a violation instead, which names the subject and nothing else. So the subject
+// decides what the violation is about:
 //
-//   - that of an event that is pending: the event is refused, and nothing else.
-//     In an ordered batch, it and all events after it are not stored;
-//   - that of a request which waits for its answer: the request has failed, and
-//     its error tells the permission to give;
-//   - that of acknowledgements: nothing can be published before it is given.
+//   - the subject of a pending event: this event is refused, and no other. In an
+//     ordered batch, this event and all events after it are not stored;
+//   - the subject of a request that waits for its answer: the request has failed,
+//     and its error names the permission to give;
+//   - the subject of acknowledgements: nothing can be published until the permission
+//     is given.
 //
 // An event of a denied subject would end every ordered batch that it is in. So it
-// goes by itself from then on, and for some time all others do.
+// goes by itself from then on, and for some time all other events do, too.
 
 const (
 	// deniedRest is how long plain publishes are sent after a violation: others
@@ -36,9 +37,9 @@ const (
 	deniedMemory = 10 * time.Minute
 	deniedMost   = 50_000
 
-	// deniedGrace is how long a batch of which an event is missing waits for the
-	// violation that may be the reason. The server sends it first, but another
-	// goroutine hears of it.
+	// deniedGrace is how long a batch with a missing event waits for the violation
+	// that may be the reason. The server sends the violation first, but another
+	// goroutine handles it.
 	deniedGrace = 50 * time.Millisecond
 )
 
@@ -54,8 +55,8 @@ type PermissionError struct {
 	cause error
 }
 
-// Error tells the permission to give. It is the same for each subject of a kind:
-// the log tells it once.
+// Error names the permission to give. The text is the same for all subjects of a
+// kind, so that the log tells it once.
 func (e *PermissionError) Error() string {
 	verb := "publish"
 	if e.Subscribe {
@@ -97,8 +98,8 @@ func (e *PermissionError) Permission() string {
 	return e.Subject
 }
 
-// inboxesOf returns the subject of all inboxes, of which one is <prefix>.<unique>
-// and may have further tokens that are wildcards.
+// inboxesOf returns the subject of all inboxes, given one: <prefix>.<unique>, perhaps
+// followed by tokens that are wildcards.
 func inboxesOf(tokens []string) string {
 	for len(tokens) > 2 && (tokens[len(tokens)-1] == ">" || tokens[len(tokens)-1] == "*") {
 		tokens = tokens[:len(tokens)-1]
@@ -108,8 +109,8 @@ func inboxesOf(tokens []string) string {
 
 var violationText = regexp.MustCompile(`Permissions Violation for (Publish|Subscription) to ("(?:[^"\\]|\\.)*")`)
 
-// violation reads what a server says of a permission; false if it is no such thing,
-// or of another kind.
+// violation reads a server's permission violation; false if the error is none, or one
+// of another kind.
 func violation(err error) (*PermissionError, bool) {
 	if !errors.Is(err, nats.ErrPermissionViolation) {
 		return nil, false
@@ -154,15 +155,15 @@ func (p *Publisher) violated(on *dialer, denied *PermissionError) {
 		p.fail(fault)
 	case p.deniedEvent(denied):
 	case covers(p.options.Setup.Template.Filter(), denied.Subject) && !strings.Contains(denied.Subject, tokenControl):
-		// An event's, whose outcome has been told.
+		// The subject of an event that has its outcome already.
 	default:
-		p.asked.refuse(fault) // Otherwise nobody waits for the answer any more, or ever did.
+		p.asked.refuse(fault) // If no request is open, nobody waits for the answer.
 	}
 }
 
-// deniedEvent refuses the pending event whose subject is denied: of several with
-// one subject that sent first, since each has a violation of its own. It reports
-// whether there is one. The caller holds mu.
+// deniedEvent refuses the pending event whose subject is denied. If several have the
+// subject, it refuses the one that was sent first: each has a violation of its own. It
+// reports whether there is such an event. The caller holds mu.
 func (p *Publisher) deniedEvent(denied *PermissionError) bool {
 	mark := subjectMark(denied.Subject)
 	if sent, found := p.acks.takeMarked(mark); found {
@@ -182,8 +183,7 @@ func (p *Publisher) deniedEvent(denied *PermissionError) bool {
 	return true
 }
 
-// marked returns the place among the open events of the first with a subject; -1
-// for none.
+// marked returns the index of the first pending event with a subject; -1 for none.
 func (b *batch) marked(mark uint64) int {
 	for i := range b.pending {
 		// The subject of the latest may not have been noted yet.
@@ -207,8 +207,8 @@ func (p *Publisher) remember(mark uint64) {
 	p.denied[mark] = now.Add(deniedMemory)
 }
 
-// errDenied says that an event's subject was denied to us not long ago: it goes by
-// itself, since it would end the ordered batch.
+// errDenied says that an event's subject was denied to us not long ago. The event
+// goes by itself, since it would end the ordered batch.
 var errDenied = &Error{Fault: FaultWeather, Err: errors.New("the event's subject was denied: it does not go in an ordered batch"), refused: true}
 
 // isDenied reports whether the latest event's subject was denied not long ago.
@@ -219,22 +219,23 @@ func (p *Publisher) isDenied() bool {
 	return known && time.Now().Before(until)
 }
 
-// requests are those that wait for an answer.
+// requests are the requests that wait for an answer.
 type requests struct {
 	open map[*request]struct{}
 }
 
 type request struct{ refuse context.CancelCauseFunc }
 
-// refuse ends all of them: which of them it is about, the subject does not tell.
+// refuse ends all requests: the violation does not tell which one it is about.
 func (r *requests) refuse(fault *Error) {
 	for waiting := range r.open {
 		waiting.refuse(fault)
 	}
 }
 
-// ask prepares for requests to the server: a violation ends the context that it
-// returns, and done makes the error say so.
+// ask prepares a call that sends requests to the server. A permission violation ends
+// the context that ask returns; the caller calls done with its error, to which done
+// adds the reason.
 func (p *Publisher) ask(ctx context.Context) (asking context.Context, done func(*error)) {
 	asking, refuse := context.WithCancelCause(ctx)
 	waiting := &request{refuse}

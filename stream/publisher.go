@@ -19,7 +19,7 @@ const DefaultAckTimeout = 5 * time.Second
 // PublisherOptions configure a Publisher.
 type PublisherOptions struct {
 	// Connect says how to reach the servers. The publisher has a connection of
-	// its own, and takes over OnDisconnect, OnClosed and OnError.
+	// its own, and sets OnDisconnect, OnClosed and OnError itself.
 	Connect ConnectOptions
 
 	// Setup is the stream to publish to.
@@ -29,73 +29,75 @@ type PublisherOptions struct {
 	// Setup.
 	Encoder Encoder
 
-	// NoBatches keeps to plain publishes even where the stream takes ordered
+	// NoBatches sends each event by itself even if the stream takes ordered
 	// batches.
 	NoBatches bool
 
-	// AckTimeout is how long to wait for the stream's answer before the
-	// outcome counts as open. The default is DefaultAckTimeout.
+	// AckTimeout is how long to wait for the stream's answer; then the event is
+	// in doubt. The default is DefaultAckTimeout.
 	AckTimeout time.Duration
 }
 
 // A Publisher sends events without waiting for each answer, and collects the
-// answers. It is the engine called asynchronous window, for every server that
-// has JetStream.
+// answers: each event by itself (Publish) or in ordered batches (PublishInOrder). It
+// also fences off earlier terms, and reads back what the stream holds. It works with
+// every server that has JetStream, ordered batches with nats-server 2.14 and later.
 //
 // It retries nothing: a client that repeats a message by itself changes the
-// order. Whoever keeps an order sends an event only when its predecessor's
-// outcome is known, since after a failed message later ones are stored.
+// order. After a failed Publish the stream stores later events all the same. So a
+// caller that keeps an order publishes an event only when the outcome of its
+// predecessor is known.
 //
-// Open, Collect and whatever publishes belong to one goroutine. Close may be called from
-// any, also to end a Publish that the network holds up.
+// Open, Collect and all that publishes belong to one goroutine. Close may be called
+// from any goroutine, also to end a Publish that waits for the network.
 type Publisher struct {
 	options  PublisherOptions
-	encoder  *reusingEncoder // Belongs to the goroutine that publishes,
-	raw      rawWriter       // as this does.
+	encoder  *reusingEncoder // Belongs to the goroutine that publishes.
+	raw      rawWriter       // Belongs to the goroutine that publishes.
 	outcomes chan struct{}
 
-	mu sync.Mutex // Protects what follows, which the connection's goroutines share.
+	mu sync.Mutex // Protects the fields below, which the connection's goroutines share.
 
 	guard   func() bool // Nil for none.
 	conn    *nats.Conn
 	dialer  *dialer
-	replies string // What the reply subjects of this connection start with.
+	replies string // The prefix of the reply subjects on this connection.
 	acks    pendingAcks
-	timer   *time.Timer // Runs while a publish waits for its answer.
-	done    []Outcome   // Not collected yet,
-	trouble *Error      // as this is not; nil for none.
+	timer   *time.Timer // Runs while an acknowledgement is pending.
+	done    []Outcome   // Outcomes that were not collected yet.
+	trouble *Error      // Trouble that was not collected yet; nil for none.
 
 	highest uint64    // The highest sequence that the stream is known to have given.
-	lost    *Error    // That the stream is not the one that was known, until it is read back; nil if it is.
-	proved  time.Time // When it last was.
+	lost    *Error    // Why the stream must be read back first: it is not the one that was known. Nil if it is.
+	proved  time.Time // When the stream last was the one that was known.
 
-	seen         bool                   // The stream was there,
-	config       jetstream.StreamConfig // and was like this,
-	state        jetstream.StreamState  // with so much in it.
-	fence        uint64                 // The sequence of our fence; 0 if nobody has put up one.
-	fenceSubject string                 // Its subject; empty before Fence or Unfenced.
+	seen         bool                   // Open has seen the stream.
+	config       jetstream.StreamConfig // The stream's configuration then.
+	state        jetstream.StreamState  // The stream's state then.
+	fence        uint64                 // The sequence of our fence; 0 if there is no fence.
+	fenceSubject string                 // The fence's subject; empty before Fence or Unfenced.
 
 	batches    bool // The stream takes ordered batches.
 	clustered  bool
-	maxPayload int64     // The server's, headers included; 0 if it is not known.
-	maxMessage int64     // Likewise the stream's; not positive for none.
+	maxPayload int64     // The server's limit, headers included; 0 if it is not known.
+	maxMessage int64     // The stream's limit, headers included; not positive for none.
 	noBatches  time.Time // Until when no ordered batch may begin.
-	stretch    int       // How many messages we ask the server to acknowledge at once,
-	flow       int       // and how many it does.
+	stretch    int       // How many messages we ask the server to acknowledge at once.
+	flow       int       // How many messages the server acknowledges at once.
 	batch      *batch    // The open one.
 	batchTimer *time.Timer
 	abandoned  *Outcome // The outcome of events after a batch's failure, until Collect has told of it; nil for none.
 
-	asked   requests             // Wait for an answer.
-	unheard *Error               // That we may not hear the answers on this connection; nil if we may.
+	asked   requests             // Requests that wait for an answer.
+	unheard *Error               // Why no answer can come on this connection: a subscription was denied. Nil if answers can come.
 	denied  map[uint64]time.Time // Until when events of a subject do not go in ordered batches.
 
-	asksQuota bool   // The next opening asks for
-	quota     string // what the account uses of its limits; empty if that is not known.
+	asksQuota bool   // The next Open asks for quota.
+	quota     string // What the account uses of its limits; empty if that is not known.
 }
 
-// NewPublisher returns a publisher that has yet to be opened. It connects to
-// nothing, so it fails for invalid options only, and tells of all at once.
+// NewPublisher returns a publisher that must be opened before use. It connects to
+// nothing. It fails only for invalid options, and reports all of them at once.
 func NewPublisher(options PublisherOptions) (*Publisher, error) {
 	var ackErr error
 	switch {
@@ -125,10 +127,10 @@ func NewPublisher(options PublisherOptions) (*Publisher, error) {
 func (p *Publisher) Stream() string { return p.options.Setup.Stream }
 
 // Open makes the publisher ready: it connects if there is no connection, and
-// creates or verifies the stream. It is called before the first Publish and
-// again whenever an outcome was nobody's or the set-up's fault, to find out
-// whether there is any point in going on. The warnings name conditions of the
-// exactly-once claim that do not hold. The error is an *Error.
+// creates the stream or checks its configuration. Call it before the first Publish,
+// and again after an outcome with FaultWeather or FaultSetup, to find out whether
+// publishing can go on. The warnings name conditions of the exactly-once claim that
+// do not hold. The error is an *Error.
 func (p *Publisher) Open(ctx context.Context) (warnings []string, err error) {
 	warnings, err = p.open(ctx)
 	if err == nil {
@@ -169,7 +171,7 @@ func (p *Publisher) open(ctx context.Context) (warnings []string, err error) {
 	}
 	config := report.Info.Config
 	p.seen, p.config, p.state = true, config, report.Info.State
-	// Whoever opens after trouble reads back what the stream has lost. From here on, this is what it has given.
+	// After trouble, the caller reads back what the stream has lost. From here on, later sequences must be above this one.
 	p.highest, p.lost, p.proved = report.Info.State.LastSeq, nil, time.Now()
 	p.maxPayload, p.maxMessage = maxPayload, int64(config.MaxMsgSize)
 	p.batches, p.clustered, p.flow = config.AllowBatchPublish && !p.options.NoBatches, config.Replicas > 1, p.stretch
@@ -179,11 +181,12 @@ func (p *Publisher) open(ctx context.Context) (warnings []string, err error) {
 	return report.Warnings, nil
 }
 
-// ReadsBack reports that the publisher can tell what the stream holds, for package
-// relay: one that wraps it may not.
+// ReadsBack reports that the publisher can tell what the stream holds. Package relay
+// asks, since a publisher that wraps this one may not be able to.
 func (p *Publisher) ReadsBack() bool { return true }
 
-// Guards reports that the publisher asks what Guard sets, likewise.
+// Guards reports that the publisher calls the function that Guard sets. Package relay
+// asks, for the same reason.
 func (p *Publisher) Guards() bool { return true }
 
 // RequireWindow sets Setup.MinWindow, unless the options did, to what least returns
@@ -194,9 +197,9 @@ func (p *Publisher) RequireWindow(least func(ackTimeout time.Duration) time.Dura
 	}
 }
 
-// Guard sets what is asked before anything is written, by connections that are
-// opened from then on: once it answers false nothing more is sent on them, not
-// even what is in a buffer. It must be fast.
+// Guard sets a function that is called before each write to connections that are
+// opened from then on. Once it returns false, nothing more is sent on them, not even
+// what is in a buffer. It must be fast.
 func (p *Publisher) Guard(valid func() bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -209,8 +212,9 @@ func (p *Publisher) connection() *nats.Conn {
 	return p.conn
 }
 
-// heard returns the connection; nil if there is none, or if it is of no use, since
-// we may not hear the answers on it: a subscription that was denied remains so.
+// heard returns the connection. It returns nil if there is none, or if no answer can
+// come on it: a connection on which a subscription was denied is closed, since the
+// subscription stays denied there.
 func (p *Publisher) heard() *nats.Conn {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -238,7 +242,7 @@ func (p *Publisher) connected(ctx context.Context) (*nats.Conn, error) {
 	switch {
 	case err != nil: // It is reconnecting, to a server that says nothing.
 		now.reason = err
-	case now.closed: // For good, after an error that nats.go does not know.
+	case now.closed: // nats.go has given it up, after an error that it does not know.
 		return p.connect(ctx)
 	case now.connected:
 		return conn, nil
@@ -255,7 +259,7 @@ func (p *Publisher) connect(ctx context.Context) (*nats.Conn, error) {
 	if p.batch != nil || !p.acks.empty() {
 		p.fail(Classify(fmt.Errorf("connection to NATS closed: %w", nats.ErrConnectionClosed)))
 	}
-	p.conn, p.dialer, p.replies, p.unheard = nil, dialer, "", nil // A former connection has nothing to tell any more.
+	p.conn, p.dialer, p.replies, p.unheard = nil, dialer, "", nil // A former connection is not listened to any more.
 	p.mu.Unlock()
 	options := p.options.Connect
 	options.dialer = dialer
@@ -295,7 +299,7 @@ func (p *Publisher) connect(ctx context.Context) (*nats.Conn, error) {
 	p.hearOfDeletion(ctx, conn, dialer)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.dialer != dialer { // Closed meanwhile.
+	if p.dialer != dialer { // Close was called meanwhile.
 		dialer.close()
 		conn.Close()
 		return nil, Classify(fmt.Errorf("connect to NATS: %w", nats.ErrConnectionClosed))
@@ -304,7 +308,7 @@ func (p *Publisher) connect(ctx context.Context) (*nats.Conn, error) {
 	return conn, nil
 }
 
-// listen subscribes to acknowledgements, and returns what their subjects start with.
+// listen subscribes to acknowledgements, and returns the prefix of their subjects.
 func (p *Publisher) listen(ctx context.Context, conn *nats.Conn) (replies string, err error) {
 	return await(ctx, func() (string, error) {
 		replies := conn.NewInbox() + "."
@@ -319,8 +323,8 @@ func (p *Publisher) listen(ctx context.Context, conn *nats.Conn) (replies string
 	})
 }
 
-// Publish sends an event and returns without waiting: what becomes of it is
-// told by Collect. Its error, an *Error, says that nothing was sent.
+// Publish sends an event by itself and returns without waiting: Collect returns its
+// outcome. If Publish returns an error, an *Error, nothing was sent.
 func (p *Publisher) Publish(ev *Event) error {
 	msg, err := p.encoder.message(ev, "")
 	if err != nil {
@@ -340,7 +344,7 @@ func (p *Publisher) Publish(ev *Event) error {
 		return nil
 	}
 	if !p.withdraw(token) {
-		return nil // The connection broke meanwhile: that is its outcome, and Collect tells it.
+		return nil // The connection broke meanwhile: Collect returns that as the outcome.
 	}
 	return Classify(publishError(explained(err, conn, len(ev.Data), p.encoder.headSize)))
 }
@@ -354,7 +358,7 @@ func explained(err error, conn *nats.Conn, data, head int) error {
 }
 
 // publishError says what failed. Without a connection nats.go complains of its
-// buffer for such times, which ours does not have.
+// reconnect buffer, which we have switched off.
 func publishError(err error) error {
 	if errors.Is(err, nats.ErrReconnectBufExceeded) {
 		return fmt.Errorf("publish: not connected to NATS (%w)", err)
@@ -362,9 +366,9 @@ func publishError(err error) error {
 	return fmt.Errorf("publish: %w", err)
 }
 
-// expect notes that an answer will come, before it can.
-// First says that the message is to find out whether the stream still is the one
-// that is known.
+// expect notes the pending acknowledgement of an event before the event is sent.
+// First says that this event must find out whether the stream still is the one that
+// is known.
 func (p *Publisher) expect(seq int64, of sizes, mark uint64) (conn *nats.Conn, token uint64, reply string, first bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -381,7 +385,8 @@ func (p *Publisher) expect(seq int64, of sizes, mark uint64) (conn *nats.Conn, t
 	return p.conn, token, p.replies + strconv.FormatUint(token, 36), first, nil
 }
 
-// withdraw removes a publish that was not sent; false if its outcome has been told.
+// withdraw removes the pending acknowledgement of an event that was not sent; false
+// if the event has its outcome already.
 func (p *Publisher) withdraw(token uint64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -400,14 +405,15 @@ func (p *Publisher) answered(msg *nats.Msg) {
 	text, ours := strings.CutPrefix(msg.Subject, p.replies)
 	token, err := strconv.ParseUint(text, 36, 64)
 	if !ours || err != nil {
-		return // From a former connection: its outcome has been told.
+		return // From a former connection: the event has its outcome.
 	}
 	if sent, pending := p.acks.take(token); pending {
 		p.tell(p.outcome(&sent, msg))
 	}
 }
 
-// outcome is what an answer says of the event that was sent. The caller holds mu.
+// outcome returns what an answer says of the event that was sent. The caller holds
+// mu.
 func (p *Publisher) outcome(sent *pendingAck, msg *nats.Msg) Outcome {
 	a, fault := readAnswer(msg, p.Stream())
 	if fault != nil {
@@ -430,7 +436,7 @@ func (p *Publisher) outcome(sent *pendingAck, msg *nats.Msg) Outcome {
 	return stored(sent.seq, sequence, duplicate)
 }
 
-// sized makes a refusal for a message's size tell the sizes. The caller holds mu.
+// sized adds the sizes to a refusal for a message's size. The caller holds mu.
 func (p *Publisher) sized(fault *Error, of sizes) *Error {
 	if fault.Code == codeMessageTooLarge {
 		fault.Err = &sizeError{data: int(of.data), head: int(of.head), limit: limitStream, most: max(p.maxMessage, 0), cause: fault.Err}
@@ -438,7 +444,7 @@ func (p *Publisher) sized(fault *Error, of sizes) *Error {
 	return fault
 }
 
-// expire gives up publishes that were not answered in time.
+// expire ends the wait for acknowledgements that did not come in time.
 func (p *Publisher) expire() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -485,22 +491,22 @@ func (p *Publisher) fail(fault *Error) {
 	}
 }
 
-// withheld says that an event was not sent, since the stream is to be read back
-// before.
+// withheld says that an event was not sent, since the stream must be read back
+// first.
 func withheld(lost *Error) *Error {
 	return &Error{Fault: lost.Fault, Err: fmt.Errorf("not published: %w", lost.Err), refused: true}
 }
 
-// lose notes that the stream is not the one that was known: nothing is
-// published before it was opened or fenced again. The caller holds mu.
+// lose notes that the stream is not the one that was known. Nothing is published
+// until the stream is opened or fenced again. The caller holds mu.
 func (p *Publisher) lose(fault *Error) {
 	p.lost = fault
 	p.troubled(fault)
 }
 
-// troubled notes trouble that is no one event's. The caller holds mu.
+// troubled notes trouble that concerns no single event. The caller holds mu.
 func (p *Publisher) troubled(fault *Error) {
-	// Of several, the one that a person must mend says most.
+	// Of several troubles, the one that a person must mend says most.
 	if p.trouble == nil || p.trouble.Fault == FaultWeather && fault.Fault == FaultSetup {
 		p.trouble = fault
 	}
@@ -521,13 +527,14 @@ func (p *Publisher) signal() {
 	}
 }
 
-// Outcomes is signalled when Collect has something to return.
+// Outcomes returns a channel that is signalled when Collect has something to return.
 func (p *Publisher) Outcomes() <-chan struct{} { return p.outcomes }
 
-// Collect appends the outcomes that have become known since the last call.
-// Each event that Publish accepted has exactly one. Trouble is what is no one
-// event's and began since the last call, such as a lost connection; nil for none.
-// After it, the stream must be read back before anything else is published.
+// Collect appends the outcomes that have become known since the last call. Each
+// event that Publish or PublishInOrder took has exactly one. Trouble is a fault that
+// concerns no single event and began since the last call, such as a lost connection;
+// nil for none. After trouble, the stream must be read back before anything else is
+// published.
 func (p *Publisher) Collect(to []Outcome) (outcomes []Outcome, trouble *Error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -539,8 +546,8 @@ func (p *Publisher) Collect(to []Outcome) (outcomes []Outcome, trouble *Error) {
 	return outcomes, trouble
 }
 
-// Close closes the connection at once. What was not sent is not sent any more,
-// and what is pending has no outcome. Open makes the publisher usable again.
+// Close closes the connection at once. Buffered events are not sent any more, and
+// events without an outcome get none. Open makes the publisher usable again.
 func (p *Publisher) Close() {
 	p.mu.Lock()
 	conn, dialer := p.conn, p.dialer
