@@ -61,19 +61,23 @@
 //
 // # Reading back
 //
-// What the stream holds decides what has been published. Fence stores a message
-// on a control subject, one for each outbox, which says that a term has begun:
-// ordered batches that a former leader has yet to begin are refused from then on
-// (the first message of each expects the latest fence to be its own). Scan tells
-// which events are stored up to there, Find which one a single message is, and
-// Verify whether the stream has lost something since it was last looked at.
+// What the stream holds decides what has been published:
 //
-// Somebody else's message on the control subject is skipped, and Fence.Warning
-// names it.
+//   - Fence stores a message on a control subject, one for each outbox, which says
+//     that a term has begun. From then on the stream refuses ordered batches that a
+//     former leader begins: the first message of each batch expects that the latest
+//     fence is the one of its own term.
+//   - Scan tells which events are stored before the fence.
+//   - Find tells which event a single message carries.
+//   - Verify tells whether the stream has lost data since its previous state.
 //
-// In a stream that listens there, as one that Ensure created does, the control
-// subject is _outbox.<stream>.<id>, apart from the events; in any other stream it is one of the template's, with
-// the token %fence, which no event has. Decode answers ErrNoEvent to its messages.
+// A message on the control subject that is not the relay's is skipped, and
+// Fence.Warning names it.
+//
+// The control subject is _outbox.<stream>.<id>, apart from the events, if the stream
+// listens there, as a stream that Ensure created does. In any other stream it is one
+// of the template's subjects, with the token %fence, which no event has. Decode
+// returns ErrNoEvent for its messages.
 //
 // # States
 //
@@ -133,6 +137,7 @@
 //
 // NATS ADR-4 (headers), ADR-6 (names and subjects), ADR-7 (error codes), ADR-22
 // (no responders), ADR-50 (batches); docs.nats.io on the client protocol and on
-// JetStream's headers; CloudEvents' NATS protocol binding 1.0.3-wip, the first with a binary mode;
+// JetStream's headers; CloudEvents' NATS protocol binding 1.0.3-wip, the first with a
+// binary mode;
 // errors.json, stream.go, client.go and sublist.go of nats-server 2.15.2.
 package stream
