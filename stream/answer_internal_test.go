@@ -98,7 +98,7 @@ func TestTroubleIsApart(t *testing.T) {
 	}
 }
 
-// No outcome says by a nil error that an event is stored which is not.
+// An event that is not stored never has an outcome with a nil error.
 func TestUnstoredWithoutAFault(t *testing.T) {
 	if o := unstored(1, nil); o.Err == nil || !o.Err.Ambiguous() || o.Err.Error() == "" {
 		t.Errorf("got %+v, want an outcome in doubt", o)
@@ -172,14 +172,14 @@ func TestAnswerToAnEvent(t *testing.T) {
 func TestAnswerToABatch(t *testing.T) {
 	type check struct {
 		name, data string
-		stored     int    // So many of 3 events; the others are in doubt, or still open.
-		open       bool   // The others are.
+		stored     int    // How many of 3 events are stored; the others are in doubt, or still pending.
+		pending    bool   // The others are pending.
 		want       string // In the errors of the others, or in the trouble.
 		trouble    bool
 	}
 	for _, test := range []check{
-		{name: "settings", data: `{"type":"ack","seq":0,"msgs":500}`, open: true},
-		{name: "flow", data: `{"type":"ack","seq":2,"msgs":500}`, stored: 2, open: true},
+		{name: "settings", data: `{"type":"ack","seq":0,"msgs":500}`, pending: true},
+		{name: "flow", data: `{"type":"ack","seq":2,"msgs":500}`, stored: 2, pending: true},
 		{name: "flow beyond", data: `{"type":"ack","seq":4,"msgs":500}`, want: "message 4 of 3"},
 		{name: "flow with an error", data: `{"type":"ack","seq":2,"error":{"code":1}}`, want: "malformed"},
 		{name: "count", data: `{"stream":"OUTBOX","seq":103,"batch":"ID","count":3}`, stored: 3},
@@ -209,7 +209,7 @@ func TestAnswerToABatch(t *testing.T) {
 			}
 			p.answered(&nats.Msg{Subject: reply, Data: []byte(strings.ReplaceAll(test.data, "ID", b.id))})
 			outcomes, trouble := p.Collect(nil)
-			if want := 3; !test.open && len(outcomes) != want || test.open && len(outcomes) != test.stored {
+			if want := 3; !test.pending && len(outcomes) != want || test.pending && len(outcomes) != test.stored {
 				t.Fatalf("got %d outcomes", len(outcomes))
 			}
 			for i, o := range outcomes {

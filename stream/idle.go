@@ -14,7 +14,7 @@ import (
 // tell of it:
 //
 //   - While there is no stream nothing answers, or the answer is 503.
-//   - The server sends an advisory that a stream was deleted (hearOfDeletion), to
+//   - The server sends an advisory that a stream was deleted (subscribeToDeletion), to
 //     each user who may subscribe to it. On our connection it comes before the
 //     answer to anything that the next stream stores.
 //   - Without that permission, or if the stream went back to a copy of itself and
@@ -48,9 +48,9 @@ import (
 // deletionSubject is where a server tells that a stream was deleted.
 func deletionSubject(stream string) string { return "$JS.EVENT.ADVISORY.STREAM.DELETED." + stream }
 
-// hearOfDeletion subscribes to that subject. A user who may not subscribe to it does
+// subscribeToDeletion subscribes to that subject. A user who may not subscribe to it does
 // without.
-func (p *Publisher) hearOfDeletion(ctx context.Context, conn *nats.Conn, on *dialer) {
+func (p *Publisher) subscribeToDeletion(ctx context.Context, conn *nats.Conn, on *dialer) {
 	_, _ = await(ctx, func() (*nats.Subscription, error) {
 		return conn.Subscribe(deletionSubject(p.Stream()), func(*nats.Msg) { p.deleted(on) })
 	})

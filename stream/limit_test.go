@@ -131,7 +131,8 @@ func TestMaxDataFollowsTheStream(t *testing.T) {
 	asking.Wait()
 }
 
-// What is too large is refused for good, with both sizes, whoever refuses it; and in a batch it concerns no other.
+// An event that is too large is refused for good, with both sizes, by whatever refuses it; in a batch, no other event is
+// concerned.
 func TestTooLargeIsPermanent(t *testing.T) {
 	for name, test := range map[string]struct {
 		maxPayload, maxMsgSize int32

@@ -150,14 +150,14 @@ func (p *Publisher) violated(on *dialer, denied *PermissionError) {
 	case p.dialer != on: // A former one.
 	case denied.Subscribe && denied.Subject == deletionSubject(p.Stream()): // We do without.
 	case denied.Subscribe:
-		p.unheard = fault
-		p.asked.refuse(fault)
+		p.noAnswers = fault
+		p.requests.refuse(fault)
 		p.fail(fault)
 	case p.deniedEvent(denied):
 	case covers(p.options.Setup.Template.Filter(), denied.Subject) && !strings.Contains(denied.Subject, tokenControl):
 		// The subject of an event that has its outcome already.
 	default:
-		p.asked.refuse(fault) // If no request is open, nobody waits for the answer.
+		p.requests.refuse(fault) // If no request is pending, nobody waits for the answer.
 	}
 }
 
@@ -221,14 +221,14 @@ func (p *Publisher) isDenied() bool {
 
 // requests are the requests that wait for an answer.
 type requests struct {
-	open map[*request]struct{}
+	pending map[*request]struct{}
 }
 
 type request struct{ refuse context.CancelCauseFunc }
 
 // refuse ends all requests: the violation does not tell which one it is about.
 func (r *requests) refuse(fault *Error) {
-	for waiting := range r.open {
+	for waiting := range r.pending {
 		waiting.refuse(fault)
 	}
 }
@@ -241,13 +241,13 @@ func (p *Publisher) ask(ctx context.Context) (asking context.Context, done func(
 	waiting := &request{refuse}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.asked.open == nil {
-		p.asked.open = make(map[*request]struct{})
+	if p.requests.pending == nil {
+		p.requests.pending = make(map[*request]struct{})
 	}
-	p.asked.open[waiting] = struct{}{}
+	p.requests.pending[waiting] = struct{}{}
 	return asking, func(err *error) {
 		p.mu.Lock()
-		delete(p.asked.open, waiting)
+		delete(p.requests.pending, waiting)
 		p.mu.Unlock()
 		if fault, denied := errors.AsType[*Error](context.Cause(asking)); denied && *err != nil && ctx.Err() == nil {
 			*err = &Error{Fault: fault.Fault, Err: fmt.Errorf("stream %q: %w", p.Stream(), fault.Err), refused: true}

@@ -88,9 +88,9 @@ type Publisher struct {
 	batchTimer *time.Timer
 	abandoned  *Outcome // The outcome of events after a batch's failure, until Collect has told of it; nil for none.
 
-	asked   requests             // Requests that wait for an answer.
-	unheard *Error               // Why no answer can come on this connection: a subscription was denied. Nil if answers can come.
-	denied  map[uint64]time.Time // Until when events of a subject do not go in ordered batches.
+	requests  requests             // Requests that wait for an answer.
+	noAnswers *Error               // Why no answer can come on this connection: a subscription was denied. Nil if answers can come.
+	denied    map[uint64]time.Time // Until when events of a subject do not go in ordered batches.
 
 	asksQuota bool   // The next Open asks for quota.
 	quota     string // What the account uses of its limits; empty if that is not known.
@@ -212,13 +212,13 @@ func (p *Publisher) connection() *nats.Conn {
 	return p.conn
 }
 
-// heard returns the connection. It returns nil if there is none, or if no answer can
+// usableConn returns the connection. It returns nil if there is none, or if no answer can
 // come on it: a connection on which a subscription was denied is closed, since the
 // subscription stays denied there.
-func (p *Publisher) heard() *nats.Conn {
+func (p *Publisher) usableConn() *nats.Conn {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.conn == nil || p.unheard == nil {
+	if p.conn == nil || p.noAnswers == nil {
 		return p.conn
 	}
 	p.dialer.close()
@@ -228,7 +228,7 @@ func (p *Publisher) heard() *nats.Conn {
 
 // connected returns the connection, or makes one if there is none. Its error is an *Error.
 func (p *Publisher) connected(ctx context.Context) (*nats.Conn, error) {
-	conn := p.heard()
+	conn := p.usableConn()
 	if conn == nil {
 		return p.connect(ctx)
 	}
@@ -259,7 +259,7 @@ func (p *Publisher) connect(ctx context.Context) (*nats.Conn, error) {
 	if p.batch != nil || !p.acks.empty() {
 		p.fail(Classify(fmt.Errorf("connection to NATS closed: %w", nats.ErrConnectionClosed)))
 	}
-	p.conn, p.dialer, p.replies, p.unheard = nil, dialer, "", nil // A former connection is not listened to any more.
+	p.conn, p.dialer, p.replies, p.noAnswers = nil, dialer, "", nil // A former connection is not listened to any more.
 	p.mu.Unlock()
 	options := p.options.Connect
 	options.dialer = dialer
@@ -296,7 +296,7 @@ func (p *Publisher) connect(ctx context.Context) (*nats.Conn, error) {
 		conn.Close()
 		return nil, Classify(fmt.Errorf("subscribe to acknowledgements: %w", err))
 	}
-	p.hearOfDeletion(ctx, conn, dialer)
+	p.subscribeToDeletion(ctx, conn, dialer)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.dialer != dialer { // Close was called meanwhile.
@@ -553,7 +553,7 @@ func (p *Publisher) Close() {
 	conn, dialer := p.conn, p.dialer
 	p.conn, p.dialer, p.replies = nil, nil, ""
 	p.acks.clear()
-	p.fence, p.fenceSubject, p.unheard = 0, "", nil
+	p.fence, p.fenceSubject, p.noAnswers = 0, "", nil
 	p.highest, p.lost, p.proved = 0, nil, time.Time{}
 	p.batch, p.done, p.trouble, p.abandoned = nil, nil, nil, nil
 	if p.batchTimer != nil {

@@ -22,7 +22,7 @@ import (
 	"github.com/go-outbox/go-outbox/stream/streamtest"
 )
 
-// What is written to the wire is what nats.go would have written, but for the order of the headers.
+// The raw writer writes what nats.go would have written, but for the order of the headers.
 func TestWireEqualsNATS(t *testing.T) {
 	plain := Event{
 		Seq: 7, ID: uuid.MustParse("6ba7b810-9dad-11d1-80b4-00c04fd430c8"), Topic: "t", AggregateType: "A", AggregateID: "a.b\r\n", EventType: "",
@@ -128,7 +128,7 @@ func TestWireClosesTheConnectionAfterAFailure(t *testing.T) {
 		}
 		err := w.flush()
 		if !errors.Is(err, errCut) && !errors.Is(err, errForbidden) || !Classify(err).Ambiguous() {
-			t.Errorf("%s: got %v, want it to be open what was sent", name, err)
+			t.Errorf("%s: got %v, want an error that leaves in doubt what was sent", name, err)
 		}
 		out, _ := s.Conn.(*sink)
 		if !out.closed || out.Len() > 0 {
@@ -263,7 +263,7 @@ func TestBatchOverAnyConnection(t *testing.T) {
 	}
 }
 
-// What has been kept back when the lease ends is not sent any more, and its outcome is open.
+// Events that are buffered when the lease ends are not sent any more, and they are in doubt.
 func TestBatchIsNotSentWithoutTheLease(t *testing.T) {
 	t.Run("TCP", func(t *testing.T) { batchWithoutLease(t, ConnectOptions{}, func(*server.Options) {}) })
 	ca := newAuthority(t)
@@ -306,7 +306,7 @@ func batchWithoutLease(t *testing.T, connect ConnectOptions, configure func(*ser
 		outcomes, _ = p.Collect(nil)
 	}
 	if outcome := outcomes[0]; len(outcomes) != 1 || outcome.Seq != 1 || outcome.Err == nil || !outcome.Err.Ambiguous() {
-		t.Errorf("got %+v, want that the outcome of event 1 is open", outcome)
+		t.Errorf("got %+v, want event 1 in doubt", outcome)
 	}
 	options, err := connect.options(connect.URL)
 	if err != nil {

@@ -237,7 +237,7 @@ func (p *Publisher) Verify(ctx context.Context, previous State, acked uint64) (s
 	}
 	maxPayload, err := await(ctx, func() (int64, error) { return conn.MaxPayload(), nil })
 	if err != nil {
-		return State{}, Classify(fmt.Errorf("look at stream %q: %w", p.Stream(), err))
+		return State{}, Classify(fmt.Errorf("read the state of stream %q: %w", p.Stream(), err))
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -260,7 +260,7 @@ func (p *Publisher) info(ctx context.Context, conn *nats.Conn) (*jetstream.Strea
 		return str.CachedInfo(), nil
 	})
 	if err != nil {
-		return nil, Classify(fmt.Errorf("look at stream %q: %w", p.Stream(), err))
+		return nil, Classify(fmt.Errorf("read the state of stream %q: %w", p.Stream(), err))
 	}
 	return info, nil
 }
@@ -284,7 +284,7 @@ func (p *Publisher) identity(ctx context.Context, conn *nats.Conn, sequence uint
 	}
 	msg, err := p.message(ctx, conn, messageQuery{Sequence: sequence})
 	if err != nil {
-		return "", Classify(fmt.Errorf("look at message %d of stream %q: %w", sequence, p.Stream(), err))
+		return "", Classify(fmt.Errorf("read message %d of stream %q: %w", sequence, p.Stream(), err))
 	}
 	if msg == nil {
 		return "", nil
