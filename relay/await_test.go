@@ -223,7 +223,7 @@ func (s *stage) Watch(ctx context.Context, _ func(store.Finding)) {
 
 func (s *stage) Stream() string            { return "S" }
 func (s *stage) Outcomes() <-chan struct{} { return s.signal }
-func (s *stage) LookFirst() bool           { return false }
+func (s *stage) VerifyFirst() bool         { return false }
 func (s *stage) Alone() bool               { return false }
 
 func (s *stage) ReadsBack() bool                                 { return true }
@@ -370,15 +370,15 @@ func (s *stage) Find(ctx context.Context, sequence uint64) (stream.Found, error)
 	return stream.Found{Event: true, Seq: seq, ID: idOf(seq), Stored: sequence}, nil
 }
 
-func (s *stage) Look(ctx context.Context, _ stream.Sight, _ uint64) (stream.Sight, error) {
-	if err := s.pass(ctx, "Look"); err != nil {
-		return stream.Sight{}, stream.Classify(err)
+func (s *stage) Verify(ctx context.Context, _ stream.State, _ uint64) (stream.State, error) {
+	if err := s.pass(ctx, "Verify"); err != nil {
+		return stream.State{}, stream.Classify(err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	err := s.lookErr
 	s.lookErr = nil
-	return stream.Sight{Created: birth, Last: uint64(len(s.messages))}, err
+	return stream.State{Created: birth, Last: uint64(len(s.messages))}, err
 }
 
 // The elector.

@@ -47,12 +47,12 @@ type candidate struct {
 
 // glance is a look at the stream under way.
 type glance struct {
-	before     stream.Sight
+	before     stream.State
 	remembered int // The stamp of its last message.
 	acked      uint64
 
 	taken bool // It is over, and the answer on its way.
-	sight stream.Sight
+	sight stream.State
 	mark  int
 	err   error
 }
@@ -78,7 +78,7 @@ type answer struct {
 	checkpoint store.Checkpoint
 
 	fence    stream.Fence
-	sight    stream.Sight
+	sight    stream.State
 	found    []stream.Found
 	archived []store.Archived
 	n        int
@@ -313,13 +313,13 @@ func (p *port) Open(context.Context) ([]string, error) {
 	return nil, errUnanswered
 }
 
-func (p *port) Look(_ context.Context, before stream.Sight, acked uint64) (stream.Sight, error) {
+func (p *port) Verify(_ context.Context, before stream.State, acked uint64) (stream.State, error) {
 	if p.candidate.term.handing == handingOver {
 		a := p.ask(answer{kind: "look", above: acked})
 		return a.sight, a.err
 	}
 	p.candidate.looks = append(p.candidate.looks, glance{before: before, remembered: p.candidate.mark, acked: acked})
-	return stream.Sight{}, errUnanswered
+	return stream.State{}, errUnanswered
 }
 
 // ask is a recovery's request.
@@ -405,7 +405,7 @@ func (p *port) Publish(event *stream.Event) error {
 	return nil
 }
 
-func (p *port) LookFirst() bool { return false }
+func (p *port) VerifyFirst() bool { return false }
 
 func (p *port) Alone() bool { return false } // That is covered by what a stream acknowledges.
 
@@ -600,7 +600,7 @@ func (e *encoder) candidate(w *world, o *candidate) {
 }
 
 // created encodes whether the stream was seen, and whether it was the one that is there now: a former one never comes back.
-func (e *encoder) created(w *world, s stream.Sight) {
+func (e *encoder) created(w *world, s stream.State) {
 	e.flag(s.Created.IsZero(), s.Created.Equal(w.createdAt()))
 }
 

@@ -222,10 +222,10 @@ func (w *world) lastFence() (sequence uint64, term int64) {
 	return 0, 0
 }
 
-// look is stream.Publisher.Look.
+// look is stream.Publisher.Verify.
 func (w *world) look(g *glance) {
 	g.taken = true
-	g.sight = stream.Sight{Created: w.createdAt(), Last: uint64(len(w.messages))}
+	g.sight = stream.State{Created: w.createdAt(), Last: uint64(len(w.messages))}
 	g.mark = w.marked(g.sight.Last)
 	seen := !g.before.Created.IsZero()
 	switch {

@@ -69,7 +69,7 @@ func (t *term) handOver(ctx context.Context, now time.Time) bool {
 }
 
 // leaveInOrder puts up a last fence and records it, if the stream is as it was.
-func (t *term) leaveInOrder(ctx context.Context, before stream.Sight, acked uint64) error {
+func (t *term) leaveInOrder(ctx context.Context, before stream.State, acked uint64) error {
 	fence, err := t.reader.Fence(ctx, t.id, t.number)
 	switch {
 	case err != nil:
@@ -79,7 +79,7 @@ func (t *term) leaveInOrder(ctx context.Context, before stream.Sight, acked uint
 	case fence.Sequence <= acked:
 		return fmt.Errorf("the stream has given the sequence %d, although it had acknowledged %d", fence.Sequence, acked)
 	}
-	sight, err := t.reader.Look(ctx, before, acked)
+	sight, err := t.reader.Verify(ctx, before, acked)
 	switch {
 	case err != nil:
 		return err

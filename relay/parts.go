@@ -89,7 +89,7 @@ type Publisher interface {
 	Sender
 
 	// ReadsBack reports whether the publisher can tell what the stream holds: whether Fence, Unfenced, Scan, Alone,
-	// LookFirst, Find and Look work. It does not change. Of one that does not, the relay calls none of them: what is in doubt it publishes again,
+	// VerifyFirst, Find and Verify work. It does not change. Of one that does not, the relay calls none of them: what is in doubt it publishes again,
 	// and only the stream's duplicate window keeps that from being stored twice.
 	ReadsBack() bool
 	// Fence keeps out of the stream what was sent before, for an outbox's term: see stream.Publisher.Fence.
@@ -101,13 +101,13 @@ type Publisher interface {
 	// Alone reports whether the next event is to go alone, to find out whether the stream still is the one that was read
 	// back: see stream.Publisher.Alone. A pipe does so by itself.
 	Alone() bool
-	// LookFirst reports whether the stream is to be looked at before the next event is sent, for the same purpose: the event
-	// would find out by being stored. See stream.Publisher.LookFirst.
-	LookFirst() bool
+	// VerifyFirst reports whether the stream is to be looked at before the next event is sent, for the same purpose: the event
+	// would find out by being stored. See stream.Publisher.VerifyFirst.
+	VerifyFirst() bool
 	// Find returns the event of the message at a sequence.
 	Find(ctx context.Context, sequence uint64) (stream.Found, error)
-	// Look compares the stream with what it looked like before.
-	Look(ctx context.Context, before stream.Sight, acked uint64) (stream.Sight, error)
+	// Verify compares the stream with what it looked like before.
+	Verify(ctx context.Context, before stream.State, acked uint64) (stream.State, error)
 
 	// Guards reports whether the publisher asks what Guard sets before it puts anything on the network. It does not change.
 	// Of one that does not, the relay only knows that its lease was valid before each event: what it hands over may lie in a
@@ -160,15 +160,15 @@ func (publishOnly) Scan(context.Context, uint64, stream.Fence, func(stream.Found
 	return errNoReading
 }
 
-func (publishOnly) Alone() bool     { return false }
-func (publishOnly) LookFirst() bool { return false }
+func (publishOnly) Alone() bool       { return false }
+func (publishOnly) VerifyFirst() bool { return false }
 
 func (publishOnly) Find(context.Context, uint64) (stream.Found, error) {
 	return stream.Found{}, errNoReading
 }
 
-func (publishOnly) Look(context.Context, stream.Sight, uint64) (stream.Sight, error) {
-	return stream.Sight{}, errNoReading
+func (publishOnly) Verify(context.Context, stream.State, uint64) (stream.State, error) {
+	return stream.State{}, errNoReading
 }
 
 func (publishOnly) Guards() bool                                    { return false }

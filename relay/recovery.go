@@ -302,7 +302,7 @@ var errStalled = fmt.Errorf("no progress for %v", recoveryPatience)
 // audit looks at the stream from time to time: it may have lost what it acknowledged, and it tells after which
 // sequence later events will be stored.
 type audit struct {
-	sight   stream.Sight // The latest.
+	sight   stream.State // The latest.
 	acked   uint64       // The highest sequence acknowledged.
 	looking bool
 	void    bool // What comes of that is out of date.
@@ -318,7 +318,7 @@ const (
 )
 
 type inspection struct {
-	sight stream.Sight
+	sight stream.State
 	err   error
 }
 
@@ -339,7 +339,7 @@ func (t *term) acknowledged(highest uint64, now time.Time) {
 // lookFirst reports whether nothing may be published before the stream has been looked at, which then is due. Where that
 // fails, publishing tells why.
 func (t *term) lookFirst(now time.Time) bool {
-	if t.reader == nil || t.gate != wide || t.core.doubt || t.stopping || t.audit.failed || t.core.flying > 0 || t.core.ready.len() == 0 || !t.reader.LookFirst() {
+	if t.reader == nil || t.gate != wide || t.core.doubt || t.stopping || t.audit.failed || t.core.flying > 0 || t.core.ready.len() == 0 || !t.reader.VerifyFirst() {
 		return false
 	}
 	t.audit.due = now
@@ -359,7 +359,7 @@ func (t *term) look(ctx context.Context, now time.Time) {
 	t.workers.Go(func() {
 		ctx, cancel := context.WithTimeout(ctx, openTimeout)
 		defer cancel()
-		sight, err := t.reader.Look(ctx, before, acked)
+		sight, err := t.reader.Verify(ctx, before, acked)
 		t.looked <- inspection{sight, err}
 	})
 }

@@ -415,7 +415,7 @@ func (t *term) resolve(ctx context.Context, o stream.Outcome, now time.Time) {
 	}
 	switch verdict := t.core.resolved(o.Seq, o.Err, now); verdict {
 	case postponed, forgotten:
-		if !o.Again {
+		if !o.Retry {
 			t.pause(ctx, o.Err, now)
 		}
 	case published, refused, died:

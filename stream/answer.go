@@ -9,9 +9,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// answer is any of the answers to a published message. Whoever knows the reply
-// subject can send one: it counts only if it is well formed, comes from our
-// stream, and fits what was sent.
+// answer is an answer of any kind to a published message. Anybody who knows the reply
+// subject can send one. It counts only if it is well formed, comes from our stream,
+// and fits what was sent.
 type answer struct {
 	Type      string              `json:"type"` // Empty in publish acks.
 	Stream    string              `json:"stream"`
@@ -23,7 +23,7 @@ type answer struct {
 	Error     *jetstream.APIError `json:"error"`
 }
 
-// readAnswer returns a message's answer, or why it is none from this stream.
+// readAnswer reads an answer, or says why the message is no answer of our stream.
 func readAnswer(msg *nats.Msg, ours string) (answer, *Error) {
 	if len(msg.Data) == 0 && msg.Header.Get("Status") == "503" {
 		return answer{}, Classify(jetstream.ErrNoStreamResponse)
@@ -38,18 +38,17 @@ func readAnswer(msg *nats.Msg, ours string) (answer, *Error) {
 	return a, nil
 }
 
-// anotherStream says that a message of ours was answered by another stream,
-// whether or not that one stored it. It does not tell what ours did.
+// anotherStream says that another stream has answered our message, whether or not it
+// stored the message. What our own stream did is unknown.
 func anotherStream(name, ours string) *Error {
 	return &Error{Fault: FaultSetup, Err: fmt.Errorf(
 		"another stream, %q, answers on the subjects of stream %q: let only one of them listen there (see `nats stream find`, also in the other domains of leaf nodes)",
 		cut(name), ours)}
 }
 
-// acknowledged returns the sequence that an answer to a message by itself tells,
-// and whether the stream had its ID already. A new message gets a higher
-// sequence than all before it: last is one that the stream had given when the
-// message was sent.
+// acknowledged returns the sequence in the answer to an event that was sent by itself,
+// and whether the stream had its ID already. Last is a sequence that the stream had
+// given before the event was sent: the sequence of a new message must be higher.
 func (a *answer) acknowledged(ours string, last uint64) (sequence uint64, duplicate bool, fault *Error) {
 	switch {
 	case a.Error != nil:
@@ -68,8 +67,8 @@ func (a *answer) acknowledged(ours string, last uint64) (sequence uint64, duplic
 	return a.Seq, a.Duplicate, nil
 }
 
-// wentBack says that the stream has stored a message at a sequence that it had
-// given to another one before: it was created anew, or put back from a copy.
+// wentBack says that the stream has stored a message at a sequence that it had given
+// to another message before: the stream was created anew, or put back from a copy.
 func wentBack(stream string, sequence, last uint64) *Error {
 	return Classify(&LostError{fmt.Sprintf("stream %q stored a message at sequence %d, although it had given %d before", stream, sequence, last)})
 }

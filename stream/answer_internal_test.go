@@ -21,7 +21,7 @@ func deafPublisher(tb testing.TB) *Publisher {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	p.conn, p.line, p.replies = &nats.Conn{}, &line{}, "_INBOX.1."
+	p.conn, p.dialer, p.replies = &nats.Conn{}, &dialer{}, "_INBOX.1."
 	p.highest, p.proved = 100, time.Now()
 	p.batches, p.flow, p.maxPayload, p.maxMessage = true, batchFlow, 1<<20, 1000
 	tb.Cleanup(func() {
@@ -49,7 +49,7 @@ func sent(tb testing.TB, p *Publisher, seq int64) string {
 // sentInOrder is the reply subject of an event that was sent in an ordered batch.
 func sentInOrder(tb testing.TB, p *Publisher, seq int64) (b *batch, reply string) {
 	tb.Helper()
-	p.composer.head = 300
+	p.encoder.headSize = 300
 	b, _, err := p.enter(seq, 2000)
 	if err != nil {
 		tb.Fatal(err)
@@ -79,13 +79,13 @@ func TestOutcomesOfAnySeq(t *testing.T) {
 func TestTroubleIsApart(t *testing.T) {
 	p := deafPublisher(t)
 	sent(t, p, 0)
-	p.failAll(&line{}, nats.ErrStaleConnection)
+	p.failAll(&dialer{}, nats.ErrStaleConnection)
 	if outcomes, trouble := p.Collect(nil); len(outcomes) > 0 || trouble != nil {
 		t.Errorf("a former connection told %+v and %v", outcomes, trouble)
 	}
-	p.failAll(p.line, nats.ErrDisconnected)
-	p.failAll(p.line, nats.ErrPermissionViolation)
-	p.failAll(p.line, nats.ErrDisconnected)
+	p.failAll(p.dialer, nats.ErrDisconnected)
+	p.failAll(p.dialer, nats.ErrPermissionViolation)
+	p.failAll(p.dialer, nats.ErrDisconnected)
 	outcomes, trouble := p.Collect(nil)
 	if len(outcomes) != 1 || outcomes[0].Seq != 0 || outcomes[0].Err == nil || !outcomes[0].Err.Ambiguous() {
 		t.Errorf("got %+v, want that event 0 is in doubt", outcomes)
@@ -98,7 +98,7 @@ func TestTroubleIsApart(t *testing.T) {
 	}
 }
 
-// No outcome says by a nil error that an event is stored which is not.
+// An event that is not stored never has an outcome with a nil error.
 func TestUnstoredWithoutAFault(t *testing.T) {
 	if o := unstored(1, nil); o.Err == nil || !o.Err.Ambiguous() || o.Err.Error() == "" {
 		t.Errorf("got %+v, want an outcome in doubt", o)
@@ -172,14 +172,14 @@ func TestAnswerToAnEvent(t *testing.T) {
 func TestAnswerToABatch(t *testing.T) {
 	type check struct {
 		name, data string
-		stored     int    // So many of 3 events; the others are in doubt, or still open.
-		open       bool   // The others are.
+		stored     int    // How many of 3 events are stored; the others are in doubt, or still pending.
+		pending    bool   // The others are pending.
 		want       string // In the errors of the others, or in the trouble.
 		trouble    bool
 	}
 	for _, test := range []check{
-		{name: "settings", data: `{"type":"ack","seq":0,"msgs":500}`, open: true},
-		{name: "flow", data: `{"type":"ack","seq":2,"msgs":500}`, stored: 2, open: true},
+		{name: "settings", data: `{"type":"ack","seq":0,"msgs":500}`, pending: true},
+		{name: "flow", data: `{"type":"ack","seq":2,"msgs":500}`, stored: 2, pending: true},
 		{name: "flow beyond", data: `{"type":"ack","seq":4,"msgs":500}`, want: "message 4 of 3"},
 		{name: "flow with an error", data: `{"type":"ack","seq":2,"error":{"code":1}}`, want: "malformed"},
 		{name: "count", data: `{"stream":"OUTBOX","seq":103,"batch":"ID","count":3}`, stored: 3},
@@ -209,7 +209,7 @@ func TestAnswerToABatch(t *testing.T) {
 			}
 			p.answered(&nats.Msg{Subject: reply, Data: []byte(strings.ReplaceAll(test.data, "ID", b.id))})
 			outcomes, trouble := p.Collect(nil)
-			if want := 3; !test.open && len(outcomes) != want || test.open && len(outcomes) != test.stored {
+			if want := 3; !test.pending && len(outcomes) != want || test.pending && len(outcomes) != test.stored {
 				t.Fatalf("got %d outcomes", len(outcomes))
 			}
 			for i, o := range outcomes {
@@ -218,7 +218,7 @@ func TestAnswerToABatch(t *testing.T) {
 					t.Errorf("outcome %d is of event %d", i, o.Seq)
 				case i < test.stored && o.Err != nil:
 					t.Errorf("event %d: %v", i, o.Err)
-				case i >= test.stored && (o.Err == nil || !o.Err.Ambiguous() || o.Again || !strings.Contains(o.Err.Error(), test.want)):
+				case i >= test.stored && (o.Err == nil || !o.Err.Ambiguous() || o.Retry || !strings.Contains(o.Err.Error(), test.want)):
 					t.Errorf("event %d: %+v, want doubt with %q", i, o, test.want)
 				}
 			}

@@ -5,15 +5,15 @@ import (
 	"time"
 )
 
-// awaitGrace is how much longer than its context a call may take to say why it
-// ended: what it says is better than that time is up.
+// awaitGrace is how much longer than its context a call may take: its own error says
+// more than that the time is up.
 const awaitGrace = 50 * time.Millisecond
 
-// await calls f, and returns what f returns or, soon after ctx has ended, why it
-// has. Nothing in nats.go that needs the connection's lock looks at a context, and
-// a reconnect holds this lock while it waits for the network. Such a wait ends by
-// itself, within seconds; until then f goes on, so it must not touch what its
-// caller goes on to use.
+// await calls f and returns its result. If ctx ends first, await returns the cause
+// soon after. It is needed since calls of nats.go that take the connection's lock
+// ignore the context, and a reconnect holds this lock while it waits for the network.
+// Such a wait ends by itself within seconds. Until then f goes on, so f must not touch
+// what the caller uses afterwards.
 func await[T any](ctx context.Context, f func() (T, error)) (T, error) {
 	type result struct {
 		value T

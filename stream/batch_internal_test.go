@@ -11,7 +11,7 @@ import (
 // is published in between belongs to another batch, which that end does not
 // concern.
 func TestBatchFollowsOneThatIsEnding(t *testing.T) {
-	p := &Publisher{conn: &nats.Conn{}, line: &line{}, replies: "_INBOX.1.", stretch: batchFlow, composer: &composer{}, outcomes: make(chan struct{}, 1)}
+	p := &Publisher{conn: &nats.Conn{}, dialer: &dialer{}, replies: "_INBOX.1.", stretch: batchFlow, encoder: &reusingEncoder{}, outcomes: make(chan struct{}, 1)}
 	p.options.AckTimeout = time.Minute // Nothing is to expire meanwhile.
 	t.Cleanup(func() { p.batchTimer.Stop() })
 	publish := func(seq int64) *batch {

@@ -169,10 +169,10 @@ func TestBatchStops(t *testing.T) {
 				switch {
 				case seq < tt.at && o.Err != nil:
 					t.Errorf("event %d, before the failed one: %v", seq, o.Err)
-				case seq == tt.at && (o.Err == nil || o.Err.Fault != tt.fault || o.Again):
+				case seq == tt.at && (o.Err == nil || o.Err.Fault != tt.fault || o.Retry):
 					t.Errorf("the failed one: got %v, want a fault of the %v", o.Err, tt.fault)
-				case seq > tt.at && (o.Err == nil || o.Err.Fault == stream.FaultRow || o.Again != (tt.fault == stream.FaultRow)):
-					t.Errorf("event %d, after the failed one: %v, again %v", seq, o.Err, o.Again)
+				case seq > tt.at && (o.Err == nil || o.Err.Fault == stream.FaultRow || o.Retry != (tt.fault == stream.FaultRow)):
+					t.Errorf("event %d, after the failed one: %v, retry %v", seq, o.Err, o.Retry)
 				}
 			}
 			if got, want := payloads(t, server), numbers(int(tt.at)-1); !slices.Equal(got, want) {
@@ -281,8 +281,8 @@ func TestBatchFallsBack(t *testing.T) {
 	}
 	p.Finish()
 	for seq, o := range collect(t, p, 3) {
-		if o.Err == nil || !o.Again {
-			t.Errorf("event %d: %v, again %v; want it to be sent again at once", seq, o.Err, o.Again)
+		if o.Err == nil || !o.Retry {
+			t.Errorf("event %d: %v, retry %v; want it to be sent again at once", seq, o.Err, o.Retry)
 		}
 	}
 	if n := p.Pipeline(); n != 0 {

@@ -12,13 +12,12 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// What a stream, an account or a server takes has limits, and a refusal at one of
-// them has a code, or a text, and no figures. Here it gets the figures, and what
-// to do. A limit heals by itself if something makes room: consumers that
-// acknowledge, or age. Otherwise all events wait for a person, and it is the
-// set-up's fault.
+// A stream, an account and a server have limits. A refusal at a limit has a code or a
+// text, and no figures. The code below adds the figures, and what to do. A full stream
+// heals by itself if something makes room: consumers that acknowledge, or age.
+// Otherwise all events wait for a person, and that is the set-up's fault.
 
-// A Limit is one of a stream or of an account, with how much of it is used.
+// A Limit is a limit of a stream or of an account, and how much of it is used.
 type Limit struct {
 	// Name is its name in the configuration, such as "max_msgs".
 	Name string
@@ -89,8 +88,8 @@ func Limits(info *jetstream.StreamInfo) []Limit {
 	return limits
 }
 
-// A stream with smaller limits that discards old messages loses, within seconds,
-// what nobody has read, and what the relay has yet to read back.
+// If a stream has smaller limits and discards old messages, it loses within seconds
+// messages that nobody has read, and those that the relay has yet to read back.
 const (
 	fewMessages = 10_000
 	fewBytes    = 16 << 20
@@ -114,7 +113,8 @@ func smallLimits(config *jetstream.StreamConfig) (warnings []string) {
 	return warnings
 }
 
-// Remedy says what to do at a stream's limit, and what happens without.
+// Remedy says what to do at a stream's limit, and whether the stream makes room by
+// itself.
 func (l Limit) Remedy(config *jetstream.StreamConfig) string {
 	if l.Name == limitConsumers {
 		return fmt.Sprintf("remove those that nobody uses, `nats consumer ls %s`, or have the stream made anew with more", config.Name)
@@ -160,7 +160,7 @@ const (
 	codeStreamsMost     = 10027
 )
 
-// The texts of 10077, by which alone its reasons differ.
+// The texts of code 10077: only they tell its reasons apart.
 const (
 	textTooLarge   = "message too large"
 	textMessages   = "maximum messages exceeded"
@@ -169,8 +169,8 @@ const (
 	textNoSpace    = "no space left on device"
 )
 
-// inWords makes a refusal at a limit tell the figures, and what to do. The caller
-// holds mu.
+// inWords adds to a refusal at a limit the figures, and what to do. The caller holds
+// mu.
 func (p *Publisher) inWords(fault *Error) *Error {
 	if fault == nil || fault.told {
 		return fault
@@ -210,9 +210,9 @@ func (p *Publisher) explanation(fault *Error) (text string, setup bool) {
 		return fmt.Sprintf("stream %q holds %d messages of the event's subject (max_msgs_per_subject), and refuses new ones (discard_new_per_subject): run `nats stream edit %s --max-msgs-per-subject=%d`, or --no-discard-per-subject",
 			p.Stream(), config.MaxMsgsPerSubject, p.Stream(), 2*max(config.MaxMsgsPerSubject, 1)), false
 	case strings.Contains(reason, textMessages):
-		return full(limitMessages, config.MaxMsgs, p.held.Msgs)
+		return full(limitMessages, config.MaxMsgs, p.state.Msgs)
 	case strings.Contains(reason, textBytes):
-		return full(limitBytes, config.MaxBytes, p.held.Bytes)
+		return full(limitBytes, config.MaxBytes, p.state.Bytes)
 	case strings.Contains(reason, textNoSpace):
 		return fmt.Sprintf("the disk of stream %q is full: make room on it, then restart the NATS server, which does not write to the stream before", p.Stream()), true
 	}
@@ -241,7 +241,7 @@ func explanationOf(fault *Error, config *jetstream.StreamConfig, quota string) (
 	return "", false
 }
 
-// quotaPatience is how long the account may take to tell what it uses.
+// quotaPatience is how long to wait for the account's figures.
 const quotaPatience = 500 * time.Millisecond
 
 // ofQuota says whether the account's figures explain a fault.
@@ -253,7 +253,7 @@ func ofQuota(fault *Error) bool {
 	return false
 }
 
-// quotaOf tells what an account uses of its limits; empty if it may not be asked.
+// quotaOf tells what an account uses of its limits; empty if it could not be asked.
 func quotaOf(ctx context.Context, js jetstream.JetStream) string {
 	ctx, cancel := context.WithTimeout(ctx, quotaPatience)
 	defer cancel()
@@ -297,8 +297,8 @@ func AccountLimits(info *jetstream.AccountInfo) []Limit {
 	return limits
 }
 
-// quotaNeeded notes that the next opening is to ask for the account's figures. The
-// caller holds mu.
+// quotaNeeded notes that the next Open must ask for the account's figures. The caller
+// holds mu.
 func (p *Publisher) quotaNeeded(fault *Error) {
 	if ofQuota(fault) {
 		p.asksQuota = true
@@ -324,7 +324,7 @@ func (p *Publisher) askQuota(ctx context.Context) {
 	p.quota = quota
 }
 
-// explain makes the error of a request tell the figures, and what to do.
+// explain adds to the error of a request the figures, and what to do.
 func (p *Publisher) explain(err error) error {
 	fault, ok := errors.AsType[*Error](err)
 	if !ok || fault.Code == 0 {

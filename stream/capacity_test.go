@@ -200,7 +200,7 @@ func TestLimitsAreToldInWords(t *testing.T) {
 	}
 }
 
-// A limit that is lowered below what the stream holds is told with both figures, once the stream was opened again.
+// If a limit is lowered below what the stream holds, the error has both figures once the stream was opened again.
 func TestLoweredLimitIsTold(t *testing.T) {
 	srv := streamtest.Start(t)
 	p := newPublisher(t, srv)

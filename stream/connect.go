@@ -65,40 +65,37 @@ type ConnectOptions struct {
 	// users who may only subscribe there.
 	InboxPrefix string
 
-	// OnDisconnect is told of the loss of the connection, OnReconnect of its
-	// return, OnClosed that it is over for good, unless the caller closed it.
-	// OnError is told what goes wrong beside: a refused permission, a slow
-	// subscription. Each may be nil. They run one at a time and must not
-	// block.
+	// OnDisconnect is called when the connection is lost, OnReconnect when it is
+	// back, OnClosed when it has ended for good, unless the caller closed it.
+	// OnError is called for other errors: a refused permission, a slow
+	// subscription. Each may be nil. They run one at a time and must not block.
 	OnDisconnect func(error)
 	OnReconnect  func()
 	OnClosed     func()
 	OnError      func(error)
 
-	// Domain is the JetStream domain in which the stream is, for servers that have
-	// one and are not those that we connect to: say, the hub of a leaf node. Empty
-	// for the servers' own.
+	// Domain is the JetStream domain of the stream, if it is not that of the servers
+	// that we connect to: for instance, the stream is in the hub and we connect to a
+	// leaf node. Empty for the servers' own domain.
 	Domain string
 
-	line *line // Nil for one that nobody cuts.
+	dialer *dialer // Nil for a connection that is not closed before its time.
 }
 
-// Connect connects to the first server that answers, and makes the one attempt
-// only: callers retry, since they know whether waiting makes sense. Its error
-// is an *Error: FaultSetup for options that cannot work, files that cannot be
-// read, refused credentials and untrusted certificates; FaultWeather for the
-// rest. It never shows a password or token. Connect returns soon after ctx has
-// ended, which does not matter to the connection any more.
+// Connect connects to the first server that answers. It makes one attempt: the
+// caller knows whether to try again. Its error is an *Error: FaultSetup for options
+// that cannot work, files that cannot be read, refused credentials and untrusted
+// certificates; FaultWeather for the rest. It never shows a password or token. Connect
+// returns soon after ctx has ended; once made, the connection does not depend on ctx.
 //
-// Once made, the connection reconnects for ever by itself. Publishes fail in
-// the meantime rather than being stored up: an event that is sent after its
-// time could follow its successor.
+// The connection reconnects by itself, for ever. Meanwhile publishes fail and are not
+// buffered: an event that is sent too late could be stored after its successor.
 func Connect(ctx context.Context, opts ConnectOptions) (*nats.Conn, error) {
-	if opts.line == nil {
-		opts.line = newLine(nil)
+	if opts.dialer == nil {
+		opts.dialer = newDialer(nil)
 	}
 	urls, urlsErr := opts.servers()
-	opts.line.trust = opts.trust(urls)
+	opts.dialer.trust = opts.trust(urls)
 	options, err := opts.options(urls)
 	bare := urls
 	if urlsErr == nil && opts.URLFile != "" {
@@ -109,8 +106,8 @@ func Connect(ctx context.Context, opts ConnectOptions) (*nats.Conn, error) {
 	if err := errors.Join(urlsErr, err); err != nil {
 		return nil, setupFault(fmt.Errorf("connect to NATS: %w", err))
 	}
-	// nats.Connect takes no context. Without its line it fails at once.
-	stop := context.AfterFunc(ctx, opts.line.cut)
+	// nats.Connect takes no context. It fails at once if its dialer is closed.
+	stop := context.AfterFunc(ctx, opts.dialer.close)
 	nc, err := nats.Connect(bare, options...)
 	if !stop() { // Ctx has ended.
 		if err == nil {
@@ -119,17 +116,17 @@ func Connect(ctx context.Context, opts ConnectOptions) (*nats.Conn, error) {
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		return nil, Classify(fmt.Errorf("connect to NATS at %s: %w%s", RedactURL(urls), err, opts.connectHint(err, opts.line.trust.webSocket)))
+		return nil, Classify(fmt.Errorf("connect to NATS at %s: %w%s", RedactURL(urls), err, opts.connectHint(err, opts.dialer.trust.webSocket)))
 	}
 	return nc, nil
 }
 
-// connectHint says what else may be behind a connection that failed.
+// connectHint says what else may be the reason why a connection failed.
 func (o ConnectOptions) connectHint(err error, webSocket bool) string {
 	switch {
 	case o.TLSFirst && is[tls.RecordHeaderError](err):
 		return ": the server does not begin with TLS: leave out nats_tls_first (ConnectOptions.TLSFirst)"
-	case !o.TLSFirst && o.line.mute() && !webSocket:
+	case !o.TLSFirst && o.dialer.mute() && !webSocket:
 		return ": the server took the connection and said nothing: it is frozen, or no NATS server, or wants TLS first (handshake_first): then set nats_tls_first (ConnectOptions.TLSFirst)"
 	}
 	return ""
@@ -154,7 +151,7 @@ func (o ConnectOptions) options(urls string) ([]nats.Option, error) {
 		// another leader published their successors. 0 means the default.
 		nats.ReconnectBufSize(-1),
 
-		// A frozen server or a cut line is noticed in 10 to 15 s, not in the
+		// A frozen server or a broken network is noticed in 10 to 15 s, not in the
 		// default 4 to 6 minutes.
 		nats.PingInterval(pingInterval),
 		nats.MaxPingsOutstanding(maxPingsOut),
@@ -181,8 +178,8 @@ func (o ConnectOptions) options(urls string) ([]nats.Option, error) {
 			}
 		}),
 	}
-	if o.line != nil {
-		options = append(options, nats.SetCustomDialer(o.line), nats.SkipHostLookup())
+	if o.dialer != nil {
+		options = append(options, nats.SetCustomDialer(o.dialer), nats.SkipHostLookup())
 	}
 	if o.OnDisconnect != nil {
 		options = append(options, nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { o.OnDisconnect(err) }))
@@ -209,7 +206,7 @@ func (o ConnectOptions) options(urls string) ([]nats.Option, error) {
 	return slices.Concat(options, credentials, certificates), nil
 }
 
-// checkNames says what is wrong with how the servers are to be talked to.
+// checkNames says what is wrong with TLSFirst, Domain and InboxPrefix.
 func (o ConnectOptions) checkNames(urls string) error {
 	var faults []error
 	refuse := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }

@@ -148,8 +148,8 @@ func TestEveryWaitEndsWithItsContext(t *testing.T) {
 					f.Sequence += 100
 					return p.Scan(ctx, 0, f, func(stream.Found) error { return nil })
 				}},
-				{"Look", func(ctx context.Context, p *stream.Publisher, _ stream.Fence) error {
-					_, err := p.Look(ctx, stream.Sight{}, 0)
+				{"Verify", func(ctx context.Context, p *stream.Publisher, _ stream.Fence) error {
+					_, err := p.Verify(ctx, stream.State{}, 0)
 					return err
 				}},
 				{"Fence", func(ctx context.Context, p *stream.Publisher, _ stream.Fence) error {

@@ -13,15 +13,15 @@ const (
 	directBatch = 1000
 	directBytes = 8 << 20
 
-	// directPause is the wait before a server is asked again that had no further
-	// message: it may be a follower that lags.
+	// directPause is the pause after a server had no further message. It may be a
+	// follower that lags, so it is asked again.
 	directPause = 50 * time.Millisecond
 )
 
-// scanDirect is Scan without a consumer, for streams that take no further one: it
-// gets messages in batches (from nats-server 2.11; before, one by one), payloads
-// and all, from any server that has a copy of the stream. One that lags gives
-// fewer, but leaves out none: reading goes on until the fence is there.
+// scanDirect is Scan without a consumer, for streams that take no further consumer.
+// It gets whole messages in batches (one by one before nats-server 2.11), from any
+// server that has a copy of the stream. A server that lags gives fewer messages but
+// leaves out none in between, and reading goes on until the fence has come.
 func (p *Publisher) scanDirect(ctx context.Context, conn *nats.Conn, above *uint64, fence uint64, filter string, visit func(Found) error) error {
 	if filter == "" {
 		filter = ">"
@@ -82,7 +82,7 @@ func directAnswers(ctx context.Context, messages <-chan *nats.Msg, above *uint64
 			if end || err != nil {
 				return got, false, err
 			}
-			continue // Headers that nobody can read: the end of the batch tells of its place.
+			continue // Its headers cannot be read: the end of the batch tells up to where it went.
 		}
 		got++
 		switch {

@@ -19,7 +19,7 @@ func again(ev *stream.Event, seq int64) *stream.Event {
 	return &twin
 }
 
-// Of two rows with one ID, sent by themselves, the second is told to be a duplicate, and of which message.
+// If two rows with one ID are sent by themselves, the second outcome says that it is a duplicate, and of which message.
 func TestDuplicateNamesTheOriginal(t *testing.T) {
 	srv := streamtest.Start(t)
 	p := newPublisher(t, srv)

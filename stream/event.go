@@ -13,9 +13,8 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// ErrNoEvent says that a message carries no outbox event: somebody else's
-// message, or one of the relay's own control messages. A consumer that reads
-// a whole stream skips it.
+// ErrNoEvent says that a message carries no outbox event: it is not the relay's, or
+// one of the relay's control messages. A consumer that reads a whole stream skips it.
 var ErrNoEvent = errors.New("message carries no outbox event")
 
 // An Event is one row of the outbox, on its way to the stream or read back
@@ -29,8 +28,8 @@ type Event struct {
 	// use it to recognise an event that they have handled before.
 	ID uuid.UUID
 
-	// Topic, AggregateType, AggregateID and EventType are the producer's, any
-	// text, the empty one included.
+	// Topic, AggregateType, AggregateID and EventType are set by the producer: any
+	// text, also an empty one.
 	Topic         string
 	AggregateType string
 	AggregateID   string
@@ -44,8 +43,8 @@ type Event struct {
 	// See ValidateHeaders for what is refused.
 	Headers []byte
 
-	// CreatedAt is the database's clock at the insert. It is information, not
-	// the order: Seq is.
+	// CreatedAt is the time of the insert by the database's clock. It does not tell
+	// the order of events: Seq does.
 	CreatedAt time.Time
 }
 
@@ -54,9 +53,9 @@ type Event struct {
 // subject. The event keeps data without copying it.
 //
 // Headers holds the row's own headers; a header with several values comes back
-// as a JSON array, a number or boolean as a string. Decode returns ErrNoEvent
-// when the message has no Outbox-Seq, and another error when it has but its
-// headers are damaged.
+// as a JSON array, a number or boolean as a string. Decode returns ErrNoEvent if
+// the message has no Outbox-Seq, and another error if it has one and its headers are
+// damaged.
 func Decode(header nats.Header, data []byte) (Event, error) {
 	seq := header.Get(HeaderSeq)
 	if seq == "" {
@@ -93,8 +92,8 @@ func Decode(header nats.Header, data []byte) (Event, error) {
 	return ev, nil
 }
 
-// ownHeaders is the inverse of what Encoder.Header did to the row's headers:
-// it leaves out all that the relay or the server added.
+// ownHeaders returns the row's own headers, the inverse of Encoder.Header: it leaves
+// out all headers that the relay or the server added.
 func ownHeaders(header nats.Header) ([]byte, error) {
 	// A row may carry ce- headers of its own while the relay makes none.
 	// Those that the relay makes are known by naming the message's own ID.

@@ -16,18 +16,18 @@ import (
 type Fault int
 
 const (
-	// FaultWeather is nobody's: it passes. The whole relay backs off and no
-	// event's attempts are spent. Whatever is not understood is weather, so
-	// that nothing is ever given up for a reason that we cannot name.
+	// FaultWeather is nobody's fault: it passes. The whole relay backs off, and no
+	// event's attempts are spent. Whatever is not understood is weather, so that no
+	// event is ever given up for a reason that we cannot name.
 	FaultWeather Fault = iota
 
-	// FaultSetup is the stream's, the server's or the configuration's: it
-	// lasts until a person changes something. The whole relay backs off, says
-	// why, and spends nobody's attempts.
+	// FaultSetup is the fault of the stream, the server or the configuration: it
+	// lasts until a person changes something. The whole relay backs off and says
+	// why, and no event's attempts are spent.
 	FaultSetup
 
-	// FaultRow is this one event's: it will never be stored as it is. Its
-	// attempts are spent; only its own aggregate waits.
+	// FaultRow is the fault of this one event: it is not stored as it is. Its
+	// attempts are spent, and only its own aggregate waits.
 	FaultRow
 )
 
@@ -100,10 +100,11 @@ func (e *Error) Error() string { return e.Err.Error() }
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
-// Ambiguous says that the message may have been stored, or may yet be, though
-// no ack tells. Whoever publishes it again must first look at the stream, or
-// rely upon its duplicate window. It speaks of this attempt only: an earlier
-// one whose outcome is open stays open when a later one is refused.
+// Ambiguous says that the event is in doubt: it may have been stored, or may yet be,
+// although no acknowledgement came. Before the event is published again, the stream
+// must be read back, or its duplicate window must be relied upon. Ambiguous speaks of
+// this attempt only: if an earlier attempt is in doubt, it stays so although a later
+// one is refused.
 func (e *Error) Ambiguous() bool { return !e.refused }
 
 // Permanent says that the event is refused for what it is, and that this cannot
@@ -113,9 +114,9 @@ func (e *Error) Ambiguous() bool { return !e.refused }
 // pass.
 func (e *Error) Permanent() bool { return e.permanent }
 
-// Classify finds out whose fault the failure of a publish, of a JetStream
-// request or of a connection is. It returns nil for nil. An *Error in the
-// chain decides, if there is one.
+// Classify finds out whose fault a failure is: the failure of a publish, of a
+// JetStream request or of a connection. It returns nil for nil. If there is an *Error
+// in the chain, its fault is the result.
 func Classify(err error) *Error {
 	if err == nil {
 		return nil

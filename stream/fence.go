@@ -13,51 +13,50 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// HeaderTerm is in the messages of a control subject, with the number of the
-// term that began there. In a stream that listens there, as one that the relay
-// created does, that subject is _outbox.<stream>.<outbox>; in any other it is
-// one of the template's (ControlSubject).
+// HeaderTerm is a header of the messages on a control subject: the number of the
+// term that began with the message. The control subject is
+// _outbox.<stream>.<outbox> if the stream listens there, as a stream that the relay
+// created does; in any other stream it is one of the template's (ControlSubject).
 const HeaderTerm = "Outbox-Term"
 
-// A Fence is a message of a control subject: what terms before its own send
-// from then on is refused. Of an outbox that has never published to the stream
-// it is the place where one would stand.
+// A Fence is a message on a control subject: the stream refuses the ordered batches
+// that earlier terms begin after it. For an outbox that has never published to the
+// stream, it is the place where its first fence would stand.
 type Fence struct {
-	// Sequence is the message's in the stream: the last one, when it was stored.
-	// Without a message it is that of the last one there was, 0 for none.
+	// Sequence is the sequence of the fence's message in the stream. If there is no
+	// such message, it is the last sequence of the stream, 0 for none.
 	Sequence uint64
 
-	// Created is when the stream was created that Sequence is of.
+	// Created is when the stream was created.
 	Created time.Time
 
 	// Former is the sequence of the outbox's fence before this one; 0 for none.
 	Former uint64
 
-	// First is the first sequence that the stream still had then: what was
-	// before has been removed by the stream's limits, or purged.
+	// First is the first sequence that the stream still had then: earlier messages
+	// were purged, or removed by the stream's limits.
 	First uint64
 
-	// Gaps says that messages may also vanish from between others, for a newer
-	// one of their subject: that one is missing does not mean that the stream has
-	// lost it.
+	// Gaps says that the stream may remove a message between others when a newer
+	// one of its subject comes. So a missing message need not be a lost one.
 	Gaps bool
 
 	// Holes says that messages are missing between others: somebody removed them,
-	// or such a limit did that is not there any more.
+	// or a limit as in Gaps did that was lifted since.
 	Holes bool
 
-	// Warning tells of somebody else's message on the control subject, which was
-	// skipped; empty for none.
+	// Warning tells of a message on the control subject that is not the relay's and
+	// was skipped; empty for none.
 	Warning string
 
 	// Consumed says that messages vanish when they are consumed (work-queue and
-	// interest retention). Then there can be no fence, nor is there anything to
-	// be read back: what is known is the duplicate window's.
+	// interest retention). Then there can be no fence, and nothing to be read back:
+	// only the stream's duplicate window recognises duplicates.
 	Consumed bool
 }
 
-// DeposedError says that the stream has seen a later term: whoever publishes
-// for it has the right to, and we do not.
+// DeposedError says that the stream has seen a later term: another relay is the
+// leader, and we are not.
 type DeposedError struct {
 	// Term is the highest number that the stream has seen, Ours our own.
 	Term, Ours int64
@@ -68,9 +67,9 @@ func (e *DeposedError) Error() string {
 	return fmt.Sprintf("the stream has seen term %d, after our term %d", e.Term, e.Ours)
 }
 
-// Unfenced is Fence for an outbox that has never published to the stream, so
-// that there is nothing to fence off: it stores no message. Ordered batches
-// begin as long as nobody else has put up a fence.
+// Unfenced is Fence for an outbox that has never published to the stream. There is
+// nothing to fence off, so it stores no message. Ordered batches can begin as long as
+// nobody else has put up a fence.
 func (p *Publisher) Unfenced(ctx context.Context, outbox string, term int64) (f Fence, err error) {
 	ctx, done := p.ask(ctx)
 	defer done(&err)
@@ -102,18 +101,17 @@ func (p *Publisher) control(outbox string) (*nats.Conn, string) {
 	return p.conn, p.options.Setup.ControlSubject(outbox, p.config)
 }
 
-// Fence stores a message that says that a term has begun, or goes on after an
-// outcome that is open. All that was sent before and is not stored by then
-// stays out of the stream, if it was the beginning of an ordered batch; and
-// every ordered batch from now on begins only if no other fence has come since.
+// Fence stores a message that says that a term has begun, or goes on after an event
+// in doubt. An ordered batch that was sent before the fence and has not begun in the
+// stream by then is refused. From now on, an ordered batch begins only if no other
+// fence has come since ours.
 //
-// Terms are numbered upwards, and each may put up any number of fences. The
-// outbox's name must be its own wherever the stream is used, and a token of a
-// subject, such as a UUID: two outboxes of one name would take turns to fence each other off.
+// Term numbers rise, and each term may put up any number of fences. The outbox's
+// name must be a token of a subject, such as a UUID, and unique in the stream: two
+// outboxes of one name would fence each other off in turn.
 //
-// Its error is a *DeposedError if a later term has begun, and an *Error
-// otherwise. After that last kind it is open whether the fence is there; it
-// does no harm if it is.
+// Its error is a *DeposedError if a later term has begun, and an *Error otherwise.
+// After an *Error the fence may be stored or not; it does no harm if it is.
 func (p *Publisher) Fence(ctx context.Context, outbox string, term int64) (f Fence, err error) {
 	ctx, done := p.ask(ctx)
 	defer done(&err)
@@ -134,7 +132,7 @@ func (p *Publisher) Fence(ctx context.Context, outbox string, term int64) (f Fen
 		}
 		msg := nats.NewMsg(subject)
 		msg.Header.Set(HeaderTerm, strconv.FormatInt(term, 10))
-		// Between our look and our message nobody may have put up another.
+		// The stream refuses our fence if another one was put up since we read the last.
 		msg.Header.Set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(last.sequence, 10))
 		sequence, err := publishAwaiting(ctx, conn, msg, p.Stream())
 		if err == nil {
@@ -146,7 +144,7 @@ func (p *Publisher) Fence(ctx context.Context, outbox string, term int64) (f Fen
 		if fault.Code != CodeWrongLastSequence && fault.Code != CodeSequenceInProcess {
 			fault.Err = fmt.Errorf("put up a fence: %w", err)
 			if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) {
-				// It has just told the last fence.
+				// The stream has just answered with the last fence.
 				fault.Err = fmt.Errorf("put up a fence: stream %q answers questions, but nothing that is published: its disk may be, or have been, full (look for \"write error\" in the log of the NATS server), or it was created while it was still being deleted; in both cases the server takes nothing for it before a restart: %w", p.Stream(), err)
 			}
 			return Fence{}, fault
@@ -160,8 +158,8 @@ func (p *Publisher) Fence(ctx context.Context, outbox string, term int64) (f Fen
 	}
 }
 
-// fencedAt takes note of our fence, or that there is none if its sequence is 0,
-// and looks at the stream in which it stands.
+// fencedAt notes our fence, or that there is none if its sequence is 0, and reads the
+// state of the stream in which it stands.
 func (p *Publisher) fencedAt(ctx context.Context, conn *nats.Conn, sequence uint64, subject string) (Fence, error) {
 	info, err := p.info(ctx, conn)
 	if err != nil {
@@ -183,17 +181,17 @@ func (p *Publisher) fencedAt(ctx context.Context, conn *nats.Conn, sequence uint
 	}, nil
 }
 
-// fenceRetry is the pause after another fence came between.
+// fenceRetry is the pause after another fence came before ours.
 const fenceRetry = 20 * time.Millisecond
 
-// codeNoMessage answers a look for a message that is not there.
+// codeNoMessage answers a request for a message that is not there.
 const codeNoMessage = 10037
 
 // controlled is what a control subject holds.
 type controlled struct {
-	sequence uint64 // Of its last message, whoever wrote it; 0 for none.
-	fence    uint64 // Of its last fence; 0 for none.
-	term     int64  // The highest that its fences have.
+	sequence uint64 // The sequence of its last message, whoever wrote it; 0 for none.
+	fence    uint64 // The sequence of its last fence; 0 for none.
+	term     int64  // The highest term of its fences.
 	warning  string // Tells of somebody else's message; empty for none.
 }
 
@@ -202,8 +200,8 @@ type controlled struct {
 const maxTerm = 1_000_000_000_000_000
 
 // lastFence returns what the control subject holds. Mostly its last message is
-// the last fence. If that is somebody else's message, the fences before it count,
-// and those of this term need not be read again.
+// the last fence. If the last message is not the relay's, the fences before it
+// count; it reads those from our own latest fence on.
 func (p *Publisher) lastFence(ctx context.Context, conn *nats.Conn, subject string) (controlled, error) {
 	msg, err := p.message(ctx, conn, messageQuery{LastFor: subject})
 	if err != nil || msg == nil {
@@ -229,7 +227,7 @@ func (p *Publisher) lastFence(ctx context.Context, conn *nats.Conn, subject stri
 		}
 		term, ok := termOf(msg)
 		if next == from && (!ok || msg.Sequence != from) {
-			from, next = 0, 1 // It is not the stream in which our fence stood.
+			from, next = 0, 1 // The stream is not the one in which our fence stood.
 			continue
 		}
 		if ok {
@@ -266,8 +264,8 @@ type storedMessage struct {
 	Time     time.Time `json:"time"`
 }
 
-// message asks the stream's leader for a message; nil if there is none. Direct
-// gets would be cheaper, and may be answered by a server that is behind.
+// message asks the stream's leader for a message; nil if there is none. A direct get
+// would be cheaper, but a server that lags may answer it.
 func (p *Publisher) message(ctx context.Context, conn *nats.Conn, query messageQuery) (*storedMessage, error) {
 	request, err := json.Marshal(query)
 	if err != nil {
@@ -283,7 +281,7 @@ func (p *Publisher) message(ctx context.Context, conn *nats.Conn, query messageQ
 }
 
 // answered reads the answer to a query; nil if there is no such message. An answer
-// with another message is none.
+// with another message is malformed.
 func (q messageQuery) answered(data []byte) (*storedMessage, error) {
 	var answer struct {
 		Message *storedMessage      `json:"message"`
@@ -330,10 +328,10 @@ func publishAwaiting(ctx context.Context, conn *nats.Conn, msg *nats.Msg, stream
 	return sequence, nil
 }
 
-// fenceLines returns what the first message of an ordered batch has beside the
-// event's headers: it, and so all of the batch, is refused by another stream, and
-// if another fence has come since ours, or ours is gone. The server looks for a
-// duplicate before it looks for that.
+// fenceLines returns the headers that the first message of an ordered batch has
+// beside the event's own. With them, the message and so the whole batch is refused by
+// another stream, and if our fence is not the latest one or is gone. The server checks
+// for a duplicate before it checks these headers.
 func (p *Publisher) fenceLines() []headerLine {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -356,8 +354,8 @@ func linesSize(lines []headerLine) int {
 	return size
 }
 
-// tooLargeWith reports whether it is further lines that make a message of this
-// size too large.
+// tooLargeWith reports whether a message of this size fits without the further lines,
+// and does not fit with them.
 func tooLargeWith(lines []headerLine, size int, most int64) bool {
 	return int64(size) <= most && int64(size+linesSize(lines)) > most
 }
@@ -365,7 +363,7 @@ func tooLargeWith(lines []headerLine, size int, most int64) bool {
 // fenced returns a message with further headers.
 func fenced(msg *nats.Msg, lines []headerLine) *nats.Msg {
 	first := *msg
-	first.Header = make(nats.Header, len(msg.Header)+len(lines)) // The composer uses its map again.
+	first.Header = make(nats.Header, len(msg.Header)+len(lines)) // The encoder reuses its map.
 	maps.Copy(first.Header, msg.Header)
 	for _, line := range lines {
 		first.Header[line.name] = []string{line.value}

@@ -156,7 +156,7 @@ func TestControlSubject(t *testing.T) {
 	}
 }
 
-// Two who put up fences at a time both get one, after the other's, or are told that they are late.
+// Two publishers that put up fences at the same time both get one, or learn that they are late.
 func TestFencesAtATime(t *testing.T) {
 	server := streamtest.Start(t)
 	results := make(chan error, 10)
@@ -182,7 +182,7 @@ func TestFencesAtATime(t *testing.T) {
 	}
 }
 
-// Somebody else's messages on the control subject are skipped, and named: the fences before them count.
+// Messages on the control subject that are not the relay's are skipped, and named: the fences before them count.
 func TestForeignMessagesOnTheControlSubject(t *testing.T) {
 	subject := "_outbox.OUTBOX." + outboxName
 	for name, term := range map[string]string{

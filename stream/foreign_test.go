@@ -116,7 +116,7 @@ func TestStreamReplacedIsTold(t *testing.T) {
 	}
 }
 
-// A stream that was created anew acknowledges what is known already, and nothing after that is sent.
+// A stream that was created anew acknowledges a sequence that the former one had given, and nothing is sent after that.
 func TestStreamCreatedAnew(t *testing.T) {
 	for way, inOrder := range map[string]bool{"by itself": false, "in order": true} {
 		t.Run(way, func(t *testing.T) {

@@ -18,8 +18,8 @@ import (
 // Headers of every message. The values of the four names that a producer
 // chooses are encoded with EncodeHeaderValue.
 const (
-	// HeaderMsgID is the event's ID, by which the stream recognises
-	// duplicates within its window.
+	// HeaderMsgID is the event's ID, by which the stream recognises duplicates
+	// within its duplicate window.
 	HeaderMsgID = event.HeaderMsgID
 
 	// HeaderSeq is the event's Seq in decimal. A message without it is no
@@ -54,11 +54,11 @@ const (
 )
 
 // MaxHeader is the size in bytes of the largest header block that an Encoder
-// makes: what the server takes, 65,535 bytes, less room for the few headers
-// that a publisher adds.
+// makes: the server's limit of 65,535 bytes, less room for the few headers that a
+// publisher adds.
 const MaxHeader = event.MaxHeader
 
-// headerOverhead is what a header block has beside its lines.
+// headerOverhead is the size of a header block without lines.
 const headerOverhead = event.HeaderOverhead
 
 // An Encoder turns events into messages. It may be used by several goroutines
@@ -89,9 +89,8 @@ func (e Encoder) Validate() error {
 }
 
 // Message returns the message that carries an event. The payload is not
-// copied. An error is the row's fault (*Error with FaultRow): the event can
-// never be published as it is. Only an encoder without a template is the
-// set-up's (FaultSetup).
+// copied. An error is an *Error with FaultRow: the event can never be published as it
+// is. If the encoder has no template, it is one with FaultSetup.
 func (e Encoder) Message(ev *Event, reply string) (*nats.Msg, error) {
 	if len(e.Template.tokens) == 0 {
 		return nil, setupFault(errNoTemplate)
@@ -108,8 +107,8 @@ func (e Encoder) Message(ev *Event, reply string) (*nats.Msg, error) {
 	}, nil
 }
 
-// Header returns the headers of the event's message: the relay's, then the
-// row's own, then those of CloudEvents. Errors are those of Message.
+// Header returns the headers of the event's message: the relay's, then the row's own,
+// then those of CloudEvents. It returns the same errors as Message.
 func (e Encoder) Header(ev *Event) (nats.Header, error) {
 	lines, err := e.lines(ev)
 	if err != nil {
@@ -118,7 +117,7 @@ func (e Encoder) Header(ev *Event) (nats.Header, error) {
 	return lines.header(), nil
 }
 
-// header returns the lines as nats.go has them.
+// header returns the lines as a header of nats.go.
 func (l *headerLines) header() nats.Header {
 	header := make(nats.Header, len(l.lines))
 	values := make([]string, len(l.lines))
@@ -135,7 +134,7 @@ func (l *headerLines) header() nats.Header {
 	return header
 }
 
-// lines returns what Header does, in the order in which it is to be sent.
+// lines returns the headers as Header does, in the order of sending.
 func (e Encoder) lines(ev *Event) (*headerLines, error) {
 	id, seq, at, err := generated(ev)
 	if err != nil {
@@ -209,7 +208,7 @@ func appendGenerated(dst []byte, ev *Event) (text []byte, ends [3]int, err error
 	return dst, ends, nil
 }
 
-// addCloudEvent adds the attributes as the binding's binary mode has them.
+// addCloudEvent adds the attributes as headers, as the binding's binary mode demands.
 func (e Encoder) addCloudEvent(lines *headerLines, ev *Event, id, at string) error {
 	contentType := ""
 	for _, line := range lines.lines {
@@ -239,7 +238,7 @@ func (e Encoder) addCloudEvent(lines *headerLines, ev *Event, id, at string) err
 	return nil
 }
 
-// headerLines gathers a header block and its size on the wire.
+// headerLines collects the lines of a header block, and its size on the wire.
 type headerLines struct {
 	lines []headerLine
 	size  int
@@ -252,9 +251,9 @@ func (l *headerLines) add(name, value string) {
 	l.lines = append(l.lines, headerLine{name, value})
 }
 
-// ValidateHeaders says whether a row's own headers can be published by any
-// Encoder, as a producer may want to know before the insert: see
-// event.Rules.ValidateHeaders for what is refused.
+// ValidateHeaders returns an error if an Encoder cannot publish a row's own headers,
+// so that a producer can find out before the insert. See event.Rules.ValidateHeaders
+// for what is refused.
 func ValidateHeaders(doc []byte) error { return Encoder{}.ValidateHeaders(doc) }
 
 // ValidateHeaders is the function of that name, with the encoder's settings.
@@ -264,13 +263,13 @@ func (e Encoder) ValidateHeaders(doc []byte) error {
 
 func (e Encoder) rules() event.Rules { return event.Rules{CloudEvents: e.CloudEventsSource != ""} }
 
-// EncodeHeaderValue makes any text fit for a header's value. Text stays
-// readable as the UTF-8 it is; what a NATS header cannot carry becomes %XX,
-// byte by byte, and so does the percent sign: see event.EncodeValue.
+// EncodeHeaderValue encodes any text as a header's value. The text stays readable
+// UTF-8. Bytes that a NATS header cannot carry, and the percent sign, become %XX: see
+// event.EncodeValue.
 func EncodeHeaderValue(s string) string { return event.EncodeValue(s) }
 
-// DecodeHeaderValue is the inverse of EncodeHeaderValue. It returns an error
-// for a percent sign that two hexadecimal digits do not follow.
+// DecodeHeaderValue is the inverse of EncodeHeaderValue. It returns an error if two
+// hexadecimal digits do not follow a percent sign.
 func DecodeHeaderValue(value string) (string, error) { return unescape(value) }
 
 // encodeAttribute encodes a CloudEvents attribute as the binding demands: all

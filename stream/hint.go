@@ -7,7 +7,7 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// Answers to creating a stream that a setting of ours gets past.
+// Codes that refuse the creation of a stream, for which hint names a setting.
 const (
 	codeNoPeers         = 10005
 	codeNoResources     = 10023
@@ -47,14 +47,14 @@ func (s Setup) hint(e *Error) string {
 	return ""
 }
 
-// inboxDenied reports whether the server has told that we may not subscribe to
+// inboxDenied reports whether the server has refused our subscription to the inbox,
 // where answers come.
 func inboxDenied(conn *nats.Conn) bool {
 	err := conn.LastError()
 	return isAny(err, nats.ErrPermissionViolation) && strings.Contains(strings.ToLower(err.Error()), "subscription to \""+strings.ToLower(inboxPrefix(conn))+".")
 }
 
-// noInbox says so.
+// noInbox is the error of a connection whose inbox was denied.
 func noInbox(conn *nats.Conn, err error) error {
 	return setupFault(fmt.Errorf("no answer can reach us, since our user may not subscribe to %s.>: permit that, or set nats_inbox_prefix (ConnectOptions.InboxPrefix) to what it may subscribe to: %w", inboxPrefix(conn), err))
 }

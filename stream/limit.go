@@ -1,11 +1,11 @@
 package stream
 
 // MaxData returns the size in bytes of the largest payload that can be stored
-// now, by what the server and the stream take, less the smallest headers that an
-// event has; 0 as long as the publisher has not been opened. It may be called
-// from any goroutine.
+// now: the limit of the server or of the stream, less the smallest headers that an
+// event has. It is 0 until the publisher was opened. It may be called from any
+// goroutine.
 //
-// It is as of the last Open, Look or reconnect. A server does not tell its
+// The size is that of the last Open, Verify or reconnect. A server does not tell its
 // clients when its max_payload is lowered by a reload: it closes the connection
 // of the first one that sends more, and Open makes another.
 func (p *Publisher) MaxData() int {
@@ -33,8 +33,8 @@ func (p *Publisher) most() int64 {
 	return p.largest()
 }
 
-// smallestHeader is the size of the header block of an event all of whose texts
-// are empty.
+// smallestHeader is the size of the header block of an event whose texts are all
+// empty.
 const smallestHeader = int64(plainHeaderSize + len("00000000-0000-0000-0000-000000000000") + len("0") + len("2006-01-02T15:04:05Z"))
 
 // limits notes what the server takes.

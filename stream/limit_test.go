@@ -73,8 +73,8 @@ func TestMaxData(t *testing.T) {
 				if err := send(smallest(most)); err != nil {
 					t.Fatalf("a payload of %d bytes: %v", most, err)
 				}
-				if o := collect(t, p, 1)[0]; i == 0 && !o.Again || i == 1 && o.Err != nil {
-					t.Errorf("a payload of %d bytes: %v, again %v", most, o.Err, o.Again)
+				if o := collect(t, p, 1)[0]; i == 0 && !o.Retry || i == 1 && o.Err != nil {
+					t.Errorf("a payload of %d bytes: %v, retry %v", most, o.Err, o.Retry)
 				}
 				if p.Pipeline() != 0 {
 					t.Error("it is to be sent in a batch again")
@@ -93,7 +93,7 @@ func TestMaxData(t *testing.T) {
 	}
 }
 
-// It follows Look and Open while the stream changes, and may be asked by anyone.
+// It follows Verify and Open while the stream changes, and may be asked by anyone.
 func TestMaxDataFollowsTheStream(t *testing.T) {
 	srv := streamtest.Start(t)
 	js := srv.JetStream(t)
@@ -108,7 +108,7 @@ func TestMaxDataFollowsTheStream(t *testing.T) {
 	})
 	for _, refresh := range []func() error{
 		func() error { _, err := p.Open(t.Context()); return err },
-		func() error { _, err := p.Look(t.Context(), stream.Sight{}, 0); return err },
+		func() error { _, err := p.Verify(t.Context(), stream.State{}, 0); return err },
 	} {
 		for _, size := range []int32{5000, -1} {
 			str, err := js.Stream(t.Context(), "OUTBOX")
@@ -131,7 +131,8 @@ func TestMaxDataFollowsTheStream(t *testing.T) {
 	asking.Wait()
 }
 
-// What is too large is refused for good, with both sizes, whoever refuses it; and in a batch it concerns no other.
+// An event that is too large is refused for good, with both sizes, by whatever refuses it; in a batch, no other event is
+// concerned.
 func TestTooLargeIsPermanent(t *testing.T) {
 	for name, test := range map[string]struct {
 		maxPayload, maxMsgSize int32

@@ -7,31 +7,30 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// An Outcome is what became of one event that was handed to Publish or
-// PublishInOrder.
+// An Outcome is what became of one event that Publish or PublishInOrder took.
 type Outcome struct {
-	// Seq is the event's. Any number may be one.
+	// Seq is the event's Seq. Any number may be one.
 	Seq int64
 
-	// Stored is the message's sequence in the stream. It is 0 if Err is set,
-	// and where the stream does not tell it: of an ordered batch, only the
-	// sequence of the last event is told. Of a duplicate it is the sequence of
-	// the message that the stream has kept.
+	// Stored is the message's sequence in the stream. It is 0 if Err is set or
+	// if the stream does not tell it: in an ordered batch, the stream tells only
+	// the sequence of the last event. If Duplicate is set, it is the sequence of
+	// the message that the stream had already.
 	Stored uint64
 
 	// Duplicate says that the stream had the event's ID already: from an
 	// earlier attempt whose answer was lost, or because two rows have the same
-	// ID. This event was not stored. Of events in an ordered batch it is never
-	// told, see SkippedError.
+	// ID. This event was not stored. It is never set for events of an ordered
+	// batch, see SkippedError.
 	Duplicate bool
 
-	// Err says whose fault it is that there is no acknowledgement; nil if
-	// there is one.
+	// Err says whose fault it is that the stream has not acknowledged the event;
+	// nil if it has.
 	Err *Error
 
-	// Again says that Err is about another event of an ordered batch: this one
-	// is not stored, and nothing speaks against sending it again at once.
-	Again bool
+	// Retry says that Err is about another event of the ordered batch: this one
+	// is not stored, and can be sent again at once.
+	Retry bool
 }
 
 // stored is the outcome of an event that the stream has acknowledged.
@@ -39,8 +38,8 @@ func stored(seq int64, sequence uint64, duplicate bool) Outcome {
 	return Outcome{Seq: seq, Stored: sequence, Duplicate: duplicate}
 }
 
-// unstored is the outcome of an event without an acknowledgement. Without a
-// fault it is in doubt: an outcome without an error would say that the event is
+// unstored is the outcome of an event without an acknowledgement. If the fault is
+// nil, the event is in doubt: an outcome without an error would say that it is
 // stored.
 func unstored(seq int64, fault *Error) Outcome {
 	if fault == nil {
@@ -52,11 +51,11 @@ func unstored(seq int64, fault *Error) Outcome {
 var errNoFault = errors.New("no acknowledgement, for an unknown reason")
 
 // SkippedError says that the stream has skipped at least one event of an
-// ordered batch, since it had the event's ID already, and does not tell which:
-// the batch's outcomes say that all of its events are stored. Who reads back
-// the stream and then sends one by one learns which one it was.
+// ordered batch, since it had the event's ID already. The stream does not tell
+// which: the outcomes say that all events of the batch are stored. To learn which
+// one it was, read back the stream and then send the events by themselves.
 type SkippedError struct {
-	// Stream is its name.
+	// Stream is the stream's name.
 	Stream string
 
 	// Events is how many events the stream counted, and Most how many of them
@@ -69,8 +68,8 @@ func (e *SkippedError) Error() string {
 	return fmt.Sprintf("stream %q stored at most %d of %d events of an ordered batch: it had the IDs of others already", e.Stream, e.Most, e.Events)
 }
 
-// malformed is the fault of an answer that nobody understands. What became of
-// the message is in doubt.
+// malformed is the fault of an answer that does not follow the protocol. The
+// message's outcome is in doubt.
 func malformed(what string) *Error {
 	return Classify(&malformedError{what})
 }

@@ -13,18 +13,19 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// A server does not answer a message whose subject our user may not publish to: it
-// says so beside the answers, with the subject and nothing else. So the violation
-// is joined to what it is about by that subject:
+// If our user may not publish to a subject, the server does not answer the message. It
+// sends a violation instead, which names the subject and nothing else. So the subject
+// decides what the violation is about:
 //
-//   - that of an event that is pending: the event is refused, and nothing else.
-//     In an ordered batch, it and all events after it are not stored;
-//   - that of a request which waits for its answer: the request has failed, and
-//     its error tells the permission to give;
-//   - that of acknowledgements: nothing can be published before it is given.
+//   - the subject of a pending event: this event is refused, and no other. In an
+//     ordered batch, this event and all events after it are not stored;
+//   - the subject of a request that waits for its answer: the request has failed,
+//     and its error names the permission to give;
+//   - the subject of acknowledgements: nothing can be published until the permission
+//     is given.
 //
 // An event of a denied subject would end every ordered batch that it is in. So it
-// goes by itself from then on, and for some time all others do.
+// goes by itself from then on, and for some time all other events do, too.
 
 const (
 	// deniedRest is how long plain publishes are sent after a violation: others
@@ -36,9 +37,9 @@ const (
 	deniedMemory = 10 * time.Minute
 	deniedMost   = 50_000
 
-	// deniedGrace is how long a batch of which an event is missing waits for the
-	// violation that may be the reason. The server sends it first, but another
-	// goroutine hears of it.
+	// deniedGrace is how long a batch with a missing event waits for the violation
+	// that may be the reason. The server sends the violation first, but another
+	// goroutine handles it.
 	deniedGrace = 50 * time.Millisecond
 )
 
@@ -54,8 +55,8 @@ type PermissionError struct {
 	cause error
 }
 
-// Error tells the permission to give. It is the same for each subject of a kind:
-// the log tells it once.
+// Error names the permission to give. The text is the same for all subjects of a
+// kind, so that the log tells it once.
 func (e *PermissionError) Error() string {
 	verb := "publish"
 	if e.Subscribe {
@@ -97,8 +98,8 @@ func (e *PermissionError) Permission() string {
 	return e.Subject
 }
 
-// inboxesOf returns the subject of all inboxes, of which one is <prefix>.<unique>
-// and may have further tokens that are wildcards.
+// inboxesOf returns the subject of all inboxes, given one: <prefix>.<unique>, perhaps
+// followed by tokens that are wildcards.
 func inboxesOf(tokens []string) string {
 	for len(tokens) > 2 && (tokens[len(tokens)-1] == ">" || tokens[len(tokens)-1] == "*") {
 		tokens = tokens[:len(tokens)-1]
@@ -108,8 +109,8 @@ func inboxesOf(tokens []string) string {
 
 var violationText = regexp.MustCompile(`Permissions Violation for (Publish|Subscription) to ("(?:[^"\\]|\\.)*")`)
 
-// violation reads what a server says of a permission; false if it is no such thing,
-// or of another kind.
+// violation reads a server's permission violation; false if the error is none, or one
+// of another kind.
 func violation(err error) (*PermissionError, bool) {
 	if !errors.Is(err, nats.ErrPermissionViolation) {
 		return nil, false
@@ -139,32 +140,33 @@ func subjectMark[T string | []byte](subject T) uint64 {
 	return 0
 }
 
-// violated joins a violation on a line to what it is about.
-func (p *Publisher) violated(on *line, denied *PermissionError) {
+// violated finds the event or the request that a permission violation is about. on is
+// the dialer of the connection that told of it.
+func (p *Publisher) violated(on *dialer, denied *PermissionError) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	fault := &Error{Fault: FaultSetup, Err: denied}
 	switch {
-	case p.line != on: // A former one.
+	case p.dialer != on: // A former one.
 	case denied.Subscribe && denied.Subject == deletionSubject(p.Stream()): // We do without.
 	case denied.Subscribe:
-		p.unheard = fault
-		p.asked.refuse(fault)
+		p.noAnswers = fault
+		p.requests.refuse(fault)
 		p.fail(fault)
 	case p.deniedEvent(denied):
 	case covers(p.options.Setup.Template.Filter(), denied.Subject) && !strings.Contains(denied.Subject, tokenControl):
-		// An event's, whose outcome has been told.
+		// The subject of an event that has its outcome already.
 	default:
-		p.asked.refuse(fault) // Otherwise nobody waits for the answer any more, or ever did.
+		p.requests.refuse(fault) // If no request is pending, nobody waits for the answer.
 	}
 }
 
-// deniedEvent refuses the pending event whose subject is denied: of several with
-// one subject that sent first, since each has a violation of its own. It reports
-// whether there is one. The caller holds mu.
+// deniedEvent refuses the pending event whose subject is denied. If several have the
+// subject, it refuses the one that was sent first: each has a violation of its own. It
+// reports whether there is such an event. The caller holds mu.
 func (p *Publisher) deniedEvent(denied *PermissionError) bool {
 	mark := subjectMark(denied.Subject)
-	if sent, found := p.window.takeMarked(mark); found {
+	if sent, found := p.acks.takeMarked(mark); found {
 		p.remember(mark)
 		p.tell(unstored(sent.seq, deniedFault(denied)))
 		return true
@@ -181,12 +183,11 @@ func (p *Publisher) deniedEvent(denied *PermissionError) bool {
 	return true
 }
 
-// marked returns the place among the open events of the first with a subject; -1
-// for none.
+// marked returns the index of the first pending event with a subject; -1 for none.
 func (b *batch) marked(mark uint64) int {
-	for i := range b.open {
+	for i := range b.pending {
 		// The subject of the latest may not have been noted yet.
-		if b.open[i].mark == mark || b.open[i].mark == 0 && i == len(b.open)-1 {
+		if b.pending[i].mark == mark || b.pending[i].mark == 0 && i == len(b.pending)-1 {
 			return i
 		}
 	}
@@ -196,7 +197,7 @@ func (b *batch) marked(mark uint64) int {
 // remember keeps events of a subject out of ordered batches. The caller holds mu.
 func (p *Publisher) remember(mark uint64) {
 	now := time.Now()
-	p.rest = later(p.rest, now.Add(deniedRest))
+	p.noBatches = later(p.noBatches, now.Add(deniedRest))
 	if len(p.denied) >= deniedMost {
 		clear(p.denied)
 	}
@@ -206,46 +207,47 @@ func (p *Publisher) remember(mark uint64) {
 	p.denied[mark] = now.Add(deniedMemory)
 }
 
-// errDenied says that an event's subject was denied to us not long ago: it goes by
-// itself, since it would end the ordered batch.
+// errDenied says that an event's subject was denied to us not long ago. The event
+// goes by itself, since it would end the ordered batch.
 var errDenied = &Error{Fault: FaultWeather, Err: errors.New("the event's subject was denied: it does not go in an ordered batch"), refused: true}
 
 // isDenied reports whether the latest event's subject was denied not long ago.
 func (p *Publisher) isDenied() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	until, known := p.denied[p.composer.mark]
+	until, known := p.denied[p.encoder.mark]
 	return known && time.Now().Before(until)
 }
 
-// requests are those that wait for an answer.
+// requests are the requests that wait for an answer.
 type requests struct {
-	open map[*request]struct{}
+	pending map[*request]struct{}
 }
 
 type request struct{ refuse context.CancelCauseFunc }
 
-// refuse ends all of them: which of them it is about, the subject does not tell.
+// refuse ends all requests: the violation does not tell which one it is about.
 func (r *requests) refuse(fault *Error) {
-	for waiting := range r.open {
+	for waiting := range r.pending {
 		waiting.refuse(fault)
 	}
 }
 
-// ask prepares for requests to the server: a violation ends the context that it
-// returns, and done makes the error say so.
+// ask prepares a call that sends requests to the server. A permission violation ends
+// the context that ask returns; the caller calls done with its error, to which done
+// adds the reason.
 func (p *Publisher) ask(ctx context.Context) (asking context.Context, done func(*error)) {
 	asking, refuse := context.WithCancelCause(ctx)
 	waiting := &request{refuse}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.asked.open == nil {
-		p.asked.open = make(map[*request]struct{})
+	if p.requests.pending == nil {
+		p.requests.pending = make(map[*request]struct{})
 	}
-	p.asked.open[waiting] = struct{}{}
+	p.requests.pending[waiting] = struct{}{}
 	return asking, func(err *error) {
 		p.mu.Lock()
-		delete(p.asked.open, waiting)
+		delete(p.requests.pending, waiting)
 		p.mu.Unlock()
 		if fault, denied := errors.AsType[*Error](context.Cause(asking)); denied && *err != nil && ctx.Err() == nil {
 			*err = &Error{Fault: fault.Fault, Err: fmt.Errorf("stream %q: %w", p.Stream(), fault.Err), refused: true}

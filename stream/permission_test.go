@@ -99,7 +99,7 @@ func TestAnEventsSubjectIsDenied(t *testing.T) {
 					first := seq == denied[0] || !inOrder && slices.Contains(denied, seq)
 					switch {
 					case inOrder && seq > denied[0]:
-						if o.Err == nil || !o.Again || o.Err.Ambiguous() {
+						if o.Err == nil || !o.Retry || o.Err.Ambiguous() {
 							t.Errorf("event %d, after the denied one: %+v, want that it can be sent again at once", seq, o)
 						}
 					case first && (!errors.As(o.Err, &permission) || permission.Subject != "outbox.t.A.denied" || o.Err.Fault != stream.FaultRow || o.Err.Permanent() || o.Err.Ambiguous()):

@@ -19,7 +19,7 @@ const DefaultAckTimeout = 5 * time.Second
 // PublisherOptions configure a Publisher.
 type PublisherOptions struct {
 	// Connect says how to reach the servers. The publisher has a connection of
-	// its own, and takes over OnDisconnect, OnClosed and OnError.
+	// its own, and sets OnDisconnect, OnClosed and OnError itself.
 	Connect ConnectOptions
 
 	// Setup is the stream to publish to.
@@ -29,73 +29,75 @@ type PublisherOptions struct {
 	// Setup.
 	Encoder Encoder
 
-	// NoBatches keeps to plain publishes even where the stream takes ordered
+	// NoBatches sends each event by itself even if the stream takes ordered
 	// batches.
 	NoBatches bool
 
-	// AckTimeout is how long to wait for the stream's answer before the
-	// outcome counts as open. The default is DefaultAckTimeout.
+	// AckTimeout is how long to wait for the stream's answer; then the event is
+	// in doubt. The default is DefaultAckTimeout.
 	AckTimeout time.Duration
 }
 
 // A Publisher sends events without waiting for each answer, and collects the
-// answers. It is the engine called asynchronous window, for every server that
-// has JetStream.
+// answers: each event by itself (Publish) or in ordered batches (PublishInOrder). It
+// also fences off earlier terms, and reads back what the stream holds. It works with
+// every server that has JetStream, ordered batches with nats-server 2.14 and later.
 //
 // It retries nothing: a client that repeats a message by itself changes the
-// order. Whoever keeps an order sends an event only when its predecessor's
-// outcome is known, since after a failed message later ones are stored.
+// order. After a failed Publish the stream stores later events all the same. So a
+// caller that keeps an order publishes an event only when the outcome of its
+// predecessor is known.
 //
-// Open, Collect and whatever publishes belong to one goroutine. Close may be called from
-// any, also to end a Publish that the network holds up.
+// Open, Collect and all that publishes belong to one goroutine. Close may be called
+// from any goroutine, also to end a Publish that waits for the network.
 type Publisher struct {
 	options  PublisherOptions
-	composer *composer // Belongs to the goroutine that publishes,
-	wire     wire      // as this does.
+	encoder  *reusingEncoder // Belongs to the goroutine that publishes.
+	raw      rawWriter       // Belongs to the goroutine that publishes.
 	outcomes chan struct{}
 
-	mu sync.Mutex // Protects what follows, which the connection's goroutines share.
+	mu sync.Mutex // Protects the fields below, which the connection's goroutines share.
 
 	guard   func() bool // Nil for none.
 	conn    *nats.Conn
-	line    *line
-	replies string // What the reply subjects of this connection start with.
-	window  window
-	timer   *time.Timer // Runs while a publish waits for its answer.
-	done    []Outcome   // Not collected yet,
-	trouble *Error      // as this is not; nil for none.
+	dialer  *dialer
+	replies string // The prefix of the reply subjects on this connection.
+	acks    pendingAcks
+	timer   *time.Timer // Runs while an acknowledgement is pending.
+	done    []Outcome   // Outcomes that were not collected yet.
+	trouble *Error      // Trouble that was not collected yet; nil for none.
 
 	highest uint64    // The highest sequence that the stream is known to have given.
-	lost    *Error    // That the stream is not the one that was known, until it is read back; nil if it is.
-	proved  time.Time // When it last was.
+	lost    *Error    // Why the stream must be read back first: it is not the one that was known. Nil if it is.
+	proved  time.Time // When the stream last was the one that was known.
 
-	seen         bool                   // The stream was there,
-	config       jetstream.StreamConfig // and was like this,
-	held         jetstream.StreamState  // with so much in it.
-	fence        uint64                 // The sequence of our fence; 0 if nobody has put up one.
-	fenceSubject string                 // Its subject; empty before Fence or Unfenced.
+	seen         bool                   // Open has seen the stream.
+	config       jetstream.StreamConfig // The stream's configuration then.
+	state        jetstream.StreamState  // The stream's state then.
+	fence        uint64                 // The sequence of our fence; 0 if there is no fence.
+	fenceSubject string                 // The fence's subject; empty before Fence or Unfenced.
 
 	batches    bool // The stream takes ordered batches.
 	clustered  bool
-	maxPayload int64     // The server's, headers included; 0 if it is not known.
-	maxMessage int64     // Likewise the stream's; not positive for none.
-	rest       time.Time // Until when there are to be no ordered batches.
-	stretch    int       // How many messages we ask the server to acknowledge at once,
-	flow       int       // and how many it does.
+	maxPayload int64     // The server's limit, headers included; 0 if it is not known.
+	maxMessage int64     // The stream's limit, headers included; not positive for none.
+	noBatches  time.Time // Until when no ordered batch may begin.
+	stretch    int       // How many messages we ask the server to acknowledge at once.
+	flow       int       // How many messages the server acknowledges at once.
 	batch      *batch    // The open one.
 	batchTimer *time.Timer
-	severed    *Outcome // That of events after a batch's failure, until Collect has told of it; nil for none.
+	abandoned  *Outcome // The outcome of events after a batch's failure, until Collect has told of it; nil for none.
 
-	asked   requests             // Wait for an answer.
-	unheard *Error               // That we may not hear the answers on this connection; nil if we may.
-	denied  map[uint64]time.Time // Until when events of a subject do not go in ordered batches.
+	requests  requests             // Requests that wait for an answer.
+	noAnswers *Error               // Why no answer can come on this connection: a subscription was denied. Nil if answers can come.
+	denied    map[uint64]time.Time // Until when events of a subject do not go in ordered batches.
 
-	asksQuota bool   // The next opening asks for
-	quota     string // what the account uses of its limits; empty if that is not known.
+	asksQuota bool   // The next Open asks for quota.
+	quota     string // What the account uses of its limits; empty if that is not known.
 }
 
-// NewPublisher returns a publisher that has yet to be opened. It connects to
-// nothing, so it fails for invalid options only, and tells of all at once.
+// NewPublisher returns a publisher that must be opened before use. It connects to
+// nothing. It fails only for invalid options, and reports all of them at once.
 func NewPublisher(options PublisherOptions) (*Publisher, error) {
 	var ackErr error
 	switch {
@@ -115,7 +117,7 @@ func NewPublisher(options PublisherOptions) (*Publisher, error) {
 	}
 	return &Publisher{
 		options:  options,
-		composer: newComposer(options.Encoder),
+		encoder:  newReusingEncoder(options.Encoder),
 		outcomes: make(chan struct{}, 1),
 		stretch:  batchFlow,
 	}, nil
@@ -125,10 +127,10 @@ func NewPublisher(options PublisherOptions) (*Publisher, error) {
 func (p *Publisher) Stream() string { return p.options.Setup.Stream }
 
 // Open makes the publisher ready: it connects if there is no connection, and
-// creates or verifies the stream. It is called before the first Publish and
-// again whenever an outcome was nobody's or the set-up's fault, to find out
-// whether there is any point in going on. The warnings name conditions of the
-// exactly-once claim that do not hold. The error is an *Error.
+// creates the stream or checks its configuration. Call it before the first Publish,
+// and again after an outcome with FaultWeather or FaultSetup, to find out whether
+// publishing can go on. The warnings name conditions of the exactly-once claim that
+// do not hold. The error is an *Error.
 func (p *Publisher) Open(ctx context.Context) (warnings []string, err error) {
 	warnings, err = p.open(ctx)
 	if err == nil {
@@ -168,22 +170,23 @@ func (p *Publisher) open(ctx context.Context) (warnings []string, err error) {
 		report.Warnings = append(report.Warnings, fmt.Sprintf("stream %q was gone and has been created again: what it held is lost", p.Stream()))
 	}
 	config := report.Info.Config
-	p.seen, p.config, p.held = true, config, report.Info.State
-	// Whoever opens after trouble reads back what the stream has lost. From here on, this is what it has given.
+	p.seen, p.config, p.state = true, config, report.Info.State
+	// After trouble, the caller reads back what the stream has lost. From here on, later sequences must be above this one.
 	p.highest, p.lost, p.proved = report.Info.State.LastSeq, nil, time.Now()
 	p.maxPayload, p.maxMessage = maxPayload, int64(config.MaxMsgSize)
 	p.batches, p.clustered, p.flow = config.AllowBatchPublish && !p.options.NoBatches, config.Replicas > 1, p.stretch
 	if p.clustered {
-		p.rest = time.Now().Add(batchRest)
+		p.noBatches = time.Now().Add(batchRest)
 	}
 	return report.Warnings, nil
 }
 
-// ReadsBack reports that the publisher can tell what the stream holds, for package
-// relay: one that wraps it may not.
+// ReadsBack reports that the publisher can tell what the stream holds. Package relay
+// asks, since a publisher that wraps this one may not be able to.
 func (p *Publisher) ReadsBack() bool { return true }
 
-// Guards reports that the publisher asks what Guard sets, likewise.
+// Guards reports that the publisher calls the function that Guard sets. Package relay
+// asks, for the same reason.
 func (p *Publisher) Guards() bool { return true }
 
 // RequireWindow sets Setup.MinWindow, unless the options did, to what least returns
@@ -194,9 +197,9 @@ func (p *Publisher) RequireWindow(least func(ackTimeout time.Duration) time.Dura
 	}
 }
 
-// Guard sets what is asked before anything is written, by connections that are
-// opened from then on: once it answers false nothing more is sent on them, not
-// even what is in a buffer. It must be fast.
+// Guard sets a function that is called before each write to connections that are
+// opened from then on. Once it returns false, nothing more is sent on them, not even
+// what is in a buffer. It must be fast.
 func (p *Publisher) Guard(valid func() bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -209,22 +212,23 @@ func (p *Publisher) connection() *nats.Conn {
 	return p.conn
 }
 
-// heard returns the connection; nil if there is none, or if it is of no use, since
-// we may not hear the answers on it: a subscription that was denied remains so.
-func (p *Publisher) heard() *nats.Conn {
+// usableConn returns the connection. It returns nil if there is none, or if no answer can
+// come on it: a connection on which a subscription was denied is closed, since the
+// subscription stays denied there.
+func (p *Publisher) usableConn() *nats.Conn {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.conn == nil || p.unheard == nil {
+	if p.conn == nil || p.noAnswers == nil {
 		return p.conn
 	}
-	p.line.cut()
+	p.dialer.close()
 	go p.conn.Close() // It waits for the network.
 	return nil
 }
 
 // connected returns the connection, or makes one if there is none. Its error is an *Error.
 func (p *Publisher) connected(ctx context.Context) (*nats.Conn, error) {
-	conn := p.heard()
+	conn := p.usableConn()
 	if conn == nil {
 		return p.connect(ctx)
 	}
@@ -238,7 +242,7 @@ func (p *Publisher) connected(ctx context.Context) (*nats.Conn, error) {
 	switch {
 	case err != nil: // It is reconnecting, to a server that says nothing.
 		now.reason = err
-	case now.closed: // For good, after an error that nats.go does not know.
+	case now.closed: // nats.go has given it up, after an error that it does not know.
 		return p.connect(ctx)
 	case now.connected:
 		return conn, nil
@@ -251,27 +255,27 @@ func (p *Publisher) connected(ctx context.Context) (*nats.Conn, error) {
 // connect makes a connection. Its error is an *Error.
 func (p *Publisher) connect(ctx context.Context) (*nats.Conn, error) {
 	p.mu.Lock()
-	line := newLine(p.guard)
-	if p.batch != nil || !p.window.empty() {
+	dialer := newDialer(p.guard)
+	if p.batch != nil || !p.acks.empty() {
 		p.fail(Classify(fmt.Errorf("connection to NATS closed: %w", nats.ErrConnectionClosed)))
 	}
-	p.conn, p.line, p.replies, p.unheard = nil, line, "", nil // A former connection has nothing to tell any more.
+	p.conn, p.dialer, p.replies, p.noAnswers = nil, dialer, "", nil // A former connection is not listened to any more.
 	p.mu.Unlock()
 	options := p.options.Connect
-	options.line = line
+	options.dialer = dialer
 	options.OnDisconnect = func(err error) {
 		if err == nil {
 			err = nats.ErrDisconnected
 		}
 		// The answers to what is pending went to the old connection.
-		p.failAll(line, fmt.Errorf("connection to NATS lost: %w", err))
+		p.failAll(dialer, fmt.Errorf("connection to NATS lost: %w", err))
 	}
 	options.OnClosed = nil
 	options.OnError = func(err error) {
 		if denied, ok := violation(err); ok {
-			p.violated(line, denied)
+			p.violated(dialer, denied)
 		} else if Classify(err).Fault == FaultSetup {
-			p.failAll(line, err)
+			p.failAll(dialer, err)
 		}
 	}
 	options.OnReconnect = func() {
@@ -288,23 +292,23 @@ func (p *Publisher) connect(ctx context.Context) (*nats.Conn, error) {
 	}
 	replies, err := p.listen(ctx, conn)
 	if err != nil {
-		line.cut()
+		dialer.close()
 		conn.Close()
 		return nil, Classify(fmt.Errorf("subscribe to acknowledgements: %w", err))
 	}
-	p.hearOfDeletion(ctx, conn, line)
+	p.subscribeToDeletion(ctx, conn, dialer)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.line != line { // Closed meanwhile.
-		line.cut()
+	if p.dialer != dialer { // Close was called meanwhile.
+		dialer.close()
 		conn.Close()
 		return nil, Classify(fmt.Errorf("connect to NATS: %w", nats.ErrConnectionClosed))
 	}
-	p.conn, p.line, p.replies = conn, line, replies
+	p.conn, p.dialer, p.replies = conn, dialer, replies
 	return conn, nil
 }
 
-// listen subscribes to acknowledgements, and returns what their subjects start with.
+// listen subscribes to acknowledgements, and returns the prefix of their subjects.
 func (p *Publisher) listen(ctx context.Context, conn *nats.Conn) (replies string, err error) {
 	return await(ctx, func() (string, error) {
 		replies := conn.NewInbox() + "."
@@ -319,19 +323,19 @@ func (p *Publisher) listen(ctx context.Context, conn *nats.Conn) (replies string
 	})
 }
 
-// Publish sends an event and returns without waiting: what becomes of it is
-// told by Collect. Its error, an *Error, says that nothing was sent.
+// Publish sends an event by itself and returns without waiting: Collect returns its
+// outcome. If Publish returns an error, an *Error, nothing was sent.
 func (p *Publisher) Publish(ev *Event) error {
-	msg, err := p.composer.message(ev, "")
+	msg, err := p.encoder.message(ev, "")
 	if err != nil {
 		return Classify(err)
 	}
-	conn, token, reply, first, err := p.expect(ev.Seq, sizesOf(len(ev.Data), p.composer.head), p.composer.mark)
+	conn, token, reply, first, err := p.expect(ev.Seq, sizesOf(len(ev.Data), p.encoder.headSize), p.encoder.mark)
 	if err != nil {
 		return err
 	}
 	if first {
-		if fence := p.fenceLines(); !tooLargeWith(fence, len(ev.Data)+p.composer.head, p.most()) {
+		if fence := p.fenceLines(); !tooLargeWith(fence, len(ev.Data)+p.encoder.headSize, p.most()) {
 			msg = fenced(msg, fence)
 		}
 	}
@@ -340,9 +344,9 @@ func (p *Publisher) Publish(ev *Event) error {
 		return nil
 	}
 	if !p.withdraw(token) {
-		return nil // The connection broke meanwhile: that is its outcome, and Collect tells it.
+		return nil // The connection broke meanwhile: Collect returns that as the outcome.
 	}
-	return Classify(publishError(explained(err, conn, len(ev.Data), p.composer.head)))
+	return Classify(publishError(explained(err, conn, len(ev.Data), p.encoder.headSize)))
 }
 
 // explained says more about what nats.go refused.
@@ -354,7 +358,7 @@ func explained(err error, conn *nats.Conn, data, head int) error {
 }
 
 // publishError says what failed. Without a connection nats.go complains of its
-// buffer for such times, which ours does not have.
+// reconnect buffer, which we have switched off.
 func publishError(err error) error {
 	if errors.Is(err, nats.ErrReconnectBufExceeded) {
 		return fmt.Errorf("publish: not connected to NATS (%w)", err)
@@ -362,9 +366,9 @@ func publishError(err error) error {
 	return fmt.Errorf("publish: %w", err)
 }
 
-// expect notes that an answer will come, before it can.
-// First says that the message is to find out whether the stream still is the one
-// that is known.
+// expect notes the pending acknowledgement of an event before the event is sent.
+// First says that this event must find out whether the stream still is the one that
+// is known.
 func (p *Publisher) expect(seq int64, of sizes, mark uint64) (conn *nats.Conn, token uint64, reply string, first bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -373,20 +377,21 @@ func (p *Publisher) expect(seq int64, of sizes, mark uint64) (conn *nats.Conn, t
 	}
 	now := time.Now()
 	// Before 2.14 a server takes the fence's subject for the event's own.
-	first = p.config.AllowBatchPublish && p.unproven(now) && p.window.empty()
-	token = p.window.push(publish{seq: seq, until: now.Add(p.options.AckTimeout), last: p.highest, sizes: of, mark: mark})
+	first = p.config.AllowBatchPublish && p.unproven(now) && p.acks.empty()
+	token = p.acks.push(pendingAck{seq: seq, until: now.Add(p.options.AckTimeout), last: p.highest, sizes: of, mark: mark})
 	if p.timer == nil {
 		p.timer = time.AfterFunc(p.options.AckTimeout, p.expire)
 	}
 	return p.conn, token, p.replies + strconv.FormatUint(token, 36), first, nil
 }
 
-// withdraw removes a publish that was not sent; false if its outcome has been told.
+// withdraw removes the pending acknowledgement of an event that was not sent; false
+// if the event has its outcome already.
 func (p *Publisher) withdraw(token uint64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	_, open := p.window.take(token)
-	return open
+	_, pending := p.acks.take(token)
+	return pending
 }
 
 // answered handles an acknowledgement or refusal.
@@ -400,15 +405,16 @@ func (p *Publisher) answered(msg *nats.Msg) {
 	text, ours := strings.CutPrefix(msg.Subject, p.replies)
 	token, err := strconv.ParseUint(text, 36, 64)
 	if !ours || err != nil {
-		return // From a former connection: its outcome has been told.
+		return // From a former connection: the event has its outcome.
 	}
-	if sent, open := p.window.take(token); open {
+	if sent, pending := p.acks.take(token); pending {
 		p.tell(p.outcome(&sent, msg))
 	}
 }
 
-// outcome is what an answer says of the event that was sent. The caller holds mu.
-func (p *Publisher) outcome(sent *publish, msg *nats.Msg) Outcome {
+// outcome returns what an answer says of the event that was sent. The caller holds
+// mu.
+func (p *Publisher) outcome(sent *pendingAck, msg *nats.Msg) Outcome {
 	a, fault := readAnswer(msg, p.Stream())
 	if fault != nil {
 		return unstored(sent.seq, fault)
@@ -430,7 +436,7 @@ func (p *Publisher) outcome(sent *publish, msg *nats.Msg) Outcome {
 	return stored(sent.seq, sequence, duplicate)
 }
 
-// sized makes a refusal for a message's size tell the sizes. The caller holds mu.
+// sized adds the sizes to a refusal for a message's size. The caller holds mu.
 func (p *Publisher) sized(fault *Error, of sizes) *Error {
 	if fault.Code == codeMessageTooLarge {
 		fault.Err = &sizeError{data: int(of.data), head: int(of.head), limit: limitStream, most: max(p.maxMessage, 0), cause: fault.Err}
@@ -438,13 +444,13 @@ func (p *Publisher) sized(fault *Error, of sizes) *Error {
 	return fault
 }
 
-// expire gives up publishes that were not answered in time.
+// expire ends the wait for acknowledgements that did not come in time.
 func (p *Publisher) expire() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
 	for {
-		token, oldest, ok := p.window.oldest()
+		token, oldest, ok := p.acks.oldest()
 		if !ok {
 			p.timer = nil
 			return
@@ -453,16 +459,17 @@ func (p *Publisher) expire() {
 			p.timer.Reset(wait)
 			return
 		}
-		p.window.take(token)
+		p.acks.take(token)
 		p.tell(unstored(oldest.seq, Classify(fmt.Errorf("no acknowledgement within %v: %w", p.options.AckTimeout, nats.ErrTimeout))))
 	}
 }
 
-// failAll ends the wait for everything that is pending on a line, and tells why.
-func (p *Publisher) failAll(on *line, reason error) {
+// failAll ends the wait for every answer that is pending on the connection of a
+// dialer, and tells why.
+func (p *Publisher) failAll(on *dialer, reason error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.line != on {
+	if p.dialer != on {
 		return // A former one.
 	}
 	p.fail(Classify(reason))
@@ -475,31 +482,31 @@ func (p *Publisher) fail(fault *Error) {
 		p.endBatch(p.batch, fault)
 	}
 	for {
-		token, oldest, ok := p.window.oldest()
+		token, oldest, ok := p.acks.oldest()
 		if !ok {
 			return
 		}
-		p.window.take(token)
+		p.acks.take(token)
 		p.tell(unstored(oldest.seq, fault))
 	}
 }
 
-// withheld says that an event was not sent, since the stream is to be read back
-// before.
+// withheld says that an event was not sent, since the stream must be read back
+// first.
 func withheld(lost *Error) *Error {
 	return &Error{Fault: lost.Fault, Err: fmt.Errorf("not published: %w", lost.Err), refused: true}
 }
 
-// lose notes that the stream is not the one that was known: nothing is
-// published before it was opened or fenced again. The caller holds mu.
+// lose notes that the stream is not the one that was known. Nothing is published
+// until the stream is opened or fenced again. The caller holds mu.
 func (p *Publisher) lose(fault *Error) {
 	p.lost = fault
 	p.troubled(fault)
 }
 
-// troubled notes trouble that is no one event's. The caller holds mu.
+// troubled notes trouble that concerns no single event. The caller holds mu.
 func (p *Publisher) troubled(fault *Error) {
-	// Of several, the one that a person must mend says most.
+	// Of several troubles, the one that a person must mend says most.
 	if p.trouble == nil || p.trouble.Fault == FaultWeather && fault.Fault == FaultSetup {
 		p.trouble = fault
 	}
@@ -520,13 +527,14 @@ func (p *Publisher) signal() {
 	}
 }
 
-// Outcomes is signalled when Collect has something to return.
+// Outcomes returns a channel that is signalled when Collect has something to return.
 func (p *Publisher) Outcomes() <-chan struct{} { return p.outcomes }
 
-// Collect appends the outcomes that have become known since the last call.
-// Each event that Publish accepted has exactly one. Trouble is what is no one
-// event's and began since the last call, such as a lost connection; nil for none.
-// After it, the stream must be read back before anything else is published.
+// Collect appends the outcomes that have become known since the last call. Each
+// event that Publish or PublishInOrder took has exactly one. Trouble is a fault that
+// concerns no single event and began since the last call, such as a lost connection;
+// nil for none. After trouble, the stream must be read back before anything else is
+// published.
 func (p *Publisher) Collect(to []Outcome) (outcomes []Outcome, trouble *Error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -534,20 +542,20 @@ func (p *Publisher) Collect(to []Outcome) (outcomes []Outcome, trouble *Error) {
 	clear(p.done)
 	p.done = p.done[:0]
 	trouble, p.trouble = p.trouble, nil
-	p.severed = nil
+	p.abandoned = nil
 	return outcomes, trouble
 }
 
-// Close closes the connection at once. What was not sent is not sent any more,
-// and what is pending has no outcome. Open makes the publisher usable again.
+// Close closes the connection at once. Buffered events are not sent any more, and
+// events without an outcome get none. Open makes the publisher usable again.
 func (p *Publisher) Close() {
 	p.mu.Lock()
-	conn, line := p.conn, p.line
-	p.conn, p.line, p.replies = nil, nil, ""
-	p.window.clear()
-	p.fence, p.fenceSubject, p.unheard = 0, "", nil
+	conn, dialer := p.conn, p.dialer
+	p.conn, p.dialer, p.replies = nil, nil, ""
+	p.acks.clear()
+	p.fence, p.fenceSubject, p.noAnswers = 0, "", nil
 	p.highest, p.lost, p.proved = 0, nil, time.Time{}
-	p.batch, p.done, p.trouble, p.severed = nil, nil, nil, nil
+	p.batch, p.done, p.trouble, p.abandoned = nil, nil, nil, nil
 	if p.batchTimer != nil {
 		p.batchTimer.Stop()
 		p.batchTimer = nil
@@ -557,8 +565,8 @@ func (p *Publisher) Close() {
 		p.timer = nil
 	}
 	p.mu.Unlock()
-	if line != nil {
-		line.cut()
+	if dialer != nil {
+		dialer.close()
 	}
 	if conn != nil {
 		conn.Close()

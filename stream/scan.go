@@ -15,23 +15,23 @@ import (
 // Found is a message that the stream holds.
 type Found struct {
 	// Event says that the message is an event, of this outbox or of another
-	// one, and that Seq and ID name it. Any number may be an event's Seq.
+	// one, and that Seq and ID are the event's. Any number may be an event's Seq.
 	Event bool
 	Seq   int64
 	ID    uuid.UUID
 
-	// Stored is the message's sequence in the stream, Size that of its payload
+	// Stored is the message's sequence in the stream, Size the size of its payload
 	// in bytes.
 	Stored uint64
 	Size   int
 }
 
-// Scan reads back what the stream holds behind one sequence and up to another,
-// at which a fence stands, and passes it on in that order: events, of any
-// outbox, and possibly other messages. It reads headers only, about a quarter
-// of a million a second.
+// Scan reads back the messages that the stream holds after a sequence and before
+// the fence, and passes them to visit in that order: events of any outbox, and
+// possibly other messages. It reads headers only, of about a quarter of a million
+// messages a second.
 //
-// Its error is an *Error, unless it is that of visit.
+// If visit returns an error, Scan ends and returns it. Any other error is an *Error.
 func (p *Publisher) Scan(ctx context.Context, above uint64, fence Fence, visit func(Found) error) (err error) {
 	ctx, done := p.ask(ctx)
 	defer done(&err)
@@ -45,8 +45,9 @@ func (p *Publisher) Scan(ctx context.Context, above uint64, fence Fence, visit f
 	p.mu.Lock()
 	filter := p.options.Setup.Template.Filter()
 	if !covers(filter, p.fenceSubject) {
-		// The fence ends it, and has to be seen. Reading everything costs less
-		// than a second filter, with which a server is a hundred times slower.
+		// The scan ends at the fence, so the filter must not hide it. Reading
+		// everything costs less than a second filter, with which a server is a
+		// hundred times slower.
 		filter = ""
 	}
 	p.mu.Unlock()
@@ -71,8 +72,8 @@ func (p *Publisher) Scan(ctx context.Context, above uint64, fence Fence, visit f
 	}
 }
 
-// readsDirectly reports whether direct gets help after an error: the server refused
-// the consumer.
+// readsDirectly reports whether to go on by direct gets after an error: the server
+// refused the consumer.
 func (p *Publisher) readsDirectly(err error) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -85,7 +86,8 @@ type visitError struct{ error }
 // Unwrap returns the error of visit.
 func (e *visitError) Unwrap() error { return e.error }
 
-// scan is Scan through one consumer. Above follows what has been visited.
+// scan is Scan through one consumer. It sets above to the sequence of the latest
+// visited message.
 func (p *Publisher) scan(ctx context.Context, conn *nats.Conn, above *uint64, fence uint64, filter string, visit func(Found) error) error {
 	reading, err := p.readBackFrom(ctx, conn, *above, filter)
 	if err != nil {
@@ -123,7 +125,7 @@ func (p *Publisher) explainScan(err error) error {
 	return fmt.Errorf("read back stream %q: %w", stream, err)
 }
 
-// find tells which event a message carries, if any of a relay's.
+// find returns the event that a message carries, if it carries one.
 func find(header nats.Header) Found {
 	seq, err := strconv.ParseInt(header.Get(HeaderSeq), 10, 64)
 	if err != nil {
@@ -137,9 +139,9 @@ func find(header nats.Header) Found {
 	return Found{Event: true, Seq: seq, ID: id, Size: size}
 }
 
-// Find returns the event of the message at a sequence of the stream, without its
-// payload's size; Found.Event is false if there is no message, or no event in it.
-// Its error is an *Error.
+// Find returns the event of the message at a sequence of the stream, without the
+// size of its payload. Found.Event is false if there is no message, or if it
+// carries no event. The error is an *Error.
 func (p *Publisher) Find(ctx context.Context, sequence uint64) (Found, error) {
 	conn := p.connection()
 	if conn == nil {
@@ -164,84 +166,84 @@ func (p *Publisher) Find(ctx context.Context, sequence uint64) (Found, error) {
 	return found, nil
 }
 
-// A Sight is what the stream looked like at one moment.
-type Sight struct {
+// A State is what the stream was like at one moment: see Publisher.Verify.
+type State struct {
 	// Created is when the stream was created.
 	Created time.Time
 
 	// Last is the highest sequence that the stream has given to a message.
 	Last uint64
 
-	leader string
-	mark   string // Identifies the message at Last; empty if there was none.
+	leader   string
+	identity string // Identifies the message at Last; empty if there was none.
 }
 
-// LostError says that the stream is not what it was: what it acknowledged may
-// be gone. Fence and Scan tell what is left.
+// LostError says that the stream is not what it was: events that it acknowledged
+// may be lost. Fence and Scan tell what is left.
 type LostError struct{ reason string }
 
 // Error says what is different.
 func (e *LostError) Error() string { return e.reason }
 
-// Look compares the stream with what it looked like before: a broker may lose
-// what it has acknowledged, by a crash before it came to the disk or by files
-// that somebody put back. Acked is a sequence that the stream has acknowledged;
-// the zero Sight compares with nothing.
+// Verify compares the stream with its previous state, to find out whether the
+// broker has lost data: a crash may lose what was acknowledged and not yet on the
+// disk, and somebody may restore files from a backup. Acked is a sequence that the
+// stream has acknowledged. With the zero State only that is compared.
 //
-// Its error is a *LostError if the stream must be read back, and an *Error if
-// it could not be looked at.
-func (p *Publisher) Look(ctx context.Context, before Sight, acked uint64) (sight Sight, err error) {
+// Its error is a *LostError if the stream must be read back, and an *Error if the
+// stream's state could not be read.
+func (p *Publisher) Verify(ctx context.Context, previous State, acked uint64) (state State, err error) {
 	ctx, done := p.ask(ctx)
 	defer done(&err)
 	conn := p.connection()
 	if conn == nil {
-		return Sight{}, Classify(nats.ErrInvalidConnection)
+		return State{}, Classify(nats.ErrInvalidConnection)
 	}
 	info, err := p.info(ctx, conn)
 	if err != nil {
-		return Sight{}, err
+		return State{}, err
 	}
-	now := Sight{Created: info.Created, Last: info.State.LastSeq}
+	state = State{Created: info.Created, Last: info.State.LastSeq}
 	if info.Cluster != nil {
-		now.leader = info.Cluster.Leader
+		state.leader = info.Cluster.Leader
 	}
-	lost := func(format string, args ...any) (Sight, error) {
-		return now, &LostError{fmt.Sprintf("stream %q ", p.Stream()) + fmt.Sprintf(format, args...)}
+	lost := func(format string, args ...any) (State, error) {
+		return state, &LostError{fmt.Sprintf("stream %q ", p.Stream()) + fmt.Sprintf(format, args...)}
 	}
 	switch {
-	case before.Created.IsZero():
-	case !before.Created.Equal(now.Created):
-		return lost("was created anew at %v", now.Created.Format(time.RFC3339Nano))
-	case now.Last < before.Last:
-		return lost("ends at sequence %d and not at %d any more", now.Last, before.Last)
-	case before.leader != now.leader:
-		return lost("has another leader, %q instead of %q", now.leader, before.leader)
-	case before.mark != "" && before.Last >= info.State.FirstSeq:
-		mark, err := p.mark(ctx, conn, before.Last)
+	case previous.Created.IsZero():
+	case !previous.Created.Equal(state.Created):
+		return lost("was created anew at %v", state.Created.Format(time.RFC3339Nano))
+	case state.Last < previous.Last:
+		return lost("ends at sequence %d and not at %d any more", state.Last, previous.Last)
+	case previous.leader != state.leader:
+		return lost("has another leader, %q instead of %q", state.leader, previous.leader)
+	case previous.identity != "" && previous.Last >= info.State.FirstSeq:
+		identity, err := p.identity(ctx, conn, previous.Last)
 		switch {
 		case err != nil:
-			return Sight{}, err
-		case mark == "":
-			// A person or a limit removed it; the limits that count are in FirstSeq, but it moves on while we ask.
-		case mark != before.mark:
-			return lost("has another message at sequence %d than before", before.Last)
+			return State{}, err
+		case identity == "":
+			// A person or a limit removed it. FirstSeq tells of limits, but it may have moved on since we read it.
+		case identity != previous.identity:
+			return lost("has another message at sequence %d than before", previous.Last)
 		}
 	}
-	if now.Last < acked {
-		return lost("ends at sequence %d, although it acknowledged %d", now.Last, acked)
+	if state.Last < acked {
+		return lost("ends at sequence %d, although it acknowledged %d", state.Last, acked)
 	}
-	if now.mark, err = p.mark(ctx, conn, now.Last); err != nil {
-		return Sight{}, err
+	if state.identity, err = p.identity(ctx, conn, state.Last); err != nil {
+		return State{}, err
 	}
 	maxPayload, err := await(ctx, func() (int64, error) { return conn.MaxPayload(), nil })
 	if err != nil {
-		return Sight{}, Classify(fmt.Errorf("look at stream %q: %w", p.Stream(), err))
+		return State{}, Classify(fmt.Errorf("read the state of stream %q: %w", p.Stream(), err))
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.highest, p.proved = max(p.highest, now.Last), time.Now()
+	p.highest, p.proved = max(p.highest, state.Last), time.Now()
 	p.maxPayload, p.maxMessage = maxPayload, int64(info.Config.MaxMsgSize)
-	return now, nil
+	return state, nil
 }
 
 // info asks for the stream's state. Its error is an *Error.
@@ -258,7 +260,7 @@ func (p *Publisher) info(ctx context.Context, conn *nats.Conn) (*jetstream.Strea
 		return str.CachedInfo(), nil
 	})
 	if err != nil {
-		return nil, Classify(fmt.Errorf("look at stream %q: %w", p.Stream(), err))
+		return nil, Classify(fmt.Errorf("read the state of stream %q: %w", p.Stream(), err))
 	}
 	return info, nil
 }
@@ -275,14 +277,14 @@ func consumerRefused(code int) bool {
 	return false
 }
 
-// mark identifies the message at a sequence; empty if there is none.
-func (p *Publisher) mark(ctx context.Context, conn *nats.Conn, sequence uint64) (string, error) {
+// identity identifies the message at a sequence; empty if there is none.
+func (p *Publisher) identity(ctx context.Context, conn *nats.Conn, sequence uint64) (string, error) {
 	if sequence == 0 {
 		return "", nil
 	}
 	msg, err := p.message(ctx, conn, messageQuery{Sequence: sequence})
 	if err != nil {
-		return "", Classify(fmt.Errorf("look at message %d of stream %q: %w", sequence, p.Stream(), err))
+		return "", Classify(fmt.Errorf("read message %d of stream %q: %w", sequence, p.Stream(), err))
 	}
 	if msg == nil {
 		return "", nil

@@ -57,8 +57,8 @@ func TestScan(t *testing.T) {
 	}
 }
 
-// Look tells whatever the stream may have lost.
-func TestLook(t *testing.T) {
+// Verify tells whatever the stream may have lost.
+func TestVerify(t *testing.T) {
 	publish := func(t *testing.T, p *stream.Publisher, seqs ...int64) {
 		t.Helper()
 		for _, seq := range seqs {
@@ -106,12 +106,12 @@ func TestLook(t *testing.T) {
 			server := streamtest.Start(t)
 			p := newPublisher(t, server)
 			publish(t, p, 1, 2, 3)
-			before, err := p.Look(t.Context(), stream.Sight{}, 3)
+			before, err := p.Verify(t.Context(), stream.State{}, 3)
 			if err != nil || before.Last != 3 {
 				t.Fatalf("the first look: %+v, %v", before, err)
 			}
 			test.change(t, server.JetStream(t), p)
-			_, err = p.Look(t.Context(), before, test.acked)
+			_, err = p.Verify(t.Context(), before, test.acked)
 			var lost *stream.LostError
 			switch {
 			case test.want == "" && err != nil:

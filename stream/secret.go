@@ -11,8 +11,8 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// servers returns the URLs, from their file if there is one. Its error shows no
-// part of them.
+// servers returns the URLs, from URLFile if it is set. The error shows no part of the
+// URLs.
 func (o ConnectOptions) servers() (string, error) {
 	if o.URLFile == "" {
 		return o.URL, checkURLs(o.URL)
@@ -42,8 +42,8 @@ func (o ConnectOptions) where() string {
 	return RedactURL(urls)
 }
 
-// takeLogin takes user and password, or the token, out of URLs: all of them have
-// the same, or none.
+// takeLogin removes user and password, or the token, from URLs, and returns them. It
+// refuses URLs with different ones.
 func takeLogin(urls string) (bare string, login *url.Userinfo, err error) {
 	var found []string
 	for raw := range strings.SplitSeq(urls, ",") {
@@ -68,8 +68,9 @@ func takeLogin(urls string) (bare string, login *url.Userinfo, err error) {
 	return strings.Join(found, ","), login, nil
 }
 
-// logins has the login read from the file at each connection, and returns the URLs
-// without it. What cannot be read then is as it was.
+// logins returns options that read the login from the file at each connection, and
+// the URLs without the login. If the file cannot be read then, the login stays as it
+// was.
 func (o ConnectOptions) logins(urls string) (bare string, options []nats.Option, err error) {
 	bare, latest, err := takeLogin(urls)
 	if err != nil {
@@ -105,14 +106,14 @@ func (o ConnectOptions) logins(urls string) (bare string, options []nats.Option,
 // maxSecretFile is how many bytes a file with a secret may have.
 const maxSecretFile = 64 << 10
 
-// readSecret returns the first line of a file that has no other.
+// readSecret returns the only line of a file.
 func readSecret(name string) (string, error) {
 	info, err := os.Stat(name)
 	switch {
 	case err != nil:
 		return "", err
 	case !info.Mode().IsRegular():
-		return "", errors.New("it is not a regular file") // One that is a pipe would be waited for.
+		return "", errors.New("it is not a regular file") // A pipe would block.
 	}
 	file, err := os.Open(name)
 	if err != nil {

@@ -33,8 +33,8 @@ type Setup struct {
 	Template Template
 
 	// Create allows Ensure to create the stream if it is absent. The fields
-	// up to PlacementTags say how; they mean nothing for a stream that exists, which
-	// is never altered.
+	// up to PlacementTags say how. They have no effect on a stream that exists: it is
+	// never altered.
 	Create bool
 
 	// DuplicateWindow is how long the stream recognises an ID. Default
@@ -52,7 +52,7 @@ type Setup struct {
 	// its servers then loses it.
 	Memory bool
 
-	// MaxBytes is how much the stream keeps: of more, the oldest messages are
+	// MaxBytes is how much the stream keeps: beyond it, the oldest messages are
 	// removed. Default: no limit.
 	MaxBytes int64
 
@@ -60,8 +60,8 @@ type Setup struct {
 	// saves disk.
 	Compress bool
 
-	// PlacementTags are tags that the servers must have which keep the stream, in a
-	// cluster. Default: any servers.
+	// PlacementTags are tags that a cluster's servers must have to keep the stream.
+	// Default: any servers.
 	PlacementTags []string
 
 	// MinWindow is the least duplicate window with which the caller's promise
@@ -72,8 +72,8 @@ type Setup struct {
 	Strict bool
 }
 
-// ErrRefused is in the error of Ensure when only Strict stands in the way: it
-// works, but without all that was promised. Waiting does not help.
+// ErrRefused is in the error of Ensure if the stream is usable and only Strict
+// refuses it, because of a warning. Waiting does not help.
 var ErrRefused = errors.New("refused, since strict is set")
 
 // A Report is what Ensure found.
@@ -84,8 +84,8 @@ type Report struct {
 	// Created says that the stream was absent before.
 	Created bool
 
-	// Warnings each name a condition of the promise that the stream does not
-	// meet, and what that gives up.
+	// Warnings each name a condition of the promise that the stream does not meet,
+	// and what may happen therefore.
 	Warnings []string
 }
 
@@ -138,8 +138,8 @@ func (s Setup) Validate() error {
 // and checks it. It never alters a stream that exists. Several relays may call
 // it at once.
 //
-// Its error is an *Error: FaultSetup with all that stands in the way, where
-// and what to do; FaultWeather if JetStream does not answer.
+// Its error is an *Error: FaultSetup names everything that is wrong, and what to do;
+// FaultWeather means that JetStream does not answer.
 func (s Setup) Ensure(ctx context.Context, js jetstream.JetStream) (Report, error) {
 	if err := s.Validate(); err != nil {
 		return Report{}, setupFault(fmt.Errorf("stream set-up: %w", err))
@@ -175,18 +175,18 @@ func (s Setup) Ensure(ctx context.Context, js jetstream.JetStream) (Report, erro
 	return report, nil
 }
 
-// create creates the stream, or finds out that another relay just did.
+// create creates the stream, or finds out that another relay has just done so.
 func (s Setup) create(ctx context.Context, js jetstream.JetStream) (str jetstream.Stream, created bool, err error) {
 	config := s.config()
 	str, err = js.CreateStream(ctx, config)
 	if api, ok := errors.AsType[*jetstream.APIError](err); ok && api.ErrorCode == 10025 {
-		// A server from before ordered batches, which takes no unknown
-		// fields. One that does simply ignores it.
+		// The server is older than ordered batches, and refuses unknown fields.
+		// Other such servers ignore the field.
 		config.AllowBatchPublish = false
 		str, err = js.CreateStream(ctx, config)
 	}
 	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
-		// Between our look and our attempt somebody created it, differently.
+		// Somebody else has just created it, with another configuration.
 		str, err = js.Stream(ctx, s.Stream)
 		return str, false, err
 	}
@@ -211,8 +211,8 @@ func (s Setup) config() jetstream.StreamConfig {
 		MaxAge:     s.MaxAge,
 		MaxBytes:   -1,
 		Duplicates: s.duplicateWindow(),
-		// The look at the last acknowledged message costs the stream's
-		// leader nothing.
+		// If the stream takes no further consumer, it is read back by direct
+		// gets.
 		AllowDirect: true,
 		// Ordered batches, from nats-server 2.14.
 		AllowBatchPublish: true,
@@ -230,7 +230,7 @@ func (s Setup) config() jetstream.StreamConfig {
 	return config
 }
 
-// subjects is what the stream that create makes listens on.
+// subjects returns the subjects of the stream that create makes.
 func (s Setup) subjects() []string {
 	events, control := s.Template.StreamSubject(), controlSubject(s.Stream, "*")
 	if covers(events, control) {
@@ -239,10 +239,9 @@ func (s Setup) subjects() []string {
 	return []string{events, control}
 }
 
-// ControlSubject returns the subject of the messages that a relay writes for
-// itself, one for each outbox: apart from the events, if the stream listens
-// there, so that whoever consumes all events gets nothing else; otherwise among
-// them.
+// ControlSubject returns the subject of the messages that a relay writes for itself,
+// one for each outbox. If the stream listens there, it is apart from the events, so
+// that a consumer of all events gets nothing else. Otherwise it is among them.
 func (s Setup) ControlSubject(outbox string, config jetstream.StreamConfig) string {
 	apart := controlSubject(s.Stream, outbox)
 	for _, subject := range config.Subjects {
@@ -269,7 +268,7 @@ func (s Setup) duplicateWindow() time.Duration {
 	return max(s.MinWindow, DefaultDuplicateWindow)
 }
 
-// obstacles returns what keeps events from being stored, acknowledged, or
+// obstacles returns the reasons why events would not be stored, acknowledged, or
 // found again.
 func (s Setup) obstacles(config jetstream.StreamConfig) []string {
 	var obstacles []string
@@ -322,7 +321,7 @@ func (s Setup) obstacles(config jetstream.StreamConfig) []string {
 	return obstacles
 }
 
-// warnings returns in what the stream falls short of the promise.
+// warnings returns the conditions of the promise that the stream does not meet.
 func (s Setup) warnings(config jetstream.StreamConfig) []string {
 	var warnings []string
 	add := func(format string, args ...any) { warnings = append(warnings, fmt.Sprintf(format, args...)) }

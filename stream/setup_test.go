@@ -357,7 +357,7 @@ func TestEnsureWithoutJetStream(t *testing.T) {
 }
 
 func TestEnsureWhenNothingAnswersIsWeather(t *testing.T) {
-	// Somebody listens, so there is no "no responders", but says nothing.
+	// A subscriber listens, so there is no "no responders", but it does not answer.
 	fake := fakeAPI(t, func(string, []byte) any { return nil })
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()

@@ -11,8 +11,8 @@ import (
 
 // Limits of the subjects that a Template makes, in bytes.
 const (
-	// MaxToken is the length of the longest token. What would be longer is
-	// hashed.
+	// MaxToken is the length of the longest token. A longer one is replaced by a
+	// hash.
 	MaxToken = 112
 
 	// MaxSubject is the length of the longest subject. A server closes the
@@ -24,8 +24,8 @@ const (
 // DefaultTemplate is the template that ParseTemplate takes for an empty text.
 const DefaultTemplate = "outbox.{topic}.{aggregate_type}.{aggregate_id}"
 
-// Tokens that encoding a value cannot yield, since a percent sign is always
-// followed by two upper-case hexadecimal digits there.
+// Tokens that no encoded value can be: in an encoded value, two upper-case hexadecimal
+// digits follow each percent sign.
 const (
 	tokenEmpty   = "%-"
 	tokenHashed  = "%h"
@@ -35,8 +35,8 @@ const (
 // hashedLen is the length of a token that stands for a hash.
 const hashedLen = len(tokenHashed) + (sha256.Size*8+5)/6
 
-// ErrHashed says that a token stands for a value too long for a subject. The
-// raw value is in the message's header; Decode reads it.
+// ErrHashed says that a token is the hash of a value that is too long for a subject.
+// The value itself is in the message's header; Decode reads it.
 var ErrHashed = errors.New("token is a hash: the raw value is in the header")
 
 // A Template makes subjects from events. The zero Template makes none;
@@ -187,9 +187,9 @@ func (t Template) Filter() string {
 	return t.fill(func(int) string { return "*" })
 }
 
-// StreamSubject returns what a stream made for this template listens on: all
-// below the leading literals, such as "outbox.>". It covers Filter, and stays
-// right when the template later gains a token.
+// StreamSubject returns the subject of a stream that is made for this template:
+// everything below the leading literals, such as "outbox.>". It covers Filter, and
+// still does if the template later gains a token.
 func (t Template) StreamSubject() string {
 	var b strings.Builder
 	for _, tok := range t.tokens {
@@ -203,10 +203,10 @@ func (t Template) StreamSubject() string {
 	return b.String()
 }
 
-// ControlSubject returns the subject of the messages that a relay writes for
-// itself among the events, one for each name (say, an outbox table). Filter
-// matches it, so that a stream which takes the events takes it too; no event
-// has it.
+// ControlSubject returns the subject, among those of the events, of the messages that
+// a relay writes for itself: one for each name, such as that of an outbox. Filter
+// matches it, so that a stream which takes the events takes these messages, too. No
+// event has this subject.
 func (t Template) ControlSubject(name string) string {
 	last := 0
 	for i, tok := range t.tokens {
@@ -241,12 +241,12 @@ func (t Template) fill(with func(i int) string) string {
 //
 //   - ASCII letters and digits and - _ ~ = : @ stand for themselves;
 //   - every other byte becomes %XX, upper-case hexadecimal: the dot and the
-//     wildcards, white space and controls, and also what is legal in a subject
-//     but trips something else over: $ and {} (subject mappings), / + #
-//     (MQTT), the comma (lists in tools), quotes and whatever a shell reads;
+//     wildcards, white space and control characters, and also bytes that are legal
+//     in a subject but special elsewhere: $ and {} (subject mappings), / + #
+//     (MQTT), the comma (lists in tools), quotes and what is special to a shell;
 //   - the empty text becomes %-;
-//   - what would exceed MaxToken becomes %h and its SHA-256 in unpadded
-//     base64url, 45 bytes.
+//   - a text whose token would exceed MaxToken becomes %h and its SHA-256 in
+//     unpadded base64url, 45 bytes.
 func EncodeToken(s string) string {
 	if s != "" && len(s) <= MaxToken && firstEscaped(s) == len(s) {
 		return s
@@ -279,9 +279,8 @@ func AppendToken(dst []byte, s string) []byte {
 	return dst
 }
 
-// DecodeToken returns the text that EncodeToken made the token from, or
-// ErrHashed if only its hash is left. It takes nothing that EncodeToken does
-// not make.
+// DecodeToken returns the text that EncodeToken made the token from, or ErrHashed if
+// the token is a hash. It returns an error for a token that EncodeToken does not make.
 func DecodeToken(token string) (string, error) {
 	if token == tokenEmpty {
 		return "", nil

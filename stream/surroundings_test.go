@@ -82,11 +82,11 @@ func everything(t *testing.T, options stream.PublisherOptions) *stream.Publisher
 	if found, err := p.Find(t.Context(), stored.Stored); err != nil || found.Seq != 1 {
 		t.Errorf("found %+v, %v, want event 1", found, err)
 	}
-	sight, err := p.Look(t.Context(), stream.Sight{}, 0)
+	sight, err := p.Verify(t.Context(), stream.State{}, 0)
 	if err != nil {
 		t.Error(err)
 	}
-	if _, err := p.Look(t.Context(), sight, sight.Last); err != nil {
+	if _, err := p.Verify(t.Context(), sight, sight.Last); err != nil {
 		t.Error(err)
 	}
 	if got := scan(t, p, 0, fence(t, p, 1)); len(got) != 3 {

@@ -11,13 +11,13 @@ const (
 	// maxText is how many bytes of a value an error shows.
 	maxText = 100
 
-	// maxRefusal is how many bytes the reason has for which an event is refused:
-	// it may name many headers of the event.
+	// maxRefusal is how many bytes the reason for refusing an event may have: it
+	// may name many headers of the event.
 	maxRefusal = 1000
 )
 
-// cut makes a value fit to be shown in an error: it may be of any length, and
-// no text at all.
+// cut makes a value fit to be shown in an error: the value may be of any length, and
+// need not be text.
 func cut(s string) string { return cutTo(s, maxText) }
 
 func cutTo(s string, most int) string {
@@ -31,7 +31,7 @@ func cutTo(s string, most int) string {
 	return strings.ToValidUTF8(s, "?")
 }
 
-// sizes are those of a message, in bytes.
+// sizes are the sizes of a message's parts, in bytes.
 type sizes struct {
 	data uint32 // A payload of the outbox has 1 GB at most.
 	head uint16 // The header block, MaxHeader at most.
@@ -41,7 +41,7 @@ func sizesOf(data, head int) sizes {
 	return sizes{data: uint32(min(data, math.MaxUint32)), head: uint16(min(head, math.MaxUint16))}
 }
 
-// sizeError says that a message is too large, in the sizes that decide it.
+// sizeError says that a message is too large, with its sizes and the limit.
 type sizeError struct {
 	data, head int
 	limit      string // What takes no more, such as "the server's max_payload".

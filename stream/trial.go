@@ -10,14 +10,14 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// trialEnd is how long it may take until the server has forgotten a consumer that was
-// made to find out whether one can be made.
+// trialEnd is how long to wait until the server has forgotten the consumer that was
+// made only to find out whether that works.
 const trialEnd = 500 * time.Millisecond
 
-// TryReading does with one message what reading back takes, as [Publisher.Find] and
-// [Publisher.Scan] do, to find out whether it works. The publisher must be open.
-// Direct reports that the stream is read without a consumer, since it takes no
-// further one. The error has all that is in the way.
+// TryReading reads one message back as [Publisher.Find] and [Publisher.Scan] do, to
+// find out whether that works. The publisher must be open. Direct reports that the
+// stream is read without a consumer, since it takes no further consumer. The error
+// names everything that is in the way.
 func (p *Publisher) TryReading(ctx context.Context) (direct bool, err error) {
 	conn := p.connection()
 	if conn == nil {
@@ -32,8 +32,8 @@ func (p *Publisher) TryReading(ctx context.Context) (direct bool, err error) {
 	return direct, errors.Join(findErr, scanErr)
 }
 
-// TryFinding is the half of TryReading that concerns streams which are not read
-// back, but in which single messages are looked up.
+// TryFinding is the half of TryReading that finds a single message, for streams that
+// are not read back.
 func (p *Publisher) TryFinding(ctx context.Context) error {
 	_, _, err := p.tryFinding(ctx, jetstream.StreamState{})
 	return err
@@ -50,8 +50,8 @@ func (p *Publisher) stateAsking(ctx context.Context, conn *nats.Conn) (state jet
 	return info.State, nil
 }
 
-// tryFinding looks up the latest message, and returns the sequence before a message
-// that there is, if there is any.
+// tryFinding finds the latest message. If the stream has a message, it returns the
+// sequence before one.
 func (p *Publisher) tryFinding(ctx context.Context, state jetstream.StreamState) (above uint64, found bool, err error) {
 	ctx, done := p.ask(ctx)
 	defer done(&err)

@@ -10,16 +10,16 @@ import (
 	"strings"
 )
 
-// trust says whom we trust, and who we are, in TLS. The zero value trusts the
-// system's authorities, and is nobody.
+// trust is how TLS is done: the authorities that we trust, and our certificate. The
+// zero value trusts the system's authorities, and has no certificate.
 type trust struct {
 	ca, cert, key string // Files, read anew at each handshake.
 
-	webSocket bool                // The servers' protocol lies in WebSockets.
+	webSocket bool                // The servers are spoken to through WebSockets.
 	named     map[string]struct{} // Addresses that a person has given.
 }
 
-// trust returns what the options say of it, for servers at these URLs.
+// trust returns how the options want TLS to be done with servers at these URLs.
 func (o ConnectOptions) trust(urls string) trust {
 	t := trust{ca: o.TLSCA, cert: o.TLSCert, key: o.TLSKey, named: make(map[string]struct{})}
 	for raw := range strings.SplitSeq(urls, ",") {
@@ -41,11 +41,11 @@ func (o ConnectOptions) trust(urls string) trust {
 	return t
 }
 
-// hostOf returns whose certificate a server at an address must have: the host's
-// that we were given. Servers of a cluster tell of others, often by IP address,
-// for which few certificates are issued: of such, the name will do of a server
-// that was connected to before, in nats.go as well.
-func (t *trust) hostOf(address string, former *socket) string {
+// hostOf returns the host name that the certificate of a server at an address must
+// have: the name in the address. Servers of a cluster announce others, often by IP
+// address, for which few certificates are issued. For those, as in nats.go, it is the
+// name of the server that we were connected to before.
+func (t *trust) hostOf(address string, former *clientConn) string {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
 		return address

@@ -41,9 +41,9 @@ func TestTLSWithServersThatWereFound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reconnected, line := make(chan struct{}, 1), newLine(nil)
+	reconnected, dialer := make(chan struct{}, 1), newDialer(nil)
 	nc, err := Connect(t.Context(), ConnectOptions{
-		URL: "nats://localhost:" + u.Port(), TLSCA: ca.file, OnReconnect: func() { reconnected <- struct{}{} }, line: line,
+		URL: "nats://localhost:" + u.Port(), TLSCA: ca.file, OnReconnect: func() { reconnected <- struct{}{} }, dialer: dialer,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +59,7 @@ func TestTLSWithServersThatWereFound(t *testing.T) {
 	if id := nc.ConnectedServerName(); id != "n1" {
 		t.Errorf("connected to %q, want the second server", id)
 	}
-	if s := line.socket(); s == nil || s.tls == nil || s.tls.ConnectionState().ServerName != "localhost" {
+	if s := dialer.rawConn(); s == nil || s.tls == nil || s.tls.ConnectionState().ServerName != "localhost" {
 		t.Errorf("got %+v, want TLS with localhost", s)
 	}
 	// An address that a person gave needs a certificate of its own.
@@ -76,8 +76,8 @@ func TestTLSWithNewCertificates(t *testing.T) {
 		o.TLSConfig = &tls.Config{Certificates: []tls.Certificate{loadPair(t, cert, key)}, MinVersion: tls.VersionTLS12}
 		o.TLSTimeout = 2
 	})
-	reconnected, line := make(chan struct{}, 1), newLine(nil)
-	nc, err := Connect(t.Context(), ConnectOptions{URL: srv.URL(), TLSCA: ca, OnReconnect: func() { reconnected <- struct{}{} }, line: line})
+	reconnected, dialer := make(chan struct{}, 1), newDialer(nil)
+	nc, err := Connect(t.Context(), ConnectOptions{URL: srv.URL(), TLSCA: ca, OnReconnect: func() { reconnected <- struct{}{} }, dialer: dialer})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,12 +12,12 @@ import (
 
 // Releases of nats-server, as major and minor number.
 var (
-	// oldestServer is the oldest one that the relay works with. Before it, a
-	// consumer cannot be made the way that the read-back needs, so that the
-	// first leader would publish and every later one wait for ever.
+	// oldestServer is the oldest release that the relay works with. Older servers
+	// cannot make the consumer that reading back needs: the first leader would
+	// publish, and every later one would wait for ever.
 	oldestServer = release{2, 9} //nolint:gochecknoglobals // Immutable.
 
-	// batchServer is the first one that takes ordered batches.
+	// batchServer is the first release that takes ordered batches.
 	batchServer = release{2, 14} //nolint:gochecknoglobals // Immutable.
 )
 
@@ -30,8 +30,8 @@ func (r release) before(other release) bool {
 	return r.major < other.major || r.major == other.major && r.minor < other.minor
 }
 
-// releaseOf reads a version as servers tell it, such as "2.10.0-RC.1". It is
-// not ok for one that nobody knows how to read.
+// releaseOf reads a version as servers tell it, such as "2.10.0-RC.1". It is not ok
+// if the version has another form.
 func releaseOf(version string) (r release, ok bool) {
 	major, rest, _ := strings.Cut(strings.TrimPrefix(version, "v"), ".")
 	minor, _, _ := strings.Cut(rest, ".")
@@ -48,9 +48,8 @@ func whole(text string) (n int, ok bool) {
 	return n, err == nil && n >= 0
 }
 
-// CheckServer refuses a server that is too old, by name. A version that nobody
-// knows how to read is taken for a new one. The error is an *Error with
-// FaultSetup.
+// CheckServer returns an error that names the server's version if it is too old. A
+// version of unknown form counts as new. The error is an *Error with FaultSetup.
 func CheckServer(conn *nats.Conn) error {
 	version := conn.ConnectedServerVersion()
 	if r, ok := releaseOf(version); ok && r.before(oldestServer) {
@@ -60,8 +59,8 @@ func CheckServer(conn *nats.Conn) error {
 	return nil
 }
 
-// BatchAdvice says what ordered batches need on a server, and how the stream
-// comes by them; or, if it has them, what to do before they are gone.
+// BatchAdvice says what is missing for ordered batches, and how to get it. If the
+// stream takes them, it says what to do before a downgrade of the server.
 func (o ConnectOptions) BatchAdvice(conn *nats.Conn, stream string, has bool) string {
 	version := conn.ConnectedServerVersion()
 	r, ok := releaseOf(version)

@@ -23,7 +23,7 @@ func TestComposerEqualsEncoder(t *testing.T) {
 	noID := plain
 	noID.ID = uuid.Nil
 	for _, encoder := range []Encoder{{Template: template}, {Template: template, CloudEventsSource: "/s"}} {
-		c := newComposer(encoder)
+		c := newReusingEncoder(encoder)
 		for _, ev := range []Event{plain, headers, huge, noID, plain} {
 			got, gotErr := c.message(&ev, "r")
 			want, wantErr := encoder.Message(&ev, "r")
@@ -42,7 +42,7 @@ func BenchmarkComposer(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	c := newComposer(Encoder{Template: template})
+	c := newReusingEncoder(Encoder{Template: template})
 	ev := Event{Seq: 1_234_567, ID: uuid.New(), Topic: "users", AggregateType: "User", AggregateID: "12345", EventType: "UserCreated", Data: make([]byte, 256), CreatedAt: time.Now()}
 	b.ReportAllocs()
 	for b.Loop() {

@@ -22,7 +22,7 @@ import (
 	"github.com/go-outbox/go-outbox/stream/streamtest"
 )
 
-// What is written to the wire is what nats.go would have written, but for the order of the headers.
+// The raw writer writes what nats.go would have written, but for the order of the headers.
 func TestWireEqualsNATS(t *testing.T) {
 	plain := Event{
 		Seq: 7, ID: uuid.MustParse("6ba7b810-9dad-11d1-80b4-00c04fd430c8"), Topic: "t", AggregateType: "A", AggregateID: "a.b\r\n", EventType: "",
@@ -32,7 +32,7 @@ func TestWireEqualsNATS(t *testing.T) {
 	own.Headers = []byte(`{"Trace": "1", "Content-Type": "text/plain"}`)
 	several.Headers = []byte(`{"Trace": ["1", "2"], "N": 3}`)
 	empty.Data = nil
-	large.Data = bytes.Repeat([]byte("x"), wireCopy+1)
+	large.Data = bytes.Repeat([]byte("x"), rawCopy+1)
 	huge.AggregateID = strings.Repeat("x", MaxHeader)
 	nobody.ID = uuid.Nil
 	events := map[string]Event{"plain": plain, "own headers": own, "several values": several, "no payload": empty, "large": large, "huge header": huge, "no ID": nobody}
@@ -46,8 +46,8 @@ func TestWireEqualsNATS(t *testing.T) {
 			for _, further := range [][]headerLine{nil, fence} {
 				t.Run(fmt.Sprintf("%s, source %q, %d further", name, encoder.CloudEventsSource, len(further)), func(t *testing.T) {
 					want, wantErr := encoder.Message(&ev, "r.1")
-					c := newComposer(encoder)
-					subject, head, err := c.wire(&ev, further...)
+					c := newReusingEncoder(encoder)
+					subject, head, err := c.rawMessage(&ev, further...)
 					if !reflect.DeepEqual(err, wantErr) {
 						t.Fatalf("got error %v, want %v", err, wantErr)
 					}
@@ -55,8 +55,8 @@ func TestWireEqualsNATS(t *testing.T) {
 						return
 					}
 					sent := &sink{}
-					w := &wire{}
-					w.begin(&socket{guarded: guarded{Conn: sent}}, 1<<20)
+					w := &rawWriter{}
+					w.begin(&clientConn{guardedConn: guardedConn{Conn: sent}}, 1<<20)
 					if err := errors.Join(w.send(subject, []byte("r.1"), head, ev.Data), w.flush()); err != nil {
 						t.Fatal(err)
 					}
@@ -117,18 +117,18 @@ func (s *sink) Write(b []byte) (int, error) {
 // After a write that failed there may be half a message on the connection.
 func TestWireClosesTheConnectionAfterAFailure(t *testing.T) {
 	errCut := errors.New("cut")
-	for name, s := range map[string]*socket{
-		"failed":    {guarded: guarded{Conn: &sink{err: errCut}}},
-		"forbidden": {guarded: guarded{Conn: &sink{}, valid: func() bool { return false }}},
+	for name, s := range map[string]*clientConn{
+		"failed":    {guardedConn: guardedConn{Conn: &sink{err: errCut}}},
+		"forbidden": {guardedConn: guardedConn{Conn: &sink{}, valid: func() bool { return false }}},
 	} {
-		w := &wire{}
+		w := &rawWriter{}
 		w.begin(s, 100)
 		if err := w.send([]byte("s"), []byte("r"), nil, []byte("x")); err != nil {
 			t.Errorf("%s: %v, although nothing has been written yet", name, err)
 		}
 		err := w.flush()
 		if !errors.Is(err, errCut) && !errors.Is(err, errForbidden) || !Classify(err).Ambiguous() {
-			t.Errorf("%s: got %v, want it to be open what was sent", name, err)
+			t.Errorf("%s: got %v, want an error that leaves in doubt what was sent", name, err)
 		}
 		out, _ := s.Conn.(*sink)
 		if !out.closed || out.Len() > 0 {
@@ -161,7 +161,7 @@ func TestBatchOverAnyConnection(t *testing.T) {
 		connect   ConnectOptions
 		configure func(*server.Options)
 		url       func(*streamtest.Server) string
-		wired     bool
+		raw       bool
 	}{
 		{"TCP", ConnectOptions{}, func(*server.Options) {}, (*streamtest.Server).URL, true},
 		{"TLS", ConnectOptions{TLSCA: ca.file}, withTLS(secure), (*streamtest.Server).URL, true},
@@ -213,7 +213,7 @@ func TestBatchOverAnyConnection(t *testing.T) {
 				}
 			})
 			const events = 2000
-			sizes := []int{0, wireCopy, wireCopy + 1, 2 * wireBuffer}
+			sizes := []int{0, rawCopy, rawCopy + 1, 2 * rawBuffer}
 			for i := range events {
 				size := 300
 				if i%10 < len(sizes) {
@@ -223,8 +223,8 @@ func TestBatchOverAnyConnection(t *testing.T) {
 				if err := p.PublishInOrder(&ev); err != nil {
 					t.Fatal(err)
 				}
-				if p.mu.Lock(); i == 0 && p.batch.wired != tt.wired {
-					t.Errorf("past nats.go: %v, want %v", p.batch.wired, tt.wired)
+				if p.mu.Lock(); i == 0 && p.batch.raw != tt.raw {
+					t.Errorf("past nats.go: %v, want %v", p.batch.raw, tt.raw)
 				}
 				p.mu.Unlock()
 			}
@@ -245,9 +245,9 @@ func TestBatchOverAnyConnection(t *testing.T) {
 			}
 			close(stop)
 			sending.Wait()
-			if !tt.wired {
+			if !tt.raw {
 				connect = ConnectOptions{URL: srv.URL()}
-			} else if secure := connect.TLSCA != ""; secure != (p.line.socket().tls != nil) {
+			} else if secure := connect.TLSCA != ""; secure != (p.dialer.rawConn().tls != nil) {
 				t.Errorf("TLS: %v, want %v", !secure, secure)
 			}
 			options, err := connect.options(connect.URL)
@@ -263,7 +263,7 @@ func TestBatchOverAnyConnection(t *testing.T) {
 	}
 }
 
-// What has been kept back when the lease ends is not sent any more, and its outcome is open.
+// Events that are buffered when the lease ends are not sent any more, and they are in doubt.
 func TestBatchIsNotSentWithoutTheLease(t *testing.T) {
 	t.Run("TCP", func(t *testing.T) { batchWithoutLease(t, ConnectOptions{}, func(*server.Options) {}) })
 	ca := newAuthority(t)
@@ -306,7 +306,7 @@ func batchWithoutLease(t *testing.T, connect ConnectOptions, configure func(*ser
 		outcomes, _ = p.Collect(nil)
 	}
 	if outcome := outcomes[0]; len(outcomes) != 1 || outcome.Seq != 1 || outcome.Err == nil || !outcome.Err.Ambiguous() {
-		t.Errorf("got %+v, want that the outcome of event 1 is open", outcome)
+		t.Errorf("got %+v, want event 1 in doubt", outcome)
 	}
 	options, err := connect.options(connect.URL)
 	if err != nil {
@@ -324,15 +324,15 @@ func BenchmarkWire(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	c := newComposer(Encoder{Template: template})
+	c := newReusingEncoder(Encoder{Template: template})
 	reply := []byte("_INBOX.jZlFXGGkGVLOzvXBGGY4Dl.jZlFXGGkGVLOzvXBGGY4Fg.500.fail.12345.1.$FI")
 	ev := Event{Seq: 1_234_567, ID: uuid.New(), Topic: "users", AggregateType: "User", AggregateID: "12345", EventType: "UserCreated", Data: make([]byte, 256), CreatedAt: time.Now()}
 	b.Run("past nats.go", func(b *testing.B) {
-		w := &wire{}
-		w.begin(&socket{guarded: guarded{Conn: forget(b)}}, 1<<20)
+		w := &rawWriter{}
+		w.begin(&clientConn{guardedConn: guardedConn{Conn: forget(b)}}, 1<<20)
 		b.ReportAllocs()
 		for b.Loop() {
-			subject, head, err := c.wire(&ev)
+			subject, head, err := c.rawMessage(&ev)
 			if err != nil {
 				b.Fatal(err)
 			}
