@@ -279,7 +279,7 @@ func (o *Outbox) fetchOne(ctx context.Context, tx pgx.Tx, f *Fetch, key Ref) (ro
 	var read pageRead
 	err = o.try(ctx, tx, func(batch *pgx.Batch) {
 		batch.Queue(o.queries.one, key.Seq, [16]byte(key.ID), f.maxData()).Query(func(rows pgx.Rows) (err error) {
-			read, err = new(arena).scan(rows, *f)
+			read, err = new(pageSizes).scan(rows, *f)
 			return err
 		})
 	})

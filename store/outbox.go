@@ -70,7 +70,7 @@ type Outbox struct {
 	cached     bool          // The sequence gives each session several numbers at once.
 	complete   bool          // The latest page had all rows.
 	took       time.Duration // The latest fetch.
-	arena      arena
+	pageSizes  pageSizes
 	large      bool   // The latest page came upon a row that is not small.
 	generation uint64 // The session's, at the last Begin; 0 before.
 	checked    uint64 // The session's generation when the tables were found ready by Stand; 0 before.

@@ -116,7 +116,7 @@ func (o *Outbox) queueFetch(batch *pgx.Batch, f *Fetch, into *pageRead) {
 	}
 	batch.Queue(o.queries.fetch[measured][blocked], args...).Query(func(rows pgx.Rows) error {
 		var err error
-		*into, err = o.arena.scan(rows, *f)
+		*into, err = o.pageSizes.scan(rows, *f)
 		return err
 	})
 }
@@ -134,13 +134,14 @@ func (f *Fetch) maxData() int64 {
 	return int64(f.MaxData)
 }
 
-// arena is how much memory the latest page took, which is what the next one of a backlog takes as well.
-type arena struct{ rows, texts, data int }
+// pageSizes are how many rows, and bytes of texts and payloads, the latest page had: the next page of a backlog has about as
+// many, so scan allocates for that many.
+type pageSizes struct{ rows, texts, data int }
 
 // scan reads a page. The values are taken as they come off the wire and
 // copied into two pieces of memory for the whole page, one for texts and one for payloads: a hundred thousand rows a second
 // leave no room for an allocation or two for each of their fields.
-func (a *arena) scan(rows pgx.Rows, f Fetch) (read pageRead, err error) {
+func (sizes *pageSizes) scan(rows pgx.Rows, f Fetch) (read pageRead, err error) {
 	if err := rows.Err(); err != nil {
 		return pageRead{}, err
 	}
@@ -148,10 +149,10 @@ func (a *arena) scan(rows pgx.Rows, f Fetch) (read pageRead, err error) {
 		return pageRead{}, err
 	}
 	var (
-		texts    = make([]byte, 0, a.texts+a.texts/16)
-		data     = make([]byte, 0, a.data+a.data/16)
-		spans    = make([]span, 0, a.rows)
-		page     = make([]Row, 0, a.rows)
+		texts    = make([]byte, 0, sizes.texts+sizes.texts/16)
+		data     = make([]byte, 0, sizes.data+sizes.data/16)
+		spans    = make([]span, 0, sizes.rows)
+		page     = make([]Row, 0, sizes.rows)
 		bytes    int
 		cut      bool
 		measured = len(rows.FieldDescriptions()) > dataSizeColumn
@@ -194,7 +195,7 @@ func (a *arena) scan(rows pgx.Rows, f Fetch) (read pageRead, err error) {
 		}
 		page = append(page, row)
 	}
-	*a = arena{rows: len(page), texts: len(texts), data: len(data)}
+	*sizes = pageSizes{rows: len(page), texts: len(texts), data: len(data)}
 	all := string(texts)
 	for i := range page {
 		r, sp := &page[i], &spans[i]
