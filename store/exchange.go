@@ -147,23 +147,23 @@ type Kept struct {
 
 // queries are the statements of an exchange with the table's name in them.
 type queries struct {
-	near, far  removal // Of rows that are close together, and of others: see keys.
-	found      removal // Of rows by their ids, too.
-	fail       string
-	bury       string // Copies rows to the dead letters,
-	buried     string // takes those out of the outbox that are there now,
-	unburied   string // and tells which are not.
-	giveUp     string // Marks rows that are not buried.
-	checkpoint string
-	maxPayload string
-	remaining  string       // How many of some rows are still there,
-	stillThere string       // and of some by their ids.
-	prelude    string       // Takes or leaves the sleep lock and observes the transactions, before the fetch takes its snapshot.
-	idle       string       // Whether nobody but us has written to the outbox and is still at it.
-	clear      string       // Whether nobody with a number below $1 has drawn a seq and is still at it.
-	fetch      [2][2]string // By whether payloads are measured, and aggregates blocked.
-	keys       [2]string    // Only the names of a page's rows, by whether aggregates are blocked.
-	one        string       // One row of a page.
+	inBitmap, inList removal // Of rows by seq, close together and not: see keys.
+	byID             removal // Of rows by seq and id.
+	fail             string
+	bury             string // Copies rows to the dead letters,
+	buried           string // takes those out of the outbox that are there now,
+	unburied         string // and tells which are not.
+	giveUp           string // Marks rows that are not buried.
+	checkpoint       string
+	maxPayload       string
+	remaining        string       // How many of some rows are still there,
+	stillThere       string       // and of some by their ids.
+	prelude          string       // Takes or leaves the sleep lock and observes the transactions, before the fetch takes its snapshot.
+	idle             string       // Whether no other transaction that wrote to the outbox is still open.
+	noOlderWriter    string       // Whether no transaction with a number below $1 may still hold a seq of this table.
+	fetch            [2][2]string // By whether payloads are measured, and aggregates blocked.
+	keys             [2]string    // Only the names of a page's rows, by whether aggregates are blocked.
+	one              string       // One row of a page.
 }
 
 // removal takes settled rows out of the outbox.
@@ -172,8 +172,9 @@ type removal struct {
 	remove  string
 }
 
-// removal is of the rows o for which a condition holds. To find the archive's part by way of the archive would cost half
-// as much again for each row, and so would a deletion that returns what it deletes: that goes through a temporary store.
+// removal removes the rows o for which a condition holds. It inserts into the archive's part directly: routing through the
+// partitioned table would cost half as much again for each row. So would DELETE … RETURNING, which goes through a temporary
+// store.
 func (t Table) removal(condition, stream, after string) removal {
 	r := removal{remove: `delete from ` + t.outbox() + ` o where ` + condition}
 	for part := range r.archive {
@@ -205,9 +206,9 @@ func (t Table) queries(holdDead bool, sequence string) queries {
 	goesOn := func(known string) string { return `coalesce(` + drawn + ` >= ` + known + `::bigint, true)` }
 	q := queries{
 		// It is a bound of the scan: as a condition it would be asked of each row.
-		near:  t.removal(near+` and o.seq <= (select case when `+goesOn("$4")+` then $2::bigint end)`, "$5", "$6"),
-		far:   t.removal(far+` and `+goesOn("$2"), "$3", "$4"),
-		found: t.removal(found, "$3", "$4"),
+		inBitmap: t.removal(inBitmap+` and o.seq <= (select case when `+goesOn("$4")+` then $2::bigint end)`, "$5", "$6"),
+		inList:   t.removal(inList+` and `+goesOn("$2"), "$3", "$4"),
+		byID:     t.removal(byID, "$3", "$4"),
 		// The parameters are arrays: a row's values have the place in the others that its seq has in $1.
 		fail: `
 update ` + t.outbox() + ` o
@@ -232,12 +233,12 @@ update ` + t.relay() + `
  where stream = $2 and term = $3 returning scan_from`,
 		maxPayload: `update ` + t.relay() + ` set max_payload = $1::bigint where stream = $2 and term = $3`,
 		remaining:  `select count(*) from ` + t.outbox() + ` where seq = any($1::bigint[])`,
-		stillThere: `select count(*) from ` + t.outbox() + ` o where ` + found,
+		stillThere: `select count(*) from ` + t.outbox() + ` o where ` + byID,
 		prelude: `
 select case $1::int when 1 then pg_try_advisory_lock($2::bigint) when 2 then pg_advisory_unlock($2::bigint) else false end,
        coalesce(pg_current_xact_id_if_assigned()::text::bigint, 0), pg_snapshot_xmin(pg_current_snapshot())::text::bigint, ` + drawn,
 	}
-	q.clear = `
+	q.noOlderWriter = `
 with locks as materialized (select * from pg_catalog.pg_locks) -- Looked at once: a transaction that is prepared meanwhile changes its name.
 select not exists (
     select from locks r left join locks t on t.virtualtransaction = r.virtualtransaction and t.pid is not distinct from r.pid
@@ -396,11 +397,11 @@ func (o *Outbox) remove(batch *pgx.Batch, n *tally, r removal, archive bool, aft
 func (o *Outbox) removeSettled(batch *pgx.Batch, n *tally, s Settled) {
 	k := keysOf(s.Seqs)
 	n.asked += int64(len(s.Seqs))
-	if len(k.bits) > 0 {
-		o.remove(batch, n, o.queries.near, !s.Unarchived, s.After, k.from, k.to, k.bits, o.drawn)
+	if len(k.bitmap) > 0 {
+		o.remove(batch, n, o.queries.inBitmap, !s.Unarchived, s.After, k.from, k.to, k.bitmap, o.drawn)
 	}
-	if len(k.rest) > 0 {
-		o.remove(batch, n, o.queries.far, !s.Unarchived, s.After, k.rest, o.drawn)
+	if len(k.list) > 0 {
+		o.remove(batch, n, o.queries.inList, !s.Unarchived, s.After, k.list, o.drawn)
 	}
 }
 
@@ -509,13 +510,13 @@ func (o *Outbox) observe(batch *pgx.Batch, sleep SleepChange, asleep *bool, seen
 
 func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) (Reply, error) {
 	var (
-		reply  Reply
-		seen   observation
-		read   pageRead
-		unheld bool
-		idle   bool
-		n      tally
-		batch  = &pgx.Batch{}
+		reply         Reply
+		seen          observation
+		read          pageRead
+		noOlderWriter bool
+		idle          bool
+		n             tally
+		batch         = &pgx.Batch{}
 	)
 	for _, s := range request.Settled {
 		o.removeSettled(batch, &n, s)
@@ -529,8 +530,8 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 	if f != nil {
 		now := time.Now()
 		if o.floor.stuck(now) {
-			batch.Queue(o.queries.clear, strconv.FormatUint(o.floor.xid&math.MaxUint32, 10)).QueryRow(func(row pgx.Row) error {
-				return row.Scan(&unheld)
+			batch.Queue(o.queries.noOlderWriter, strconv.FormatUint(o.floor.xid&math.MaxUint32, 10)).QueryRow(func(row pgx.Row) error {
+				return row.Scan(&noOlderWriter)
 			})
 		}
 		if o.took > slowFetch && o.complete {
@@ -571,7 +572,7 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 		again.Asleep, again.Remaining = reply.Asleep, reply.Remaining
 		return again, err
 	}
-	if unheld {
+	if noOlderWriter {
 		seen.xmin = math.MaxUint64
 	}
 	o.passed(seen, f, reply, idle)

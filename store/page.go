@@ -124,7 +124,7 @@ func (o *Outbox) queueFetch(batch *pgx.Batch, f *Fetch, into *pageRead) {
 // pageArgs are the parameters that all queries of a page have in common.
 func (o *Outbox) pageArgs(f *Fetch) []any {
 	held := keysOf(slices.Concat(f.Held, f.Passed))
-	return []any{o.floor.at, f.Highest, held.from, held.to, held.bits, held.rest, f.Rows}
+	return []any{o.floor.at, f.Highest, held.from, held.to, held.bitmap, held.list, f.Rows}
 }
 
 func (f *Fetch) maxData() int64 {
