@@ -212,7 +212,7 @@ func (o *Outbox) aside(ctx context.Context, task func(ctx context.Context, conn 
 	conn, err := o.connector.connect(ctx, forAdmin())
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == codeTooManyConnections {
 		return o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
-			if err := o.inOffice(); err != nil {
+			if err := o.inTerm(); err != nil {
 				return err
 			}
 			return task(ctx, conn)
@@ -235,7 +235,7 @@ func (o *Outbox) aside(ctx context.Context, task func(ctx context.Context, conn 
 // Rows that are still there although the database reported no error are an [ErrKept].
 func (o *Outbox) Settle(ctx context.Context, found []Ref, after uint64) (settled int, kept []Ref, err error) {
 	err = o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
-		if err := o.inOffice(); err != nil {
+		if err := o.inTerm(); err != nil {
 			return err
 		}
 		var err error
@@ -315,13 +315,13 @@ func (t Table) stillThere(rows int) error {
 func (o *Outbox) PutBack(ctx context.Context, lost []Archived, checkpoint Checkpoint) (back int, err error) {
 	if len(lost) > 0 {
 		var refused []refusal
-		err := o.inOfficeTx(ctx, func(tx pgx.Tx) error {
+		err := o.inTermTx(ctx, func(tx pgx.Tx) error {
 			var err error
 			back, err = o.putBack(ctx, tx, lost, &refused)
 			return err
 		})
 		if ofRow(err) {
-			err = o.inOfficeTx(ctx, func(tx pgx.Tx) error {
+			err = o.inTermTx(ctx, func(tx pgx.Tx) error {
 				back, refused = 0, nil
 				if err := atOnce(ctx, tx); err != nil {
 					return err
@@ -345,7 +345,7 @@ func (o *Outbox) PutBack(ctx context.Context, lost []Archived, checkpoint Checkp
 		}
 	}
 	err = o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
-		if err := o.inOffice(); err != nil {
+		if err := o.inTerm(); err != nil {
 			return err
 		}
 		return o.record(ctx, conn, checkpoint)
@@ -356,10 +356,10 @@ func (o *Outbox) PutBack(ctx context.Context, lost []Archived, checkpoint Checkp
 	return back, o.explain("record the checkpoint", err)
 }
 
-// inOfficeTx runs a transaction on the session of the term.
-func (o *Outbox) inOfficeTx(ctx context.Context, task func(tx pgx.Tx) error) error {
+// inTermTx runs a transaction on the session of the term.
+func (o *Outbox) inTermTx(ctx context.Context, task func(tx pgx.Tx) error) error {
 	return o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
-		if err := o.inOffice(); err != nil {
+		if err := o.inTerm(); err != nil {
 			return err
 		}
 		return pgx.BeginFunc(ctx, conn, task)

@@ -16,7 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Row is one event that waits to be published.
+// Row is one pending event.
 type Row struct {
 	Seq           int64
 	ID            uuid.UUID
@@ -64,8 +64,8 @@ type Fetch struct {
 	// MaxData is the largest payload that the broker takes. A row with a larger one is not read: it comes back as
 	// [Row.Unfit]. 0 means that the limit is not known.
 	MaxData int
-	// Held are the seqs in the relay's hands, which are not to be returned again. Highest is the highest one
-	// it ever had.
+	// Held are the seqs of the rows that the relay holds. They are not returned again. Highest is the highest seq that it
+	// ever held.
 	Held    []int64
 	Highest int64
 	// Passed are seqs that are not to be returned either: their aggregates are blocked.
@@ -87,7 +87,7 @@ const (
 	WakeUp                        // Give it back, before the fetch.
 )
 
-// Settled are rows that the stream has acknowledged. They leave the outbox, for the archive if there is one.
+// Settled are rows that the stream has stored. They leave the outbox, for the archive if there is one.
 type Settled struct {
 	Seqs []int64
 	// After is a sequence of the stream after which all of them are stored.
@@ -160,7 +160,7 @@ type queries struct {
 	stillThere       string       // and of some by their ids.
 	prelude          string       // Takes or leaves the sleep lock and observes the transactions, before the fetch takes its snapshot.
 	idle             string       // Whether no other transaction that wrote to the outbox is still open.
-	noOlderWriter    string       // Whether no transaction with a number below $1 may still hold a seq of this table.
+	noOlderWriter    string       // Whether no open transaction with a number below $1 has drawn a seq.
 	fetch            [2][2]string // By whether payloads are measured, and aggregates blocked.
 	keys             [2]string    // Only the names of a page's rows, by whether aggregates are blocked.
 	one              string       // One row of a page.
@@ -276,7 +276,7 @@ func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
 	}
 	var reply Reply
 	err := o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
-		if err := o.inOffice(); err != nil {
+		if err := o.inTerm(); err != nil {
 			return err
 		}
 		if f := request.Fetch; f != nil {
@@ -311,21 +311,22 @@ func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
 	return reply, nil
 }
 
-// repeats is how often a round trip is repeated that somebody else's has undone.
+// repeats is how often a round trip is repeated after somebody else's transaction has undone it.
 const repeats = 2
 
-// undone reports whether Postgres has rolled back a transaction for what others do at the same time, so that it can be
-// repeated at once: a deadlock with somebody's ALTER TABLE, a statement that a person has cancelled.
+// undone reports whether Postgres has rolled back a transaction because of what others did at the same time, such as an
+// ALTER TABLE (deadlock) or a person who cancelled the statement. It can be repeated at once.
 func undone(err error) bool {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	return ok && (pg.Code == codeDeadlock || pg.Code == codeSerialization || pg.Code == codeCancelled) && !inFunction(pg)
 }
 
-// errSessionLost ends a term: the lock that it rested on went with the session.
+// errSessionLost ends a term: the lock that made this relay the leader is gone with the session.
 var errSessionLost = errors.New("the session with the leader's lock is gone")
 
-// inOffice reports whether the session is still that of the term, if one has begun. Whoever has the session calls it.
-func (o *Outbox) inOffice() error {
+// inTerm returns errSessionLost if a term has begun and the session is no longer that of the term. It is to be called with
+// the session, inside Do or DoPatiently.
+func (o *Outbox) inTerm() error {
 	if o.generation != 0 && o.generation != o.session.next.Load() {
 		return errSessionLost
 	}
@@ -623,8 +624,8 @@ func (o *Outbox) passed(seen observation, f *Fetch, reply Reply, idle bool) {
 	}
 }
 
-// look counts those of the settled rows that are still there although fewer were removed than asked. Rows that somebody
-// else has deleted are none of the relay's business.
+// look counts the settled rows that are still there, after fewer rows were removed than asked. Rows that somebody else has
+// deleted are none of the relay's business.
 func (o *Outbox) look(ctx context.Context, conn *pgx.Conn, settled []Settled, reply *Reply) error {
 	var seqs []int64
 	for _, s := range settled {
@@ -645,7 +646,7 @@ func (r *Reply) keeps(row Row) bool {
 	return slices.ContainsFunc(r.Kept, func(k Kept) bool { return !k.Settle && k.Seq == row.Seq && k.ID == row.ID })
 }
 
-// lookForUnburied marks those of the rows that are given up which something in the database keeps where they are. Rows that
+// lookForUnburied marks given-up rows that something in the database, such as a trigger, kept in the outbox. Rows that
 // somebody else has deleted are none of the relay's business.
 func (o *Outbox) lookForUnburied(ctx context.Context, conn *pgx.Conn, dead []Failure, reply *Reply) error {
 	left, err := o.unburied(ctx, conn, dead)

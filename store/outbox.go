@@ -54,12 +54,12 @@ type Outbox struct {
 
 	back      back                  // Where rows may have appeared below the floor.
 	floorSeen atomic.Int64          // The floor, for those who do not have the session.
-	held      atomic.Pointer[names] // Aggregates that are held; nil for none.
+	held      atomic.Pointer[names] // Aggregates held back by a dead letter (Options.HoldDead); nil for none.
 	filling   atomic.Int32          // The part of the archive that rows come to.
 	// unsummarized is how many rows came to the archive since its index was brought up to date.
 	unsummarized atomic.Int64
 
-	// These belong to whoever has the session.
+	// Only to be used with the session, inside Do or DoPatiently.
 	leftOut    *names // Of held, what the present exchange leaves out by name.
 	queries    queries
 	unicode    bool // The database's encoding has all characters.
@@ -172,7 +172,7 @@ type Blocked struct {
 	For time.Duration
 }
 
-// Term is what a term of office begins with.
+// Term is what the leader knows at the beginning of its term.
 type Term struct {
 	// Outbox names this outbox in the stream, for ever: the id was drawn when it was first published there.
 	Outbox uuid.UUID
@@ -191,10 +191,10 @@ type Term struct {
 	Adopted string
 }
 
-// Begin prepares for a term of office: it checks the schema, records leader (a name for humans) as publishing
-// to stream, and returns what the former leader left. The term's number is above the last one's, and at least
-// atLeast, which is for an outbox that was restored from a backup: the stream may know of later terms. If the outbox is
-// relayed to another stream that is an [ErrOtherStream], unless Options.AdoptStream is set.
+// Begin begins a term: it checks the schema, records leader (a name for humans) as publishing to stream, and returns what
+// the previous leader left. The term's number is higher than the previous one's, and at least atLeast: the stream may know
+// of later terms than an outbox that was restored from a backup. If the outbox is relayed to another stream, Begin returns
+// an [ErrOtherStream], unless Options.AdoptStream is set.
 func (o *Outbox) Begin(ctx context.Context, stream, leader string, atLeast int64) (term Term, err error) {
 	err = o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
 		o.floor, o.large, o.complete, o.generation = newFloor(), false, false, o.session.next.Load()
@@ -208,7 +208,7 @@ func (o *Outbox) Begin(ctx context.Context, stream, leader string, atLeast int64
 		if o.stream == stream {
 			atLeast = max(atLeast, o.term+1) // Whatever has become of the table: no number is given twice.
 		}
-		if err := o.takeOffice(ctx, conn, stream, leader, atLeast, &term); err != nil {
+		if err := o.recordLeader(ctx, conn, stream, leader, atLeast, &term); err != nil {
 			return o.explain("record the leader", err)
 		}
 		// A term begins awake. The one before it may have ended asleep, and not every elector owns the session.
@@ -285,7 +285,7 @@ select aggregate_type, aggregate_id,
 // go on making producers notify it.
 func (o *Outbox) End(ctx context.Context) error {
 	return o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
-		if err := o.inOffice(); err != nil {
+		if err := o.inTerm(); err != nil {
 			return err
 		}
 		return o.awake(ctx, conn)
@@ -302,12 +302,12 @@ select pg_advisory_unlock($1) from pg_catalog.pg_locks
 	return nil
 }
 
-// takeOffice records the leader, and reads what the one before has recorded. It is on disk when it returns, unlike what
-// the session writes otherwise: no term's number may ever be given twice.
+// recordLeader records the leader, and reads what the previous leader has recorded. The record is on disk when it returns,
+// unlike the session's other writes: no term's number may ever be given twice.
 //
-// Relays of one outbox and different streams may not know of each other, with some electors. So they take turns here, and
-// each sees what the one before has recorded.
-func (o *Outbox) takeOffice(ctx context.Context, conn *pgx.Conn, stream, leader string, atLeast int64, term *Term) error {
+// With some electors, relays of one outbox and different streams do not know of each other. So they take turns here, and
+// each sees what the previous one has recorded.
+func (o *Outbox) recordLeader(ctx context.Context, conn *pgx.Conn, stream, leader string, atLeast int64, term *Term) error {
 	var (
 		created          *time.Time
 		sequence, before int64
@@ -318,7 +318,7 @@ func (o *Outbox) takeOffice(ctx context.Context, conn *pgx.Conn, stream, leader 
 		outranked        bool
 		batch            = &pgx.Batch{}
 	)
-	batch.Queue(`select pg_advisory_xact_lock($1) from set_config('synchronous_commit', 'on', true)`, o.table.officeKey())
+	batch.Queue(`select pg_advisory_xact_lock($1) from set_config('synchronous_commit', 'on', true)`, o.table.recordLeaderKey())
 	batch.Queue(o.table.latest()).Query(former.scan)
 	// The parts of the archive are all streams': which is being filled, the latest leader knows.
 	batch.Queue(`

@@ -91,7 +91,7 @@ func (o *Outbox) sweep(ctx context.Context, brief bool) (found bool, err error) 
 	}
 	if brief {
 		err = o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
-			if err := o.inOffice(); err != nil {
+			if err := o.inTerm(); err != nil {
 				return err
 			}
 			found, err = o.sweepOn(ctx, conn, floor, 2*sweepBrief)
