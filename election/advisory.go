@@ -79,7 +79,7 @@ func NewAdvisoryLock(session Session, options AdvisoryLockOptions) *AdvisoryLock
 // and otherwise the error of lead, or one that Fatal knows. The lock is given back before Run returns, and the
 // standbys are told.
 func (a *AdvisoryLock) Run(ctx context.Context, lead func(ctx context.Context, lease *Lease) error) error {
-	return a.run(ctx, func(ctx context.Context) (tenure, error) {
+	return a.run(ctx, func(ctx context.Context) (heldLease, error) {
 		generation, err := a.acquire(ctx)
 		return &lock{a, generation}, err
 	}, lead)
@@ -146,13 +146,13 @@ type lock struct {
 	generation uint64
 }
 
-// until implements tenure.
+// until implements heldLease.
 func (l *lock) until() (time.Time, bool) {
 	start, current := l.session.LastRoundTrip()
 	return start.Add(LeaseDuration), current == l.generation
 }
 
-// renew implements tenure. A statement of the leader may take longer than the lease: then the session cannot be asked, but
+// renew implements heldLease. A statement of the leader may take longer than the lease: then the session cannot be asked, but
 // its LastRoundTrip moves on as long as somebody else hears that its server is inside that statement.
 func (l *lock) renew(ctx context.Context) error {
 	lease := NewLease(l.until)
@@ -197,7 +197,7 @@ func (l *lock) renew(ctx context.Context) error {
 // that the session does not take it for a round trip.
 var errRenewed = errors.New("renewed by other work")
 
-// resign implements tenure. Whatever stays unclear, closing the session settles it.
+// resign implements heldLease. Whatever stays unclear, closing the session settles it.
 func (l *lock) resign(ctx context.Context) {
 	if NewLease(l.until).Valid() {
 		unlocking, cancel := context.WithTimeout(ctx, unlockTimeout)
