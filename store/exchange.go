@@ -150,10 +150,10 @@ type queries struct {
 	inBitmap, inList removal // Of rows by seq, close together and not: see keys.
 	byID             removal // Of rows by seq and id.
 	fail             string
-	bury             string // Copies rows to the dead letters,
-	buried           string // takes those out of the outbox that are there now,
-	unburied         string // and tells which are not.
-	giveUp           string // Marks rows that are not buried.
+	copyDead         string // Copies given-up rows to the dead letters,
+	removeDead       string // removes from the outbox those that are dead letters now,
+	notMoved         string // and selects the others.
+	giveUp           string // Marks given-up rows that stay in the outbox.
 	checkpoint       string
 	maxPayload       string
 	remaining        string       // How many of some rows are still there,
@@ -215,14 +215,14 @@ update ` + t.outbox() + ` o
    set attempts = ($3::int[])[array_position($1::bigint[], o.seq)], last_error = ($5::text[])[array_position($1::bigint[], o.seq)],
        retry_at = clock_timestamp() + ($4::bigint[])[array_position($1::bigint[], o.seq)] * interval '1 microsecond'
  where ` + refused,
-		// Two statements: where tables have rules, Postgres takes no WITH that writes. What a trigger keeps out of the dead
-		// letters stays in the outbox.
-		bury: `
+		// Two statements: Postgres takes no WITH that writes where a table has rules. A row that a trigger keeps out of the
+		// dead letters stays in the outbox.
+		copyDead: `
 insert into ` + t.dead() + ` (` + eventColumns + `, attempts, last_error)
 select ` + eventColumns + `, ($3::int[])[array_position($1::bigint[], seq)], ($4::text[])[array_position($1::bigint[], seq)] from ` + t.outbox() + ` o where ` + refused + ` order by seq for update`,
-		buried: `
+		removeDead: `
 delete from ` + t.outbox() + ` o where ` + refused + ` and exists (select from ` + t.dead() + ` d where d.seq = o.seq and d.id = o.id)`,
-		unburied: `select seq from ` + t.outbox() + ` o where ` + refused + ` and given_up_at is null`,
+		notMoved: `select seq from ` + t.outbox() + ` o where ` + refused + ` and given_up_at is null`,
 		giveUp: `
 update ` + t.outbox() + ` o
    set given_up_at = clock_timestamp(), attempts = ($3::int[])[array_position($1::bigint[], o.seq)], last_error = ($4::text[])[array_position($1::bigint[], o.seq)]
@@ -353,8 +353,8 @@ func (o *Outbox) text(reason string) string {
 	return reason
 }
 
-// tally is how many rows left the outbox, and for the archive or the dead letters.
-type tally struct{ asked, removed, toArchive, archived, dead, buried int64 }
+// tally counts rows: those that were to leave the outbox and did, for the archive or the dead letters too.
+type tally struct{ asked, removed, toArchive, archived, dead, moved int64 }
 
 // differs says how what was done differs from what was asked, if it does in a way that no count of what is left can tell.
 func (t Table) differs(n tally) error {
@@ -443,12 +443,12 @@ func (o *Outbox) recordFailures(batch *pgx.Batch, failed, dead []Failure, n *tal
 		large := func(f Failure) bool { return f.Size > largeLetter }
 		if f := o.failures(slices.DeleteFunc(slices.Clone(chunk), large)); len(f.seqs) > 0 {
 			n.dead += int64(len(f.seqs))
-			batch.Queue(o.queries.bury, f.seqs, f.ids, f.attempts, f.reasons)
-			batch.Queue(o.queries.buried, f.seqs, f.ids).Exec(adding(&n.buried))
+			batch.Queue(o.queries.copyDead, f.seqs, f.ids, f.attempts, f.reasons)
+			batch.Queue(o.queries.removeDead, f.seqs, f.ids).Exec(adding(&n.moved))
 		}
 		if f := o.failures(slices.DeleteFunc(slices.Clone(chunk), func(f Failure) bool { return !large(f) })); len(f.seqs) > 0 {
 			n.dead += int64(len(f.seqs))
-			o.giveUp(batch, f, &n.buried)
+			o.giveUp(batch, f, &n.moved)
 		}
 	}
 }
@@ -549,12 +549,12 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 	}
 	reply.Remaining = o.table.differs(n)
 	if n.removed < n.asked {
-		if err := o.look(ctx, conn, request.Settled, &reply); err != nil {
+		if err := o.countRemaining(ctx, conn, request.Settled, &reply); err != nil {
 			return Reply{}, err
 		}
 	}
-	if n.buried < n.dead {
-		if err := o.lookForUnburied(ctx, conn, request.Dead, &reply); err != nil {
+	if n.moved < n.dead {
+		if err := o.keepNotMoved(ctx, conn, request.Dead, &reply); err != nil {
 			return Reply{}, err
 		}
 	}
@@ -624,9 +624,9 @@ func (o *Outbox) passed(seen observation, f *Fetch, reply Reply, idle bool) {
 	}
 }
 
-// look counts the settled rows that are still there, after fewer rows were removed than asked. Rows that somebody else has
+// countRemaining counts the settled rows that are still there, after fewer rows were removed than asked. Rows that somebody else has
 // deleted are none of the relay's business.
-func (o *Outbox) look(ctx context.Context, conn *pgx.Conn, settled []Settled, reply *Reply) error {
+func (o *Outbox) countRemaining(ctx context.Context, conn *pgx.Conn, settled []Settled, reply *Reply) error {
 	var seqs []int64
 	for _, s := range settled {
 		seqs = append(seqs, s.Seqs...)
@@ -646,16 +646,16 @@ func (r *Reply) keeps(row Row) bool {
 	return slices.ContainsFunc(r.Kept, func(k Kept) bool { return !k.Settle && k.Seq == row.Seq && k.ID == row.ID })
 }
 
-// lookForUnburied marks given-up rows that something in the database, such as a trigger, kept in the outbox. Rows that
+// keepNotMoved marks given-up rows that something in the database, such as a trigger, kept in the outbox. Rows that
 // somebody else has deleted are none of the relay's business.
-func (o *Outbox) lookForUnburied(ctx context.Context, conn *pgx.Conn, dead []Failure, reply *Reply) error {
-	left, err := o.unburied(ctx, conn, dead)
+func (o *Outbox) keepNotMoved(ctx context.Context, conn *pgx.Conn, dead []Failure, reply *Reply) error {
+	left, err := o.notMoved(ctx, conn, dead)
 	if err != nil || len(left) == 0 {
 		return err
 	}
 	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		for _, f := range left {
-			if err := o.keep(ctx, tx, f, errUnburied, reply); err != nil {
+			if err := o.keep(ctx, tx, f, errNotMoved, reply); err != nil {
 				return err
 			}
 		}
