@@ -218,6 +218,8 @@ select count(*), coalesce(min(seq), 0) from anew`, args...).Scan(&n, &lowest)
 //  2. A leader cannot publish them at once: its session is gone when they become visible.
 //  3. No other term can begin in between: it would have to record itself in the row that was locked before the sessions were
 //     looked up.
+//
+// Test. TestReplayEndsATermThatHasJustBegun, TestReplayAfterTheSequenceWasRestarted.
 func (t Table) putBackAsWas(ctx context.Context, tx pgx.Tx, filter ReplayFilter) (replayed Replayed, lowest int64, err error) {
 	condition, args := filter.condition()
 	err = tx.QueryRow(ctx, `
