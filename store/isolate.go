@@ -13,9 +13,9 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// ofRow reports whether Postgres refused a statement for what is in a row, or for what somebody's trigger, rule or
-// constraint thinks of it: then the other rows of the statement may be all right. Whatever concerns the connection, the
-// server, locks or privileges concerns all rows alike.
+// ofRow reports whether Postgres refused a statement because of a row's values, or because of somebody's trigger, rule or
+// constraint on the row. Then the other rows of the statement may be all right. A fault of the connection, the server, locks
+// or privileges concerns all rows alike.
 func ofRow(err error) bool {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok || len(pg.Code) != 5 || pg.SeverityUnlocalized != "ERROR" { // Others end the session.
@@ -38,13 +38,13 @@ func ofRow(err error) bool {
 	return true
 }
 
-// inFunction reports whether an error arose inside a function. None of our statements calls one that tells, so it is a
-// trigger's: it may do anything for one row, such as writing to a table that is not there, and nothing for another.
+// inFunction reports whether an error arose inside a function. No function that our statements call reports itself so, hence
+// it is a trigger's. A trigger may fail for one row, such as by writing to a table that does not exist, and not for another.
 func inFunction(pg *pgconn.PgError) bool {
 	return strings.Contains(pg.Where, "function ") || strings.Contains(pg.Where, "PL/")
 }
 
-// located adds in whose function an error arose: what a trigger raises often does not say.
+// located adds the function in which an error arose: a trigger's own message often does not say.
 func located(err error) error {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok || !inFunction(pg) {
@@ -224,7 +224,7 @@ func (o *Outbox) notMoved(ctx context.Context, on querier, dead []Failure) (left
 	return slices.DeleteFunc(slices.Clone(dead), func(f Failure) bool { return !slices.Contains(there, f.Seq) }), err
 }
 
-// fetchOneByOne reads a page's rows one after the other, and says of those that cannot be read why.
+// fetchOneByOne reads a page's rows one by one. A row that cannot be read comes back with the reason.
 func (o *Outbox) fetchOneByOne(ctx context.Context, tx pgx.Tx, f *Fetch, sleep SleepChange, reply *Reply) error {
 	var (
 		keys    []Ref
@@ -271,7 +271,7 @@ func (o *Outbox) fetchOneByOne(ctx context.Context, tx pgx.Tx, f *Fetch, sleep S
 	return nil
 }
 
-// oneByOneShare is for how long rows are read one by one in one round trip.
+// oneByOneShare is how long one round trip goes on reading rows one by one.
 const oneByOneShare = 200 * time.Millisecond
 
 func (o *Outbox) fetchOne(ctx context.Context, tx pgx.Tx, f *Fetch, key Ref) (row Row, err error) {

@@ -19,21 +19,21 @@ type Options struct {
 	// HoldDead keeps back the later events of an aggregate that has a dead letter, until it is requeued or
 	// discarded. The default, false, lets them go on.
 	HoldDead bool
-	// Retain is for how long, at least, published events stay in the archive, from which what the broker loses after it
-	// acknowledged it is put back. They are gone by one and a half times as long, while a relay leads. 0 turns the
+	// Retain is how long at least published events stay in the archive. If the broker loses events that it has acknowledged,
+	// the relay puts them back from there. While a relay leads, events are gone after one and a half times Retain. 0 turns the
 	// archive off, and empties it.
 	Retain time.Duration
 	// AdoptStream lets Begin and Stand go on with another stream than the one that the outbox has been relayed to. The
-	// default, false, refuses it with ErrOtherStream: what is still in the outbox would go to one stream and what was
-	// published before to another.
+	// default, false, refuses that with ErrOtherStream: pending events would go to one stream, and those published before are
+	// in another.
 	AdoptStream bool
-	// DSNFile names a file that has the DSN, which Open is not given then. PasswordFile names one that has the password, and
-	// goes before what the DSN says. Both have one line. They are read at each connection, as is a passfile, so that a
+	// DSNFile names a file with the DSN; Open is then called without one. PasswordFile names a file with the password, which
+	// takes precedence over the DSN's. Both files have one line. They are read at each connection, as is a passfile, so a
 	// rotated secret needs no restart. Another server or database in DSNFile does.
 	DSNFile, PasswordFile string
-	// BeforeConnect may change how the next connection is made, above all the password, as for tokens that are drawn for
-	// each: Host, Port and User say what for. It is called before each attempt, within the attempt's time. The settings that
-	// the outbox relies on are applied after it.
+	// BeforeConnect may change how the next connection is made, above all the password, such as a token that is made for each
+	// connection: Host, Port and User say for which. It is called before each attempt, within the attempt's time. The settings
+	// that the outbox relies on are applied after it.
 	BeforeConnect func(ctx context.Context, config *pgx.ConnConfig) error
 	// Logger receives what happens on connections in the background, and that Migrate has changed something. The default
 	// discards it.
@@ -83,11 +83,11 @@ type Outbox struct {
 }
 
 // Open prepares access to the outbox behind dsn, a Postgres URL or keyword string. It makes no connection
-// yet, so it fails only for what is wrong with dsn or options, and its error quotes nothing of dsn. A DSN that leads
-// through a pooler is noticed, and refused, at the first use.
+// yet, so it fails only if dsn or options are wrong, and its error quotes nothing of dsn. A DSN that leads through a pooler is
+// refused at the first use.
 //
-// Of several servers, or several addresses of one, the first that takes writes is used; target_session_attrs says
-// otherwise. Each has three seconds, or the DSN's connect_timeout.
+// If dsn names several servers, or a server has several addresses, the first that takes writes is used, unless
+// target_session_attrs says otherwise. Each has three seconds, or the DSN's connect_timeout.
 func Open(dsn string, options Options) (*Outbox, error) {
 	connector, err := newConnector(dsn, &options)
 	if err != nil {
@@ -159,7 +159,7 @@ func (o *Outbox) with(ctx context.Context, task func(conn *pgx.Conn) error) erro
 	return err
 }
 
-// explain is Table.explainTo for what the outbox's own connections were refused.
+// explain is Table.explainTo for errors on the outbox's own connections.
 func (o *Outbox) explain(operation string, err error) error {
 	return o.table.explainTo(o.connector.user, operation, err)
 }
@@ -225,7 +225,7 @@ func (o *Outbox) Begin(ctx context.Context, stream, leader string, atLeast int64
 	return term, err
 }
 
-// survey finds out what the statements depend on: where the seqs come from, and what the database's texts can hold.
+// survey finds out what the statements depend on: the sequence of the seqs, and the database's encoding.
 func (o *Outbox) survey(ctx context.Context, conn *pgx.Conn) error {
 	var sequence *string
 	err := conn.QueryRow(ctx, `
@@ -251,8 +251,8 @@ const (
 	blockedNameFits = 4096
 )
 
-// readBlocked reads which aggregates wait for another attempt. The table's columns are anybody's: a time that is infinite
-// or far away comes back as a day.
+// readBlocked reads which aggregates wait for another attempt. Anybody may have written the table's columns: a time that is
+// infinite or far away comes back as a day.
 func (o *Outbox) readBlocked(ctx context.Context, conn *pgx.Conn, term *Term) error {
 	var from *int64
 	err := conn.QueryRow(ctx, `select min(seq) from `+o.table.outbox()+` where retry_at is not null and given_up_at is null`).Scan(&from)
@@ -281,7 +281,7 @@ select aggregate_type, aggregate_id,
 }
 
 // End ends a term whose session is still there: it gives back the lock that tells producers that the relay is asleep. An
-// elector that has its own lock on the session would do that with it; for others, a former leader that stands by must not
+// elector whose lock is on the session gives back both. With any other elector the previous leader may stand by, and must not
 // go on making producers notify it.
 func (o *Outbox) End(ctx context.Context) error {
 	return o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
@@ -320,7 +320,7 @@ func (o *Outbox) recordLeader(ctx context.Context, conn *pgx.Conn, stream, leade
 	)
 	batch.Queue(`select pg_advisory_xact_lock($1) from set_config('synchronous_commit', 'on', true)`, o.table.recordLeaderKey())
 	batch.Queue(o.table.latest()).Query(former.scan)
-	// The parts of the archive are all streams': which is being filled, the latest leader knows.
+	// All streams share the parts of the archive: the latest leader's record says which part is being filled.
 	batch.Queue(`
 insert into `+o.table.relay()+` as r (stream, term, leader, leader_since, part, part_since)
 select $1, greatest(1, $3::bigint), $2, clock_timestamp(), coalesce(l.part, 0), coalesce(l.part_since, clock_timestamp())
@@ -369,7 +369,7 @@ select $1, greatest(1, $3::bigint), $2, clock_timestamp(), coalesce(l.part, 0), 
 	return nil
 }
 
-// outrank makes the leader of a stream the latest of all, whatever the clock said before.
+// outrank makes the leader of this stream the latest of all streams', whatever the clock said before.
 func (o *Outbox) outrank(ctx context.Context, conn *pgx.Conn, stream string) error {
 	_, err := conn.Exec(ctx, `
 update `+o.table.relay()+` x set leader_since = r.leader_since - interval '1 microsecond'
