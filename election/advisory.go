@@ -14,31 +14,31 @@ import (
 )
 
 // DefaultLockRetry is how often a standby of an [AdvisoryLock] tries to get the lock: nobody tells it that the leader was
-// killed. A graceful resignation is heard at once.
+// killed. A leader that resigns tells it at once.
 const DefaultLockRetry = 200 * time.Millisecond
 
 // Time budgets of the advisory-lock elector.
 const (
-	// idleTimeout is when Postgres ends a session that went silent, as that of a frozen process does. It is
-	// longer than LeaseDuration, so the holder has stopped before its lock becomes free.
+	// idleTimeout is when Postgres ends a silent session, such as that of a frozen process. It is longer than LeaseDuration,
+	// so the leader has stopped before its lock becomes free.
 	idleTimeout = LeaseDuration + time.Second
-	// renewAfter is the silence after which the session is asked for a sign of life. The leader's own work on
+	// renewAfter is how long the session may be silent before the elector asks it for a sign of life. The leader's own work on
 	// the session counts as one.
 	renewAfter = 1100 * time.Millisecond
 	// renewTimeout bounds one such question, so that a second one still fits into the lease.
 	renewTimeout = 2 * time.Second
-	// unlockTimeout bounds giving the lock back. A session that does not answer for so long is closed instead, so that the
-	// process can end within a second.
+	// unlockTimeout bounds giving the lock back. If the session does not answer in that time, it is closed instead: the
+	// process must end within a second.
 	unlockTimeout = 700 * time.Millisecond
 )
 
-// Session is one dedicated Postgres connection, which store.Session implements. It must not lead through a
-// pooler in transaction mode: there a lock belongs to whoever comes next.
+// Session is one dedicated Postgres connection; store.Session implements it. It must not lead through a pooler in transaction
+// mode: there the next client would have the lock.
 type Session interface {
 	// Do lends the connection for exclusive use, opening one if there is none.
 	Do(ctx context.Context, use func(ctx context.Context, conn *pgx.Conn) error) error
-	// LastRoundTrip returns when the last successful Do began, or when something else showed later that the server keeps
-	// the session and its locks, and a number that changes with each new connection.
+	// LastRoundTrip returns when the last successful Do began, or a later time at which the server is known to have kept the
+	// session and its locks. The second result is a number that changes with each new connection.
 	LastRoundTrip() (start time.Time, generation uint64)
 	// Close ends the connection, and the locks that it holds.
 	Close(ctx context.Context) error
@@ -46,12 +46,12 @@ type Session interface {
 
 // AdvisoryLockOptions configure an [AdvisoryLock]. The zero value works, for one outbox a database.
 type AdvisoryLockOptions struct {
-	// Key is the number that relays of one outbox compete for, and Table that of the outbox (store.Table.LockKey),
-	// so that two outboxes in one database do not: the lock is pg_advisory_lock(Key, Table). Both halves have 32
-	// bits; a Key that needs more is folded into them.
+	// Key and Table are the two halves of the lock, pg_advisory_lock(Key, Table). Key is the same for all relays of one outbox.
+	// Table is the outbox's own (store.Table.LockKey), so relays of two outboxes in one database do not compete. Both halves
+	// have 32 bits; a Key that needs more is folded into 32.
 	Key   int64
 	Table int32
-	// ResignChannel is the NOTIFY channel on which a leader says that it goes. Empty: standbys only poll.
+	// ResignChannel is the NOTIFY channel on which a leader says that it resigns. Empty: standbys only poll.
 	ResignChannel string
 	// Retry is how often a standby tries to get the lock. The default is DefaultLockRetry.
 	Retry time.Duration
@@ -79,13 +79,13 @@ func NewAdvisoryLock(session Session, options AdvisoryLockOptions) *AdvisoryLock
 // and otherwise the error of lead, or one that Fatal knows. The lock is given back before Run returns, and the
 // standbys are told.
 func (a *AdvisoryLock) Run(ctx context.Context, lead func(ctx context.Context, lease *Lease) error) error {
-	return a.run(ctx, func(ctx context.Context) (tenure, error) {
+	return a.run(ctx, func(ctx context.Context) (heldLease, error) {
 		generation, err := a.acquire(ctx)
 		return &lock{a, generation}, err
 	}, lead)
 }
 
-// Standby reports whether another leads, as far as is known: Postgres said so not long ago.
+// Standby reports whether another relay led when Postgres was last asked, not long ago.
 func (a *AdvisoryLock) Standby() bool { return a.standby() }
 
 // acquire returns once the lock is held, with the generation of the connection that holds it.
@@ -127,7 +127,7 @@ func (a *AdvisoryLock) await(ctx context.Context, listen bool) error {
 			if _, err := conn.Exec(ctx, "listen "+pgx.Identifier{a.options.ResignChannel}.Sanitize()); err != nil {
 				return fmt.Errorf("listen for resignations: %w", err)
 			}
-			return nil // The leader may have gone before it could be heard.
+			return nil // The leader may have resigned before the LISTEN: try the lock first.
 		}
 		// A wait that times out leaves the connection usable: nothing is in transit on it.
 		wait, cancel := context.WithTimeout(ctx, a.retry)
@@ -139,21 +139,21 @@ func (a *AdvisoryLock) await(ctx context.Context, listen bool) error {
 	})
 }
 
-// lock is the lock while it is held: by one connection.
+// lock is the held lock: it is on one connection.
 type lock struct {
 	*AdvisoryLock
 
 	generation uint64
 }
 
-// until implements tenure.
+// until implements heldLease.
 func (l *lock) until() (time.Time, bool) {
 	start, current := l.session.LastRoundTrip()
 	return start.Add(LeaseDuration), current == l.generation
 }
 
-// renew implements tenure. A statement of the leader may take longer than the lease: then the session cannot be asked, but
-// its LastRoundTrip moves on as long as somebody else hears that its server is inside that statement.
+// renew implements heldLease. A statement of the leader may take longer than the lease. Then renew cannot use the session, but
+// LastRoundTrip moves on as long as another connection (store.Outbox.Watch) sees that the server executes that statement.
 func (l *lock) renew(ctx context.Context) error {
 	lease := NewLease(l.until)
 	for {
@@ -175,7 +175,7 @@ func (l *lock) renew(ctx context.Context) error {
 			if start, _ := l.session.LastRoundTrip(); time.Since(start) < renewAfter {
 				return errRenewed
 			}
-			// A leader who stops meanwhile still needs the connection, to resign on it.
+			// If the leader stops meanwhile, do not break the connection: the leader resigns on it.
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), renewTimeout)
 			defer cancel()
 			return conn.Ping(ctx)
@@ -185,26 +185,26 @@ func (l *lock) renew(ctx context.Context) error {
 		switch {
 		case err == nil, errors.Is(err, errRenewed), ctx.Err() != nil:
 		case late && !given && lease.Valid():
-			// The leader has been inside a statement all the time, and somebody who watches over it knows that its server
-			// lives: what is not lost need not be asked for.
+			// The leader has been inside a statement all the time, and LastRoundTrip says that its server lives: the lease is
+			// valid without a ping.
 		default:
 			return fmt.Errorf("%w: %w", ErrLeaseLost, err)
 		}
 	}
 }
 
-// errRenewed says that the leader's own work came first while a renewal waited for its turn. It is an error so
-// that the session does not take it for a round trip.
+// errRenewed says that the leader's own work renewed the lease while the renewal waited for its turn. It is an error so that
+// the session does not count it as a round trip.
 var errRenewed = errors.New("renewed by other work")
 
-// resign implements tenure. Whatever stays unclear, closing the session settles it.
+// resign implements heldLease. If it is not known whether the lock was given back, it closes the session.
 func (l *lock) resign(ctx context.Context) {
 	if NewLease(l.until).Valid() {
 		unlocking, cancel := context.WithTimeout(ctx, unlockTimeout)
 		defer cancel()
 		err := l.session.Do(unlocking, func(ctx context.Context, conn *pgx.Conn) error {
 			batch := &pgx.Batch{}
-			// All of them: the sleep lock of package store rests on the same session.
+			// All of them: the session may hold the sleep lock of package store, too.
 			batch.Queue(`select pg_advisory_unlock_all()`)
 			if l.options.ResignChannel != "" {
 				batch.Queue(`select pg_notify($1, '')`, l.options.ResignChannel)
@@ -223,7 +223,7 @@ func (l *lock) resign(ctx context.Context) {
 	}
 }
 
-// fold maps what fits into 32 bits to itself.
+// fold maps a key to 32 bits. A key that fits stays the same.
 func fold(key int64) int32 {
 	if key < math.MinInt32 || key > math.MaxInt32 {
 		key ^= key >> 32

@@ -79,7 +79,7 @@ func silent(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// leadership is a term of office under way.
+// leadership is a term under way.
 type leadership struct {
 	*testing.T
 

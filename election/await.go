@@ -8,9 +8,10 @@ import (
 // awaitGrace is how much longer than its context a call may take to say why it ended.
 const awaitGrace = 50 * time.Millisecond
 
-// await calls f, and returns what f returns or, soon after ctx has ended, why it has. Calls of nats.go that need the
-// connection's lock look at no context, and a reconnect holds this lock while it waits for the network. Such a wait ends by
-// itself, within seconds; until then f goes on, so it must not touch what its caller goes on to use.
+// await calls f and returns its results. Soon after ctx has ended it returns the cause instead, while f goes on. Calls of
+// nats.go that need the connection's lock do not look at the context, and a reconnect holds this lock while it waits for the
+// network. Such a wait ends by itself within seconds. Until then f still runs, so it must not touch anything that the caller
+// uses afterwards.
 func await[T any](ctx context.Context, f func() (T, error)) (T, error) {
 	type result struct {
 		value T
@@ -37,14 +38,13 @@ func await[T any](ctx context.Context, f func() (T, error)) (T, error) {
 	}
 }
 
-// awaitErr is await for a call that returns nothing else.
+// awaitErr is await for a call that returns only an error.
 func awaitErr(ctx context.Context, f func() error) error {
 	_, err := await(ctx, func() (struct{}, error) { return struct{}{}, f() })
 	return err
 }
 
-// outlast returns a context that ends when ctx has ended for d: for a request whose outcome matters to whoever is told to
-// stop.
+// outlast returns a context that ends d after ctx: for a request whose outcome matters even after ctx has ended.
 func outlast(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
 	outlasting, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() {

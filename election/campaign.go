@@ -14,9 +14,9 @@ import (
 const (
 	// LeaseDuration is how long a leader may act after the start of its last good round trip to whoever elected it.
 	LeaseDuration = 5 * time.Second
-	// DefaultRetry is how often a standby of a [KeyValue] looks at the entry, beside watching it.
+	// DefaultRetry is how often a standby of a [KeyValue] reads the entry, although it watches it, too.
 	DefaultRetry = 750 * time.Millisecond
-	// reconnectWait is the pause after an attempt for which the server could not be reached, doubling to reconnectWaitMax.
+	// reconnectWait is the pause after the first attempt that did not reach the server. It doubles up to reconnectWaitMax.
 	reconnectWait    = 100 * time.Millisecond
 	reconnectWaitMax = time.Second
 )
@@ -24,30 +24,30 @@ const (
 // ErrLeaseLost is the cause of the end of a leader's context when its lease could not be renewed.
 var ErrLeaseLost = errors.New("lease lost")
 
-// tenure is leadership that was won.
-type tenure interface {
+// heldLease is a lease that an elector was granted: a held advisory lock or a held entry.
+type heldLease interface {
 	// until returns when the lease ends unless it is renewed, and false once it is lost for good. It may be called from
 	// any goroutine.
 	until() (end time.Time, held bool)
 	// renew keeps the lease alive until ctx ends, and otherwise returns an ErrLeaseLost with the reason.
 	renew(ctx context.Context) error
-	// resign gives back what is still held. It is called when renew has returned.
+	// resign gives the lease back if it is still held. It is called after renew has returned.
 	resign(ctx context.Context)
 }
 
-// campaign is what the electors do alike of which only one may lead.
+// campaign is the loop that AdvisoryLock and KeyValue share.
 type campaign struct {
 	lease time.Duration
 	retry time.Duration
 	fatal func(error) bool
 	log   *slog.Logger
 
-	standingBy atomic.Pointer[time.Time] // When another was last seen to lead; nil if none was since.
+	standingBy atomic.Pointer[time.Time] // When another relay was last seen to lead; nil if none was since this one led.
 	trouble    atomic.Pointer[string]    // Why it cannot campaign; nil if it can.
 	pulse      Pulse                     // Beats during a term.
 }
 
-// newCampaign fills in what the options left out.
+// newCampaign fills in the defaults.
 func newCampaign(lease, retry time.Duration, fatal func(error) bool, log *slog.Logger) *campaign {
 	if retry <= 0 {
 		retry = DefaultRetry
@@ -61,8 +61,8 @@ func newCampaign(lease, retry time.Duration, fatal func(error) bool, log *slog.L
 	return &campaign{lease: lease, retry: retry, fatal: fatal, log: log}
 }
 
-// run is Run of these electors. What acquire returns is served and given back.
-func (c *campaign) run(ctx context.Context, acquire func(ctx context.Context) (tenure, error), lead func(ctx context.Context, lease *Lease) error) error {
+// run implements Run of both. It leads under each lease that acquire returns, and gives the lease back.
+func (c *campaign) run(ctx context.Context, acquire func(ctx context.Context) (heldLease, error), lead func(ctx context.Context, lease *Lease) error) error {
 	wait, said := reconnectWait, ""
 	for ctx.Err() == nil {
 		won, err := acquire(ctx)
@@ -83,7 +83,7 @@ func (c *campaign) run(ctx context.Context, acquire func(ctx context.Context) (t
 		default:
 			level := slog.LevelWarn
 			if err.Error() == said {
-				level = slog.LevelDebug // An outage is told once, not every second.
+				level = slog.LevelDebug // An outage is logged once, not every second.
 			}
 			said = err.Error()
 			trouble := said
@@ -98,8 +98,8 @@ func (c *campaign) run(ctx context.Context, acquire func(ctx context.Context) (t
 }
 
 // serve leads until lead returns or the lease is lost.
-func (c *campaign) serve(ctx context.Context, won tenure, lead func(ctx context.Context, lease *Lease) error) error {
-	var over atomic.Bool // What was won may be held for longer than the term.
+func (c *campaign) serve(ctx context.Context, won heldLease, lead func(ctx context.Context, lease *Lease) error) error {
+	var over atomic.Bool // The lease may be held for longer than the term lasts.
 	lease := NewLease(func() (time.Time, bool) {
 		end, held := won.until()
 		return end, held && !over.Load()
@@ -125,12 +125,12 @@ func (c *campaign) serve(ctx context.Context, won tenure, lead func(ctx context.
 	if !errors.Is(lost, ErrLeaseLost) {
 		return err
 	}
-	// What lead could not do then is for the next term.
+	// Whatever error lead returned then, the next term begins anew.
 	c.log.LogAttrs(ctx, slog.LevelWarn, "leadership lost", slog.Any("error", lost))
 	return nil
 }
 
-// explained puts before the end of a lease what caused it, if nobody else is to blame.
+// explained adds to the end of a lease that this process did not run, if that caused it.
 func (c *campaign) explained(err error) error {
 	if gap := c.pulse.Gap(); gap > 0 {
 		return fmt.Errorf("this process did not run for %v: it or its machine was stopped, or it got no processor (%w)", gap.Round(time.Millisecond), err)
@@ -146,7 +146,7 @@ func (c *campaign) Trouble() string {
 	return ""
 }
 
-// standBy notes that another was seen to lead, which is news at first.
+// standBy notes that another relay leads. It logs that if it is news.
 func (c *campaign) standBy(ctx context.Context, news bool, leader ...slog.Attr) {
 	now := time.Now()
 	c.standingBy.Store(&now)
@@ -156,7 +156,7 @@ func (c *campaign) standBy(ctx context.Context, news bool, leader ...slog.Attr) 
 	}
 }
 
-// standby reports whether another was seen to lead not long ago.
+// standby reports whether another relay was seen to lead not long ago.
 func (c *campaign) standby() bool {
 	seen := c.standingBy.Load()
 	return seen != nil && time.Since(*seen) < c.retry+c.lease

@@ -214,10 +214,10 @@ type candidate struct {
 	linger atomic.Bool // Leaders stay when their context ends, until leave.
 	stop   context.CancelFunc
 	done   chan error // What Run returned.
-	terms  chan *term // Of office, as they begin.
+	terms  chan *term // As they begin.
 }
 
-// term is one term of office, which lasts until leave or the end of its context.
+// term is one term, which lasts until leave or the end of its context.
 type term struct {
 	ctx   context.Context //nolint:containedctx // It is what the test looks at.
 	lease *election.Lease
@@ -249,7 +249,7 @@ func (c *candidate) lead(ctx context.Context, lease *election.Lease) error {
 	return nil
 }
 
-// elected waits for the next term of office.
+// elected waits for the next term.
 func (c *candidate) elected(t *testing.T) *term {
 	t.Helper()
 	return await(t, "election", c.terms)

@@ -21,13 +21,13 @@ const (
 	DefaultKey    = "leader"
 )
 
-// Bounds of KeyValueOptions.Lease: below, an ordinary delay costs the leadership, and above it is a mistake.
+// Bounds of KeyValueOptions.Lease. With a shorter lease an ordinary delay costs the leadership; a longer one is a mistake.
 const (
 	minLease = time.Second
 	maxLease = time.Minute
 )
 
-// What a stop may take if nobody answers, so that the process can end within a second.
+// How long a stop may take if nobody answers: the process must end within a second.
 const (
 	lastWrite     = 250 * time.Millisecond // For a write that is under way.
 	resignTimeout = 500 * time.Millisecond // To give the entry back.
@@ -41,21 +41,22 @@ type KeyValueOptions struct {
 	// Bucket is the key-value bucket, one for any number of outboxes. It is created if it is absent; one that exists is
 	// never altered, and refused if its entries expire too soon. The default is DefaultBucket.
 	Bucket string
-	// Key is the entry that relays of one outbox compete for: the same for all of them, and for no others, since only one
-	// of those who share it ever relays. [KeyOf] makes one of any names. The default is DefaultKey.
+	// Key is the entry that the relays of one outbox compete for. All of them have the same key, and relays of another outbox
+	// have another: of the relays with one key only one leads. [KeyOf] makes a key of any names. The default is DefaultKey.
 	Key string
 	// Name says in the entry and in the rivals' logs who leads. The default is the host's name and the process ID.
 	Name string
-	// Lease is how long a leader may act after the start of its last good update, from a second to a minute. Rivals may
-	// have different ones. Package relay reckons with the default, LeaseDuration: what is longer, the stream's duplicate
-	// window must be longer by, too.
+	// Lease is how long a leader may act after the start of its last good update, from a second to a minute. Rivals may have
+	// different leases. Package relay reckons with the default, LeaseDuration: with a longer lease, the stream's duplicate
+	// window must be longer by the difference.
 	Lease time.Duration
-	// Retry is how often a standby looks at the entry, beside watching it. The default is DefaultRetry.
+	// Retry is how often a standby reads the entry, although it watches it, too. The default is DefaultRetry.
 	Retry time.Duration
-	// Replicas is the number of servers that keep a bucket that the elector creates, 1 to 5. The default is 1; in a cluster,
-	// 3 lets the election outlast a server.
+	// Replicas is the number of replicas of a bucket that the elector creates, 1 to 5. The default is 1; in a cluster, 3 lets
+	// the election outlast a server.
 	Replicas int
-	// Domain is the JetStream domain that the bucket is in. The default is that of the servers to which the connection is.
+	// Domain is the JetStream domain that the bucket is in. The default is the domain of the servers that the elector is
+	// connected to.
 	Domain string
 	// Fatal tells errors that end Run from those it waits out. The default waits out all of them but an unfit bucket.
 	Fatal func(error) bool
@@ -86,13 +87,13 @@ func (o KeyValueOptions) validated() (KeyValueOptions, error) {
 	if o.Bucket == "" {
 		o.Bucket = DefaultBucket
 	}
-	if strings.ContainsFunc(o.Bucket, func(r rune) bool { return !plain(r) }) {
+	if strings.ContainsFunc(o.Bucket, func(r rune) bool { return !safeInName(r) }) {
 		refuse("Bucket: %q has a character that NATS forbids: want letters, digits, - and _", o.Bucket)
 	}
 	if o.Key == "" {
 		o.Key = DefaultKey
 	}
-	if strings.ContainsFunc(o.Key, func(r rune) bool { return !plain(r) && !strings.ContainsRune("/=.", r) }) {
+	if strings.ContainsFunc(o.Key, func(r rune) bool { return !safeInName(r) && !strings.ContainsRune("/=.", r) }) {
 		refuse("Key: %q has a character that NATS forbids: want letters, digits, and - _ / = .", o.Key)
 	}
 	if strings.HasPrefix(o.Key, ".") || strings.HasSuffix(o.Key, ".") || strings.Contains(o.Key, "..") {
@@ -120,13 +121,14 @@ func (o KeyValueOptions) validated() (KeyValueOptions, error) {
 	return o, errors.Join(faults...)
 }
 
-// KeyOf returns a key that is different for different lists of names, whatever is in them: a database's, a table's.
+// KeyOf returns a key for a list of names, such as a database's and a table's. Different lists have different keys, whatever
+// characters the names have.
 func KeyOf(names ...string) string {
 	tokens := make([]string, len(names))
 	for i, name := range names {
 		var token strings.Builder
 		for _, b := range []byte(name) {
-			if plain(rune(b)) {
+			if safeInName(rune(b)) {
 				token.WriteByte(b)
 			} else {
 				fmt.Fprintf(&token, "=%02X", b)
@@ -140,18 +142,19 @@ func KeyOf(names ...string) string {
 	return strings.Join(tokens, ".")
 }
 
-// plain reports whether r may be anywhere in a bucket's and in a key's name.
-func plain(r rune) bool {
+// safeInName reports whether r is allowed anywhere in the name of a bucket and of a key.
+func safeInName(r rune) bool {
 	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_'
 }
 
 // KeyValue elects whoever holds an entry of a JetStream key-value bucket.
 //
-// The holder writes the entry again every second or so, each time on the revision before, and its lease counts from before
-// the last such update that succeeded. A rival takes the entry over, on the revision that it saw, once it was deleted by
-// the one who resigned, or has not changed for longer than its lease since that rival saw it. So it all rests on the
-// server's check of the revision and on how fast each machine's monotonic clock runs: on nobody's wall clock, as the expiry
-// of entries would, which the servers judge by theirs. An old state that is read just leads to an update that is refused.
+// The leader updates the entry every second or so. Each update names the revision before it, and the leader's lease begins
+// when it sends the last update that succeeds. A rival takes the entry over once the leader has resigned and deleted it, or
+// once the rival has seen it unchanged for longer than the lease. The rival's update, too, names the revision that the rival
+// saw. So the election rests on the server's check of the revision and on the speed of each machine's monotonic clock. It
+// rests on no wall clock, as entries that expire would: the servers decide by theirs. A candidate that reads an old state
+// sends an update that is refused.
 type KeyValue struct {
 	*campaign
 
@@ -159,9 +162,9 @@ type KeyValue struct {
 	options KeyValueOptions
 }
 
-// NewKeyValue returns an elector on a connection of its own, which connect makes once Run needs it, and which Run closes.
-// It had better reconnect for ever by itself and not keep what is published meanwhile (stream.Connect makes such ones).
-// NewKeyValue connects to nothing; its error lists every option that is out of range.
+// NewKeyValue returns an elector with a connection of its own. Run calls connect when it needs the connection, and closes it.
+// The connection should reconnect for ever by itself and not buffer what is published meanwhile, as those of stream.Connect
+// do. NewKeyValue itself connects to nothing; its error lists every option that is out of range.
 func NewKeyValue(connect func(ctx context.Context) (*nats.Conn, error), options KeyValueOptions) (*KeyValue, error) {
 	options, err := options.validated()
 	if connect == nil {
@@ -179,38 +182,38 @@ func NewKeyValue(connect func(ctx context.Context) (*nats.Conn, error), options 
 // and otherwise the error of lead, or one that Fatal knows, or that the bucket is unfit. The key is given back before Run
 // returns, and the standbys are told.
 func (k *KeyValue) Run(ctx context.Context, lead func(ctx context.Context, lease *Lease) error) error {
-	link := &link{connect: k.connect, options: k.options}
-	defer link.close(ctx)
-	return k.run(ctx, k.candidacy(link.open).acquire, lead)
+	client := &client{connect: k.connect, options: k.options}
+	defer client.close(ctx)
+	return k.run(ctx, k.newCandidate(client.open).acquire, lead)
 }
 
 // Standby reports whether another leads, as far as is known: the entry said so not long ago.
 func (k *KeyValue) Standby() bool { return k.standby() }
 
-// candidacy is what one Run knows.
-type candidacy struct {
+// candidate is the state of one Run.
+type candidate struct {
 	*KeyValue
 
-	open  func(ctx context.Context) (seat, error) // Returns what is competed for, as soon as it can be reached.
-	id    string                                  // Nobody else's.
-	beats uint64                                  // How often the entry was written, or may have been.
+	open   func(ctx context.Context) (record, error) // Returns the record once it can be reached.
+	id     string                                    // Unique for each Run.
+	writes uint64                                    // How often this Run has tried to write the entry.
 
-	// rival is the newest entry of somebody else, and since is when it was first seen.
-	rival sight
+	// rival is the newest entry of another candidate, and since is when this one first saw it.
+	rival observed
 	since time.Time
 }
 
-func (k *KeyValue) candidacy(open func(ctx context.Context) (seat, error)) *candidacy {
-	return &candidacy{KeyValue: k, open: open, id: rand.Text()}
+func (k *KeyValue) newCandidate(open func(ctx context.Context) (record, error)) *candidate {
+	return &candidate{KeyValue: k, open: open, id: rand.Text()}
 }
 
-// acquire returns once the entry is held.
-func (c *candidacy) acquire(ctx context.Context) (tenure, error) {
-	seat, err := c.open(ctx)
+// acquire returns once this candidate holds the entry.
+func (c *candidate) acquire(ctx context.Context) (heldLease, error) {
+	record, err := c.open(ctx)
 	if err != nil {
 		return nil, err
 	}
-	seen, err := seat.look(ctx)
+	seen, err := record.read(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -219,37 +222,37 @@ func (c *candidacy) acquire(ctx context.Context) (tenure, error) {
 	var updates <-chan jetstream.KeyValueEntry
 	blind, told := false, false
 	for {
-		wait := time.Until(c.vacant(seen))
+		wait := time.Until(c.freeAt(seen))
 		if wait <= 0 {
-			won, err := c.take(ctx, seat, seen)
+			won, err := c.take(ctx, record, seen)
 			if err == nil {
 				return won, nil
 			}
 			if !errors.Is(err, errMoved) {
 				return nil, err
 			}
-			wait = c.retry // Somebody was faster, or what was seen was out of date.
+			wait = c.retry // Another candidate was faster, or the entry that was read was out of date.
 		}
 		if updates == nil && !blind {
-			// It begins with what there is, so nothing is missed.
-			if updates, err = seat.watch(watching); err != nil {
+			// A watch begins with the present entry, so no change is missed.
+			if updates, err = record.watch(watching); err != nil {
 				blind = true
 				c.log.LogAttrs(ctx, slog.LevelDebug, "cannot watch the leader's entry; polling it instead", slog.Any("error", err))
 			}
 		}
 		known := c.rival.held()
-		c.standBy(ctx, known && !told, slog.String("leader", c.rival.holder.Leader))
+		c.standBy(ctx, known && !told, slog.String("leader", c.rival.value.Leader))
 		told = told || known
-		if seen, updates, err = c.await(ctx, seat, updates, min(wait, c.retry)); err != nil {
+		if seen, updates, err = c.await(ctx, record, updates, min(wait, c.retry)); err != nil {
 			return nil, err
 		}
 	}
 }
 
-// vacant returns when the entry that was seen just now can be taken: a time that has passed, if nobody can believe any more
-// that it is his.
-func (c *candidacy) vacant(seen sight) time.Time {
-	ours := seen.holder.Candidacy == c.id // Of a term that is over, or of an attempt that was not answered.
+// freeAt returns when the entry that was seen just now may be taken over. The time is in the past once no other candidate can
+// still hold a valid lease.
+func (c *candidate) freeAt(seen observed) time.Time {
+	ours := seen.value.Candidate == c.id // Of a term that is over, or of an attempt that was not answered.
 	if seen.held() && !ours {
 		if seen != c.rival {
 			c.rival, c.since = seen, time.Now()
@@ -257,15 +260,15 @@ func (c *candidacy) vacant(seen sight) time.Time {
 	} else if seen.revision > c.rival.revision {
 		return time.Time{} // The rival has resigned, or there never was one.
 	}
-	// Otherwise either the rival holds it, or its entry has vanished, with the memory of a server or somebody's backup, and
-	// the rival need not know.
-	return c.since.Add(c.rival.holder.patience())
+	// Otherwise the rival holds the entry. Or its entry has vanished, for a server lost its memory or somebody restored a backup,
+	// and the rival may not know yet.
+	return c.since.Add(c.rival.value.patience())
 }
 
-// take tries to become the holder of the entry that was seen.
-func (c *candidacy) take(ctx context.Context, seat seat, seen sight) (*holding, error) {
-	h := &holding{candidacy: c, seat: seat, revision: seen.revision}
-	// Who is told to stop meanwhile still wants to know, to resign.
+// take tries to take over the entry that was seen.
+func (c *candidate) take(ctx context.Context, record record, seen observed) (*kvLease, error) {
+	h := &kvLease{candidate: c, record: record, revision: seen.revision}
+	// If ctx ends meanwhile, finish the write all the same: only then it is known whether there is an entry to give back.
 	taking, cancel := outlast(ctx, lastWrite)
 	defer cancel()
 	if err := h.update(taking); err != nil {
@@ -275,65 +278,65 @@ func (c *candidacy) take(ctx context.Context, seat seat, seen sight) (*holding, 
 		h.resign(context.WithoutCancel(ctx))
 		return nil, context.Cause(ctx)
 	}
-	if former := seen.holder; seen.held() && former.Candidacy != c.id {
-		c.log.LogAttrs(ctx, slog.LevelWarn, "the leader has gone silent; taking over", slog.String("leader", former.Leader))
+	if previous := seen.value; seen.held() && previous.Candidate != c.id {
+		c.log.LogAttrs(ctx, slog.LevelWarn, "the leader has gone silent; taking over", slog.String("leader", previous.Leader))
 	}
 	return h, nil
 }
 
-// await returns the entry when it has changed, or after a while, and updates unless they have ended.
-func (c *candidacy) await(ctx context.Context, seat seat, updates <-chan jetstream.KeyValueEntry, d time.Duration) (sight, <-chan jetstream.KeyValueEntry, error) {
+// await returns the entry once it has changed or d has passed, and the channel of updates, nil if the watch has ended.
+func (c *candidate) await(ctx context.Context, record record, updates <-chan jetstream.KeyValueEntry, d time.Duration) (observed, <-chan jetstream.KeyValueEntry, error) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return sight{}, updates, context.Cause(ctx)
+			return observed{}, updates, context.Cause(ctx)
 		case entry, ok := <-updates:
 			if !ok {
 				updates = nil
 			}
 			if entry == nil {
-				continue // All that there was has been told.
+				continue // The watch has sent the present entry.
 			}
-			seen, err := sightOf(entry.Revision(), entry.Operation() != jetstream.KeyValuePut, entry.Value())
+			seen, err := observedOf(entry.Revision(), entry.Operation() != jetstream.KeyValuePut, entry.Value())
 			if err != nil {
-				return sight{}, updates, fmt.Errorf("key %s of bucket %q: %w", c.options.Key, c.options.Bucket, err)
+				return observed{}, updates, fmt.Errorf("key %s of bucket %q: %w", c.options.Key, c.options.Bucket, err)
 			}
 			return seen, updates, nil
 		case <-timer.C:
-			seen, err := seat.look(ctx)
+			seen, err := record.read(ctx)
 			return seen, updates, err
 		}
 	}
 }
 
-// claim returns the next value of the entry.
-func (c *candidacy) claim() claim {
-	c.beats++
-	return claim{Leader: c.options.Name, Candidacy: c.id, Beat: c.beats, Lease: c.lease.Milliseconds()}
+// nextValue returns the value for the next write of the entry.
+func (c *candidate) nextValue() leaseValue {
+	c.writes++
+	return leaseValue{Leader: c.options.Name, Candidate: c.id, Beat: c.writes, Lease: c.lease.Milliseconds()}
 }
 
-// holding is the entry while it is ours.
-type holding struct {
-	*candidacy
+// kvLease is the lease of a candidate that holds the entry.
+type kvLease struct {
+	*candidate
 
-	seat     seat
-	revision uint64 // The entry's, unless there is doubt.
-	doubt    bool   // A write was not answered, and may have moved it.
+	record   record
+	revision uint64 // The entry's, unless in doubt.
+	doubt    bool   // A write was not answered and may have changed the revision.
 
 	renewed atomic.Pointer[time.Time] // When the last update that succeeded began.
 	lost    atomic.Bool
 }
 
-// errTaken says that there is no use in trying again.
+// errTaken says that the lease is lost: to try again is of no use.
 var errTaken = errors.New("the entry was taken over, changed or deleted")
 
-// until implements tenure.
-func (h *holding) until() (time.Time, bool) { return h.renewed.Load().Add(h.lease), !h.lost.Load() }
+// until implements heldLease.
+func (h *kvLease) until() (time.Time, bool) { return h.renewed.Load().Add(h.lease), !h.lost.Load() }
 
-// renew implements tenure.
-func (h *holding) renew(ctx context.Context) error {
+// renew implements heldLease.
+func (h *kvLease) renew(ctx context.Context) error {
 	for {
 		start := *h.renewed.Load()
 		if !pause(ctx, time.Until(start.Add(h.options.renewAfter()))) {
@@ -346,9 +349,9 @@ func (h *holding) renew(ctx context.Context) error {
 	}
 }
 
-// extend updates the entry before the lease ends, in as many attempts as it takes. It returns nil too if ctx has ended.
-func (h *holding) extend(ctx context.Context, end time.Time) error {
-	// A leader who stops meanwhile still wants to know the revision, to resign.
+// extend updates the entry before the lease ends, in as many attempts as that takes. It also returns nil once ctx has ended.
+func (h *kvLease) extend(ctx context.Context, end time.Time) error {
+	// If the leader stops meanwhile, finish the write all the same: to resign it needs the revision.
 	outlasting, cancel := outlast(ctx, lastWrite)
 	defer cancel()
 	writing, cancel := context.WithDeadline(outlasting, end)
@@ -367,12 +370,12 @@ func (h *holding) extend(ctx context.Context, end time.Time) error {
 	}
 }
 
-// update makes one attempt to write the entry, which begins the lease anew.
-func (h *holding) update(ctx context.Context) error {
+// update makes one attempt to write the entry. If that succeeds, the lease begins anew.
+func (h *kvLease) update(ctx context.Context) error {
 	var start time.Time
 	err := h.write(ctx, func(ctx context.Context, revision uint64) (uint64, error) {
-		start = time.Now() // From before the request: the answer says only that it was ours then.
-		return h.seat.take(ctx, h.claim(), revision)
+		start = time.Now() // Before the request: the write may have taken effect at any time since.
+		return h.record.write(ctx, h.nextValue(), revision)
 	})
 	if err == nil {
 		h.renewed.Store(&start)
@@ -380,17 +383,17 @@ func (h *holding) update(ctx context.Context) error {
 	return err
 }
 
-// write has request write on the entry's revision. It returns errTaken if the entry is not ours any more. After another
-// error, it may be written all the same.
-func (h *holding) write(ctx context.Context, request func(ctx context.Context, revision uint64) (uint64, error)) error {
+// write calls request with the entry's revision. It returns errTaken if the entry is no longer ours. After any other error
+// the entry may be written all the same.
+func (h *kvLease) write(ctx context.Context, request func(ctx context.Context, revision uint64) (uint64, error)) error {
 	for {
 		revision, err := request(ctx, h.revision)
 		switch {
 		case err == nil:
-			// What was not answered is refused from now on.
+			// Earlier writes that were not answered are refused from now on.
 			h.revision, h.doubt = revision, false
 			return nil
-		case errors.Is(err, errInProcess): // Another write, maybe our own of before.
+		case errors.Is(err, errInProcess): // Another write, perhaps an earlier one of ours.
 			return err
 		case !errors.Is(err, errMoved):
 			h.doubt = true
@@ -398,23 +401,23 @@ func (h *holding) write(ctx context.Context, request func(ctx context.Context, r
 		case !h.doubt:
 			return fmt.Errorf("%w: %w", errTaken, err)
 		}
-		// A write of ours that was not answered may have moved it. What is read may be old, so it serves to find out which
-		// revision to try, and the next update tells whether that was right.
-		seen, lookErr := h.seat.look(ctx)
+		// A write of ours that was not answered may have changed the revision. The entry that is read now may be old, so its
+		// revision is only the one to try next; the next write tells whether it was the right one.
+		seen, lookErr := h.record.read(ctx)
 		switch {
 		case lookErr != nil:
 			return errors.Join(err, lookErr)
 		case seen.revision <= h.revision:
 			return err
-		case seen.holder.Candidacy != h.id:
+		case seen.value.Candidate != h.id:
 			return fmt.Errorf("%w: %w", errTaken, err)
 		}
 		h.revision = seen.revision
 	}
 }
 
-// resign implements tenure. If it fails, the rivals wait for as long as the lease takes.
-func (h *holding) resign(ctx context.Context) {
+// resign implements heldLease. If it fails, the rivals wait until the lease has ended.
+func (h *kvLease) resign(ctx context.Context) {
 	if !NewLease(h.until).Valid() {
 		return
 	}
@@ -422,7 +425,7 @@ func (h *holding) resign(ctx context.Context) {
 	defer cancel()
 	for {
 		err := h.write(ctx, func(ctx context.Context, revision uint64) (uint64, error) {
-			return revision, h.seat.leave(ctx, revision)
+			return revision, h.record.delete(ctx, revision)
 		})
 		if err == nil || errors.Is(err, errTaken) {
 			return

@@ -14,21 +14,21 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// fakeSeat is an entry without a server: a request takes effect at once, unless the test wants it otherwise.
-type fakeSeat struct {
+// fakeRecord is a record without a server: a request takes effect at once, unless the test wants it otherwise.
+type fakeRecord struct {
 	mu sync.Mutex // Protects what follows.
 
 	// before and after, if set, run before a request takes effect and after it did. The error is the answer.
 	before, after func(ctx context.Context, what string) error
 
-	states   []sight // All that there were. The last one counts.
-	outdated int     // How many of them the next looks do not know of.
+	states   []observed // All that there were. The last one counts.
+	outdated int        // How many of them the next reads do not know of.
 	requests map[string]int
 	watches  []chan jetstream.KeyValueEntry // The next ones.
 }
 
 // request has a request take effect, and returns the answer.
-func (s *fakeSeat) request(ctx context.Context, what string, effect func() error) error {
+func (s *fakeRecord) request(ctx context.Context, what string, effect func() error) error {
 	s.mu.Lock()
 	before, after := s.before, s.after
 	s.mu.Unlock()
@@ -53,51 +53,51 @@ func (s *fakeSeat) request(ctx context.Context, what string, effect func() error
 }
 
 // meddle sets what happens to the requests from now on.
-func (s *fakeSeat) meddle(before, after func(ctx context.Context, what string) error) {
+func (s *fakeRecord) meddle(before, after func(ctx context.Context, what string) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.before, s.after = before, after
 }
 
-func (s *fakeSeat) state(outdated int) sight {
+func (s *fakeRecord) state(outdated int) observed {
 	if i := len(s.states) - 1 - outdated; i >= 0 {
 		return s.states[i]
 	}
-	return sight{}
+	return observed{}
 }
 
-func (s *fakeSeat) write(holder claim, revision uint64) (uint64, error) {
+func (s *fakeRecord) append(holder leaseValue, revision uint64) (uint64, error) {
 	if s.state(0).revision != revision {
 		return 0, errMoved
 	}
-	s.states = append(s.states, sight{revision + 1, holder})
+	s.states = append(s.states, observed{revision + 1, holder})
 	return revision + 1, nil
 }
 
-func (s *fakeSeat) look(ctx context.Context) (seen sight, err error) {
-	err = s.request(ctx, "look", func() error {
+func (s *fakeRecord) read(ctx context.Context) (seen observed, err error) {
+	err = s.request(ctx, "read", func() error {
 		seen = s.state(s.outdated)
 		return nil
 	})
 	return seen, err
 }
 
-func (s *fakeSeat) take(ctx context.Context, value claim, revision uint64) (written uint64, err error) {
-	err = s.request(ctx, "take", func() (err error) {
-		written, err = s.write(value, revision)
+func (s *fakeRecord) write(ctx context.Context, value leaseValue, revision uint64) (written uint64, err error) {
+	err = s.request(ctx, "write", func() (err error) {
+		written, err = s.append(value, revision)
 		return err
 	})
 	return written, err
 }
 
-func (s *fakeSeat) leave(ctx context.Context, revision uint64) error {
-	return s.request(ctx, "leave", func() error {
-		_, err := s.write(claim{}, revision)
+func (s *fakeRecord) delete(ctx context.Context, revision uint64) error {
+	return s.request(ctx, "delete", func() error {
+		_, err := s.append(leaseValue{}, revision)
 		return err
 	})
 }
 
-func (s *fakeSeat) watch(context.Context) (<-chan jetstream.KeyValueEntry, error) {
+func (s *fakeRecord) watch(context.Context) (<-chan jetstream.KeyValueEntry, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.watches) == 0 {
@@ -109,38 +109,38 @@ func (s *fakeSeat) watch(context.Context) (<-chan jetstream.KeyValueEntry, error
 }
 
 // put is what somebody else does to the entry, whatever its revision.
-func (s *fakeSeat) put(holder claim) {
+func (s *fakeRecord) put(holder leaseValue) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.states = append(s.states, sight{s.state(0).revision + 1, holder})
+	s.states = append(s.states, observed{s.state(0).revision + 1, holder})
 }
 
 // now returns the entry, and how often it was requested to do what.
-func (s *fakeSeat) now(what string) (sight, int) {
+func (s *fakeRecord) now(what string) (observed, int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.state(0), s.requests[what]
 }
 
-// newCandidacy returns a candidate that is about to campaign for the seat.
-func newCandidacy(t *testing.T, s seat) *candidacy {
+// candidateFor returns a candidate that is about to campaign for a record.
+func candidateFor(t *testing.T, s record) *candidate {
 	t.Helper()
 	k, err := NewKeyValue(func(context.Context) (*nats.Conn, error) { return nil, errors.New("there is no server") }, KeyValueOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return k.candidacy(func(context.Context) (seat, error) { return s, nil })
+	return k.newCandidate(func(context.Context) (record, error) { return s, nil })
 }
 
-// rivals is a claim of somebody else.
-func rivals(lease time.Duration) claim {
-	return claim{Leader: "rival", Candidacy: "rival", Beat: 1, Lease: lease.Milliseconds()}
+// rivalsValue is the value that a rival writes.
+func rivalsValue(lease time.Duration) leaseValue {
+	return leaseValue{Leader: "rival", Candidate: "rival", Beat: 1, Lease: lease.Milliseconds()}
 }
 
-// leadOn begins a term on a seat that nobody has.
-func leadOn(t *testing.T, s *fakeSeat) *leadership {
+// leadOn begins a term on a record that nobody holds.
+func leadOn(t *testing.T, s *fakeRecord) *leadership {
 	t.Helper()
-	c := newCandidacy(t, s)
+	c := candidateFor(t, s)
 	won, err := c.acquire(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -160,18 +160,18 @@ func leadOn(t *testing.T, s *fakeSeat) *leadership {
 
 func TestEntryIsRenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &fakeSeat{}
+		s := &fakeRecord{}
 		l := leadOn(t, s)
 		for range 60 {
 			time.Sleep(time.Second)
 			l.expect("while the server answers", true, true)
 		}
-		if _, takes := s.now("take"); takes != 1+54 {
-			t.Errorf("wrote %d times in a minute, want at first and every 1.1 s", takes)
+		if _, writes := s.now("write"); writes != 1+54 {
+			t.Errorf("wrote %d times in a minute, want at first and every 1.1 s", writes)
 		}
 		l.end(nil, nil)
-		if state, leaves := s.now("leave"); leaves != 1 || state.held() {
-			t.Errorf("after %d resignations the entry is %v, want it deleted by one", leaves, state)
+		if state, deletes := s.now("delete"); deletes != 1 || state.held() {
+			t.Errorf("after %d resignations the entry is %v, want it deleted by one", deletes, state)
 		}
 	})
 }
@@ -183,13 +183,13 @@ func TestEntryEndsWithoutAnAnswer(t *testing.T) {
 		defer cancel()
 		return silent(ctx)
 	}
-	for name, lose := range map[string]func(s *fakeSeat){
-		"request lost": func(s *fakeSeat) { s.meddle(timeout, nil) },
-		"answer lost":  func(s *fakeSeat) { s.meddle(nil, timeout) },
+	for name, lose := range map[string]func(s *fakeRecord){
+		"request lost": func(s *fakeRecord) { s.meddle(timeout, nil) },
+		"answer lost":  func(s *fakeRecord) { s.meddle(nil, timeout) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := &fakeSeat{}
+				s := &fakeRecord{}
 				s.meddle(nil, func(context.Context, string) error {
 					time.Sleep(400 * time.Millisecond)
 					return nil
@@ -211,10 +211,10 @@ func TestEntryEndsWithoutAnAnswer(t *testing.T) {
 }
 
 func TestEntryThatWasTakenIsLostAtOnce(t *testing.T) {
-	for name, holder := range map[string]claim{"taken": rivals(time.Second), "deleted": {}} {
+	for name, holder := range map[string]leaseValue{"taken": rivalsValue(time.Second), "deleted": {}} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := &fakeSeat{}
+				s := &fakeRecord{}
 				l := leadOn(t, s)
 				s.put(holder)
 				time.Sleep(1100*time.Millisecond - time.Nanosecond)
@@ -223,8 +223,8 @@ func TestEntryThatWasTakenIsLostAtOnce(t *testing.T) {
 				l.expect("when it is asked", false, false)
 				// What lead failed to do because of that is not an error of Run.
 				l.end(errors.New("cannot go on"), nil)
-				if state, leaves := s.now("leave"); leaves != 0 || state.holder != holder {
-					t.Errorf("after %d resignations the entry is %v, want it left alone", leaves, state)
+				if state, deletes := s.now("delete"); deletes != 0 || state.value != holder {
+					t.Errorf("after %d resignations the entry is %v, want it left alone", deletes, state)
 				}
 			})
 		})
@@ -248,25 +248,25 @@ func (l *lossy) lose(_ context.Context, what string) error {
 func TestUnansweredUpdate(t *testing.T) {
 	for name, test := range map[string]struct {
 		unanswered int
-		then       func(s *fakeSeat)
+		then       func(s *fakeRecord)
 		lost       bool
 	}{
-		"our own":          {1, func(*fakeSeat) {}, false},
-		"two of our own":   {2, func(*fakeSeat) {}, false},
-		"read late":        {1, func(s *fakeSeat) { s.outdated = 1 }, false},
-		"then taken":       {1, func(s *fakeSeat) { s.put(rivals(time.Second)) }, true},
-		"then deleted":     {1, func(s *fakeSeat) { s.put(claim{}) }, true},
-		"none of our own":  {0, func(s *fakeSeat) { s.put(rivals(time.Second)) }, true},
-		"read late, taken": {1, func(s *fakeSeat) { s.put(rivals(time.Second)); s.outdated = 1 }, true},
+		"our own":          {1, func(*fakeRecord) {}, false},
+		"two of our own":   {2, func(*fakeRecord) {}, false},
+		"read late":        {1, func(s *fakeRecord) { s.outdated = 1 }, false},
+		"then taken":       {1, func(s *fakeRecord) { s.put(rivalsValue(time.Second)) }, true},
+		"then deleted":     {1, func(s *fakeRecord) { s.put(leaseValue{}) }, true},
+		"none of our own":  {0, func(s *fakeRecord) { s.put(rivalsValue(time.Second)) }, true},
+		"read late, taken": {1, func(s *fakeRecord) { s.put(rivalsValue(time.Second)); s.outdated = 1 }, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := &fakeSeat{}
+				s := &fakeRecord{}
 				l := leadOn(t, s)
-				loss := &lossy{"take", test.unanswered}
+				loss := &lossy{"write", test.unanswered}
 				s.meddle(nil, func(ctx context.Context, what string) error {
 					err := loss.lose(ctx, what)
-					if what == "take" && loss.n == 0 {
+					if what == "write" && loss.n == 0 {
 						loss.n = -1
 						test.then(s)
 					}
@@ -281,7 +281,7 @@ func TestUnansweredUpdate(t *testing.T) {
 				time.Sleep(time.Second + 200*time.Millisecond)
 				l.expect("after two renewals", !test.lost, !test.lost)
 				l.end(nil, nil)
-				if state, _ := s.now("leave"); state.held() != (state.holder == rivals(time.Second)) {
+				if state, _ := s.now("delete"); state.held() != (state.value == rivalsValue(time.Second)) {
 					t.Errorf("the entry is %v after the resignation", state)
 				}
 			})
@@ -292,7 +292,7 @@ func TestUnansweredUpdate(t *testing.T) {
 // A replicated bucket may refuse an update since one before is still in process, and that may be our own.
 func TestUpdateInProcess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &fakeSeat{}
+		s := &fakeRecord{}
 		l := leadOn(t, s)
 		refusals := 3
 		s.meddle(func(context.Context, string) error {
@@ -303,8 +303,8 @@ func TestUpdateInProcess(t *testing.T) {
 		}, nil)
 		time.Sleep(2 * time.Second)
 		l.expect("after some refusals", true, true)
-		if _, takes := s.now("take"); takes != 2 {
-			t.Errorf("wrote %d times, want twice", takes)
+		if _, writes := s.now("write"); writes != 2 {
+			t.Errorf("wrote %d times, want twice", writes)
 		}
 		l.end(nil, nil)
 	})
@@ -316,13 +316,13 @@ func TestResignation(t *testing.T) {
 		n          int    // how often.
 		want       time.Duration
 	}{
-		"answered":                   {"leave", 0, 0},
-		"unanswered":                 {"leave", 1, writeAgain},
-		"after an unanswered update": {"take", 1, 0},
+		"answered":                   {"delete", 0, 0},
+		"unanswered":                 {"delete", 1, writeAgain},
+		"after an unanswered update": {"write", 1, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := &fakeSeat{}
+				s := &fakeRecord{}
 				l := leadOn(t, s)
 				s.meddle(nil, (&lossy{test.unanswered, test.n}).lose)
 				time.Sleep(1100 * time.Millisecond)
@@ -340,7 +340,7 @@ func TestResignation(t *testing.T) {
 	}
 	t.Run("out of reach", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			s := &fakeSeat{}
+			s := &fakeRecord{}
 			l := leadOn(t, s)
 			s.meddle(func(ctx context.Context, _ string) error { return silent(ctx) }, nil)
 			start := time.Now()
@@ -352,8 +352,8 @@ func TestResignation(t *testing.T) {
 	})
 }
 
-// vacancy is how long a candidate waits for a seat.
-func vacancy(t *testing.T, s *fakeSeat, c *candidacy) time.Duration {
+// timeToElection is how long a candidate waits for a record.
+func timeToElection(t *testing.T, s *fakeRecord, c *candidate) time.Duration {
 	t.Helper()
 	start := time.Now()
 	won, err := c.acquire(t.Context())
@@ -361,7 +361,7 @@ func vacancy(t *testing.T, s *fakeSeat, c *candidacy) time.Duration {
 		t.Fatal(err)
 	}
 	took := time.Since(start)
-	if state, _ := s.now(""); state.holder.Candidacy != c.id {
+	if state, _ := s.now(""); state.value.Candidate != c.id {
 		t.Errorf("elected, but the entry is %v", state)
 	}
 	if c.Standby() {
@@ -371,41 +371,41 @@ func vacancy(t *testing.T, s *fakeSeat, c *candidacy) time.Duration {
 }
 
 func TestVacancy(t *testing.T) {
-	patience := rivals(LeaseDuration).patience()
+	patience := rivalsValue(LeaseDuration).patience()
 	for name, test := range map[string]struct {
-		states []sight // Before.
-		do     func(s *fakeSeat)
+		states []observed // Before.
+		do     func(s *fakeRecord)
 		want   time.Duration
 	}{
 		"never held": {nil, nil, 0},
-		"resigned":   {[]sight{{7, rivals(LeaseDuration)}, {8, claim{}}}, nil, 0},
+		"resigned":   {[]observed{{7, rivalsValue(LeaseDuration)}, {8, leaseValue{}}}, nil, 0},
 		"held and never renewed, as by a leader that was killed": {
-			[]sight{{7, rivals(LeaseDuration)}}, nil, patience,
+			[]observed{{7, rivalsValue(LeaseDuration)}}, nil, patience,
 		},
 		"held for another lease": {
-			[]sight{{7, rivals(30 * time.Second)}}, nil, 36 * time.Second,
+			[]observed{{7, rivalsValue(30 * time.Second)}}, nil, 36 * time.Second,
 		},
 		"renewed": {
-			[]sight{{7, rivals(LeaseDuration)}},
-			func(s *fakeSeat) {
+			[]observed{{7, rivalsValue(LeaseDuration)}},
+			func(s *fakeRecord) {
 				time.Sleep(4 * time.Second)
-				renewed := rivals(LeaseDuration)
+				renewed := rivalsValue(LeaseDuration)
 				renewed.Beat++
 				s.put(renewed)
 			},
 			4*time.Second + DefaultRetry/2 + patience, // It is polled.
 		},
 		"resigned meanwhile": {
-			[]sight{{7, rivals(LeaseDuration)}},
-			func(s *fakeSeat) {
+			[]observed{{7, rivalsValue(LeaseDuration)}},
+			func(s *fakeRecord) {
 				time.Sleep(2 * time.Second)
-				s.put(claim{})
+				s.put(leaseValue{})
 			},
 			3 * DefaultRetry,
 		},
 		"forgotten by the server": {
-			[]sight{{7, rivals(LeaseDuration)}},
-			func(s *fakeSeat) {
+			[]observed{{7, rivalsValue(LeaseDuration)}},
+			func(s *fakeRecord) {
 				time.Sleep(time.Second)
 				s.mu.Lock()
 				defer s.mu.Unlock()
@@ -414,8 +414,8 @@ func TestVacancy(t *testing.T) {
 			patience,
 		},
 		"rolled back to a resignation from before": {
-			[]sight{{6, claim{}}, {7, rivals(LeaseDuration)}},
-			func(s *fakeSeat) {
+			[]observed{{6, leaseValue{}}, {7, rivalsValue(LeaseDuration)}},
+			func(s *fakeRecord) {
 				time.Sleep(time.Second)
 				s.mu.Lock()
 				defer s.mu.Unlock()
@@ -426,11 +426,11 @@ func TestVacancy(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := &fakeSeat{states: test.states}
+				s := &fakeRecord{states: test.states}
 				if test.do != nil {
 					go test.do(s)
 				}
-				got := vacancy(t, s, newCandidacy(t, s))
+				got := timeToElection(t, s, candidateFor(t, s))
 				if got < test.want || got > test.want+DefaultRetry/2 {
 					t.Errorf("waited %v, want %v", got, test.want)
 				}
@@ -442,13 +442,13 @@ func TestVacancy(t *testing.T) {
 // An entry of our own is left from a term that is over, or from an update that was not answered.
 func TestOwnEntryIsTakenBackAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &fakeSeat{}
-		c := newCandidacy(t, s)
-		s.meddle(nil, (&lossy{"take", 1}).lose)
+		s := &fakeRecord{}
+		c := candidateFor(t, s)
+		s.meddle(nil, (&lossy{"write", 1}).lose)
 		if _, err := c.acquire(t.Context()); err == nil {
 			t.Fatal("got no error although there was no answer")
 		}
-		if got := vacancy(t, s, c); got != 0 {
+		if got := timeToElection(t, s, c); got != 0 {
 			t.Errorf("waited %v for itself", got)
 		}
 	})
@@ -470,18 +470,18 @@ func TestWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ended, next := make(chan jetstream.KeyValueEntry), make(chan jetstream.KeyValueEntry)
 		close(ended)
-		s := &fakeSeat{states: []sight{{7, rivals(LeaseDuration)}}, watches: []chan jetstream.KeyValueEntry{ended, next}}
+		s := &fakeRecord{states: []observed{{7, rivalsValue(LeaseDuration)}}, watches: []chan jetstream.KeyValueEntry{ended, next}}
 		go func() {
 			next <- nil // That was all there is. Heard when the watch is there.
 			time.Sleep(time.Second + time.Millisecond)
-			s.put(claim{})
+			s.put(leaseValue{})
 			next <- deletion{revision: 8}
 		}()
-		if got, want := vacancy(t, s, newCandidacy(t, s)), DefaultRetry+time.Second+time.Millisecond; got != want {
+		if got, want := timeToElection(t, s, candidateFor(t, s)), DefaultRetry+time.Second+time.Millisecond; got != want {
 			t.Errorf("waited %v, want %v", got, want)
 		}
-		if _, looks := s.now("look"); looks != 3 {
-			t.Errorf("looked %d times, want 3: at first and every %v", looks, DefaultRetry)
+		if _, reads := s.now("read"); reads != 3 {
+			t.Errorf("looked %d times, want 3: at first and every %v", reads, DefaultRetry)
 		}
 	})
 }
@@ -490,14 +490,14 @@ func TestWatch(t *testing.T) {
 func TestStopWhileElected(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		s := &fakeSeat{}
+		s := &fakeRecord{}
 		s.meddle(nil, func(_ context.Context, what string) error {
-			if what == "take" {
+			if what == "write" {
 				cancel()
 			}
 			return nil
 		})
-		c := newCandidacy(t, s)
+		c := candidateFor(t, s)
 		err := c.run(ctx, c.acquire, func(context.Context, *Lease) error {
 			t.Error("elected")
 			return nil
@@ -514,10 +514,10 @@ func TestStopWhileElected(t *testing.T) {
 // A read that is out of date, as that of a replica that lags, leads to no more than an update that is refused.
 func TestOutdatedReads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &fakeSeat{states: []sight{{7, claim{}}, {8, rivals(LeaseDuration)}}, outdated: 1}
+		s := &fakeRecord{states: []observed{{7, leaseValue{}}, {8, rivalsValue(LeaseDuration)}}, outdated: 1}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		c := newCandidacy(t, s)
+		c := candidateFor(t, s)
 		err := c.run(ctx, c.acquire, func(context.Context, *Lease) error {
 			t.Error("elected")
 			return nil
@@ -525,8 +525,8 @@ func TestOutdatedReads(t *testing.T) {
 		if err != nil {
 			t.Errorf("Run returned %v, want nil", err)
 		}
-		if state, takes := s.now("take"); state.revision != 8 || takes > int(time.Minute/DefaultRetry)+1 {
-			t.Errorf("after %d attempts the entry is %v, want one every %v and it left alone", takes, state, DefaultRetry)
+		if state, writes := s.now("write"); state.revision != 8 || writes > int(time.Minute/DefaultRetry)+1 {
+			t.Errorf("after %d attempts the entry is %v, want one every %v and it left alone", writes, state, DefaultRetry)
 		}
 		if !c.Standby() {
 			t.Error("does not stand by although somebody leads")
@@ -534,9 +534,9 @@ func TestOutdatedReads(t *testing.T) {
 	})
 }
 
-// network is a seat by way of an unreliable network, on which requests and answers are late or lost.
+// network is a record behind an unreliable network: requests and answers are late or lost.
 type network struct {
-	seat *fakeSeat
+	record *fakeRecord
 
 	mu    sync.Mutex // Protects what follows.
 	rand  *rand.Rand
@@ -588,37 +588,37 @@ func (n *network) send(ctx context.Context, request func() error) error {
 	}
 }
 
-func (n *network) look(ctx context.Context) (sight, error) {
+func (n *network) read(ctx context.Context) (observed, error) {
 	n.mu.Lock()
 	outdated := max(n.rand.IntN(8)-4, 0) // A replica may lag.
 	n.mu.Unlock()
-	seen := make(chan sight, 1)
+	seen := make(chan observed, 1)
 	err := n.send(ctx, func() error {
-		n.seat.mu.Lock()
-		defer n.seat.mu.Unlock()
-		seen <- n.seat.state(outdated)
+		n.record.mu.Lock()
+		defer n.record.mu.Unlock()
+		seen <- n.record.state(outdated)
 		return nil
 	})
 	if err != nil {
-		return sight{}, err
+		return observed{}, err
 	}
 	return <-seen, nil
 }
 
-func (n *network) take(ctx context.Context, value claim, revision uint64) (uint64, error) {
+func (n *network) write(ctx context.Context, value leaseValue, revision uint64) (uint64, error) {
 	err := n.send(ctx, func() error {
-		_, err := n.seat.take(ctx, value, revision)
+		_, err := n.record.write(ctx, value, revision)
 		return err
 	})
 	return revision + 1, err
 }
 
-func (n *network) leave(ctx context.Context, revision uint64) error {
-	return n.send(ctx, func() error { return n.seat.leave(ctx, revision) })
+func (n *network) delete(ctx context.Context, revision uint64) error {
+	return n.send(ctx, func() error { return n.record.delete(ctx, revision) })
 }
 
 func (n *network) watch(ctx context.Context) (<-chan jetstream.KeyValueEntry, error) {
-	return n.seat.watch(ctx)
+	return n.record.watch(ctx)
 }
 
 // Whatever the network does, no two have a valid lease at a time, and somebody has one again and again.
@@ -646,12 +646,12 @@ func TestOneLeadsAtATimeOnAnUnreliableNetwork(t *testing.T) {
 				}
 				ctx, stop := context.WithTimeout(t.Context(), 10*time.Minute)
 				defer stop()
-				s := &fakeSeat{}
+				s := &fakeRecord{}
 				var running sync.WaitGroup
 				for i := range terms {
 					chance := rand.New(rand.NewPCG(seed, uint64(i)))
-					n := &network{seat: s, rand: rand.New(rand.NewPCG(seed, uint64(i)+100))}
-					c := newCandidacy(t, n)
+					n := &network{record: s, rand: rand.New(rand.NewPCG(seed, uint64(i)+100))}
+					c := candidateFor(t, n)
 					running.Go(func() {
 						err := c.run(ctx, c.acquire, func(ctx context.Context, lease *Lease) error {
 							mu.Lock()

@@ -6,21 +6,21 @@ import (
 	"time"
 )
 
-// Lease is the right to lead. It runs out by itself unless the elector that granted it renews it, so a leader
-// that was cut off or frozen knows, by its own clock, that another may have taken over.
+// Lease is the right to lead. It ends by itself unless the elector renews it. So a leader that was cut off or frozen knows by
+// its own clock that another may have taken over.
 type Lease struct {
 	until func() (time.Time, bool)
 }
 
-// NewLease returns a lease that ends when until says, for electors outside this package. Until is called
-// before whatever is written, from any goroutine: it must be fast. Its second result is false once the lease is lost
-// for good. The time must carry a monotonic clock reading, as [time.Now] does: no safety may rest on wall clocks.
+// NewLease returns a lease that ends when until says, for electors outside this package. until is called before each write,
+// from any goroutine: it must be fast. Its second result is false once the lease is lost for good. The time must carry a
+// monotonic clock reading, as [time.Now] does: no safety may rest on wall clocks.
 func NewLease(until func() (end time.Time, held bool)) *Lease {
 	return &Lease{until: until}
 }
 
-// Valid reports whether the holder may still act. It is to be asked immediately before each act, since a
-// process can be stopped at any point for any time and its contexts are cancelled only some time after it woke.
+// Valid reports whether the leader may still act. Call it immediately before each act: a process can be stopped at any point
+// for any time, and its contexts are cancelled only some time after it has woken.
 func (l *Lease) Valid() bool {
 	end, held := l.until()
 	return held && time.Now().Before(end)

@@ -9,16 +9,16 @@ import (
 // Time budgets of a [Pulse].
 const (
 	pulseEvery = time.Second
-	// pulseMissed is from when on a gap is worth a word: a busy machine makes shorter ones.
+	// pulseMissed is the shortest gap that is reported: a busy machine causes shorter ones.
 	pulseMissed = 2 * time.Second
-	// pulseMemory is for how long a gap explains what is noticed after it.
+	// pulseMemory is how long after a gap it still explains what goes wrong.
 	pulseMemory = 10 * time.Second
 )
 
-// Pulse notices that this process did not run: it was stopped, or its container or machine was, or it got no processor.
-// Whatever it waited for has then timed out, and none of those who did not answer is to blame. The zero value is ready.
+// Pulse notices that this process did not run: the process, its container or its machine was stopped, or it got no processor.
+// Its requests have then timed out, and the servers are not to blame. The zero value is ready.
 //
-// It goes by the monotonic clock, which stands still while a whole machine is suspended: of that it notices nothing.
+// Pulse uses the monotonic clock, which stands still while a whole machine is suspended: that it does not notice.
 type Pulse struct {
 	mu    sync.Mutex    // Protects what follows.
 	last  time.Time     // The latest beat; zero while it does not beat.
@@ -44,8 +44,8 @@ func (p *Pulse) Run(ctx context.Context, missed func(gap time.Duration)) {
 	}
 }
 
-// Gap returns for how long this process did not run, if that ended within the last seconds or has just been noticed, and
-// otherwise 0.
+// Gap returns how long this process did not run, if that ended within the last ten seconds or has
+// just been noticed; otherwise 0.
 func (p *Pulse) Gap() time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -16,8 +16,8 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// archiveParts is how many parts the archive has: one that is being filled, and others that are kept, together for
-// Options.Retain, until their turn comes to be emptied.
+// archiveParts is how many parts the archive has. One is being filled. The others are kept until their turn comes to be
+// emptied, together for Options.Retain.
 const archiveParts = 3
 
 const (
@@ -47,8 +47,8 @@ func of(table, columns string) string {
 	return table + "." + strings.ReplaceAll(columns, ", ", ", "+table+".")
 }
 
-// tendArchive goes on to the next part when that is due, and empties it. What hinders it is not worth a term: the relay
-// goes on with the part it has. Whoever has the session calls it.
+// tendArchive empties the next part and goes on to it when that is due. An obstacle does not end the term: the relay goes on
+// with the part that it has. It is to be called with the session, inside Do or DoPatiently.
 func (o *Outbox) tendArchive(ctx context.Context, conn *pgx.Conn) {
 	now := time.Now()
 	if o.stream == "" || now.Before(o.archive.filled) {
@@ -206,13 +206,13 @@ func (o *Outbox) summarize(ctx context.Context) error {
 	})
 }
 
-// aside runs one task of the leader's on a connection of its own. If Postgres gives no other, for there are too many, it is
-// done on the session: later is never.
+// aside runs one task of the leader on a connection of its own. If Postgres has no connection left, the task runs on the
+// session: to postpone it would be to drop it.
 func (o *Outbox) aside(ctx context.Context, task func(ctx context.Context, conn *pgx.Conn) error) error {
 	conn, err := o.connector.connect(ctx, forAdmin())
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == codeTooManyConnections {
 		return o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
-			if err := o.inOffice(); err != nil {
+			if err := o.inTerm(); err != nil {
 				return err
 			}
 			return task(ctx, conn)
@@ -228,14 +228,14 @@ func (o *Outbox) aside(ctx context.Context, task func(ctx context.Context, conn 
 	return err
 }
 
-// Settle removes those of the events that are still in the outbox, for the archive if there is one, and returns how many
-// those were: they were found in the stream after a sequence. Kept are those that the database does not let go, each for
-// a reason of its own. Like Exchange it works on the session, for the leader only.
+// Settle removes the events that are still in the outbox, for the archive if there is one, and returns how many it removed.
+// found are events that the stream has stored after the sequence after. kept are events that the database does not let go,
+// each for a reason of its own. Like Exchange it works on the session, for the leader only.
 //
 // Rows that are still there although the database reported no error are an [ErrKept].
 func (o *Outbox) Settle(ctx context.Context, found []Ref, after uint64) (settled int, kept []Ref, err error) {
 	err = o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
-		if err := o.inOffice(); err != nil {
+		if err := o.inTerm(); err != nil {
 			return err
 		}
 		var err error
@@ -265,7 +265,7 @@ func (o *Outbox) settleFound(ctx context.Context, on interface {
 		seqs, ids = split(found)
 		batch     = &pgx.Batch{}
 	)
-	o.remove(batch, &n, o.queries.found, true, after, seqs, ids)
+	o.remove(batch, &n, o.queries.byID, true, after, seqs, ids)
 	batch.Queue(o.queries.stillThere, seqs, ids).QueryRow(func(row pgx.Row) error { return row.Scan(&remaining) })
 	if err := on.SendBatch(ctx, batch).Close(); err != nil {
 		return 0, err
@@ -276,7 +276,7 @@ func (o *Outbox) settleFound(ctx context.Context, on interface {
 	return int(n.removed), nil
 }
 
-// settleHalves removes events, in halves of halves where the database refuses that for the sake of one of them.
+// settleHalves removes events. Where the database refuses that because of one of them, it halves them, again and again.
 func (o *Outbox) settleHalves(ctx context.Context, tx pgx.Tx, found []Ref, after uint64, settled *int, kept *[]Ref) error {
 	n := 0
 	err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) (err error) {
@@ -306,22 +306,23 @@ func (t Table) stillThere(rows int) error {
 }
 
 // PutBack takes lost events out of the archive and puts them back into the outbox, with their ids and seqs, and then
-// records the checkpoint; the zero checkpoint records none. It returns how many there were. Those whose seq another event
-// has stay in the archive until that is published again, and so do a few that the database refuses each for a reason of its own, such as a foreign
-// key that somebody gave the outbox: the log names them. Like Exchange it works on the session, for the leader only.
+// records the checkpoint; the zero checkpoint records none. It returns how many it put back. An event whose seq another event
+// has stays in the archive until that is published again. So do a few events that the database refuses, each for a reason of
+// its own, such as a foreign key that somebody gave the outbox: the log names them. Like Exchange it works on the session,
+// for the leader only.
 //
-// A checkpoint of a stream that was created anew makes the sequences in the archive those of another stream: they become
-// 0, which is always true. That may take long, on a connection of its own.
+// If the checkpoint is of a stream that was created anew, the sequences in the archive belong to the old stream: they become
+// 0, a bound that is always true. That may take long, on a connection of its own.
 func (o *Outbox) PutBack(ctx context.Context, lost []Archived, checkpoint Checkpoint) (back int, err error) {
 	if len(lost) > 0 {
 		var refused []refusal
-		err := o.inOfficeTx(ctx, func(tx pgx.Tx) error {
+		err := o.inTermTx(ctx, func(tx pgx.Tx) error {
 			var err error
 			back, err = o.putBack(ctx, tx, lost, &refused)
 			return err
 		})
 		if ofRow(err) {
-			err = o.inOfficeTx(ctx, func(tx pgx.Tx) error {
+			err = o.inTermTx(ctx, func(tx pgx.Tx) error {
 				back, refused = 0, nil
 				if err := atOnce(ctx, tx); err != nil {
 					return err
@@ -345,7 +346,7 @@ func (o *Outbox) PutBack(ctx context.Context, lost []Archived, checkpoint Checkp
 		}
 	}
 	err = o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
-		if err := o.inOffice(); err != nil {
+		if err := o.inTerm(); err != nil {
 			return err
 		}
 		return o.record(ctx, conn, checkpoint)
@@ -356,17 +357,17 @@ func (o *Outbox) PutBack(ctx context.Context, lost []Archived, checkpoint Checkp
 	return back, o.explain("record the checkpoint", err)
 }
 
-// inOfficeTx runs a transaction on the session of the term.
-func (o *Outbox) inOfficeTx(ctx context.Context, task func(tx pgx.Tx) error) error {
+// inTermTx runs a transaction on the term's session.
+func (o *Outbox) inTermTx(ctx context.Context, task func(tx pgx.Tx) error) error {
 	return o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
-		if err := o.inOffice(); err != nil {
+		if err := o.inTerm(); err != nil {
 			return err
 		}
 		return pgx.BeginFunc(ctx, conn, task)
 	})
 }
 
-// refusal is an event that the database does not take back.
+// refusal is an event that the database refuses to take back.
 type refusal struct {
 	Ref
 
@@ -377,7 +378,7 @@ type refusal struct {
 // wrong with the table, and nothing is put back or published until that is mended.
 const refusedMost = 100
 
-// putBackHalves puts events back, in halves of halves where the database refuses that for the sake of one of them.
+// putBackHalves puts events back. Where the database refuses that because of one of them, it halves them, again and again.
 func (o *Outbox) putBackHalves(ctx context.Context, tx pgx.Tx, lost []Archived, back *int, refused *[]refusal) error {
 	n, taken := 0, []refusal(nil)
 	err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) (err error) {
@@ -466,7 +467,7 @@ select (select count(*) from there), array_agg(seq), array_agg(id)
 	return back, nil
 }
 
-// disown makes the sequences in the archive true of another stream, unless it is the one that they are of.
+// disown makes the sequences in the archive true for another stream, unless they are of that stream.
 func (o *Outbox) disown(ctx context.Context, created time.Time) error {
 	return o.aside(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		_, err := conn.Exec(ctx, `
@@ -476,7 +477,7 @@ update `+o.table.published()+` set after = 0
 	})
 }
 
-// record records a checkpoint, on disk: what has been published is only looked for after it.
+// record records a checkpoint, on disk: published events are only looked for after it.
 func (o *Outbox) record(ctx context.Context, conn *pgx.Conn, c Checkpoint) error {
 	tag, err := conn.Exec(ctx, `
 update `+o.table.relay()+` set stream_created = $2, checkpoint = $3, checkpoint_before = $4

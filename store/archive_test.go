@@ -14,7 +14,7 @@ import (
 	"github.com/go-outbox/go-outbox/store"
 )
 
-// begin begins a term of office for stream s.
+// begin begins a term for stream s.
 func (f *fixture) begin(tb testing.TB) store.Term {
 	tb.Helper()
 	term, err := f.Begin(tb.Context(), "s", "me", 0)

@@ -98,7 +98,7 @@ select case when $2 and not held then pg_try_advisory_lock_shared($1) when not $
 // session, for the leader only.
 func (o *Outbox) Standbys(ctx context.Context) (n int, err error) {
 	err = o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
-		if err := o.inOffice(); err != nil {
+		if err := o.inTerm(); err != nil {
 			return err
 		}
 		return conn.QueryRow(ctx, `

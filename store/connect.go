@@ -285,7 +285,7 @@ func (c *connector) open(ctx context.Context, t target, a address, way *pgconn.F
 
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
-		return nil, plainly(err)
+		return nil, bareReason(err)
 	}
 	if err := setUp(ctx, conn, p, t.attrs); err != nil {
 		_ = conn.Close(context.WithoutCancel(ctx)) // It is the other error that matters.
@@ -353,9 +353,9 @@ func (e *addressError) Error() string {
 
 func (e *addressError) Unwrap() error { return e.err }
 
-// plainly takes the user, the database and the address off what pgx says of one attempt: the first two are nobody's
-// business, and the address is told by the caller.
-func plainly(err error) error {
+// bareReason removes the user, the database and the address from pgx's error about one attempt: the first two are nobody's
+// business, and the caller names the address.
+func bareReason(err error) error {
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 		return pg
 	}

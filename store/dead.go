@@ -42,7 +42,7 @@ type DeadLetter struct {
 }
 
 // Key names it and no other.
-func (d *DeadLetter) Key() DeadKey { return grave{letter: d.Letter, seq: d.Seq}.key() }
+func (d *DeadLetter) Key() DeadKey { return deadRow{letter: d.Letter, seq: d.Seq}.key() }
 
 // DeadPlace is where a dead letter stands in a list.
 type DeadPlace struct{ Seq, Letter int64 }
@@ -187,30 +187,30 @@ func (k DeadKey) condition() (condition string, value any) {
 	return "seq = $1", k.Seq
 }
 
-// grave is where a dead letter is.
-type grave struct {
+// deadRow is the row of a dead letter: among the dead letters, or marked in the outbox.
+type deadRow struct {
 	letter, seq int64 // Letter is 0 in the outbox.
 	size        int64
 }
 
 // key names it and no other.
-func (g grave) key() DeadKey {
-	if g.letter == 0 {
-		return DeadKey{Seq: g.seq, Kept: true}
+func (d deadRow) key() DeadKey {
+	if d.letter == 0 {
+		return DeadKey{Seq: d.seq, Kept: true}
 	}
-	return DeadKey{Letter: g.letter}
+	return DeadKey{Letter: d.letter}
 }
 
 // lookUp finds whatever a key names; ErrNoDeadLetter if that is nothing.
-func (t Table) lookUp(ctx context.Context, q querier, key DeadKey) ([]grave, error) {
+func (t Table) lookUp(ctx context.Context, q querier, key DeadKey) ([]deadRow, error) {
 	condition, value := key.condition()
 	rows, err := q.Query(ctx, `select letter, seq, octet_length(data) from (`+t.deadEverywhere()+`) d where `+condition+` order by letter`, value)
 	if err != nil {
 		return nil, err
 	}
-	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (g grave, err error) {
-		err = row.Scan(&g.letter, &g.seq, &g.size)
-		return g, err
+	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (d deadRow, err error) {
+		err = row.Scan(&d.letter, &d.seq, &d.size)
+		return d, err
 	})
 	if err == nil && len(found) == 0 {
 		return nil, fmt.Errorf("%w: %s", ErrNoDeadLetter, key)
@@ -218,10 +218,10 @@ func (t Table) lookUp(ctx context.Context, q querier, key DeadKey) ([]grave, err
 	return found, err
 }
 
-func several(key DeadKey, found []grave) error {
+func several(key DeadKey, found []deadRow) error {
 	var names []string
-	for _, g := range found[:min(len(found), 10)] {
-		names = append(names, g.String())
+	for _, d := range found[:min(len(found), 10)] {
+		names = append(names, d.String())
 	}
 	if more := len(found) - len(names); more > 0 {
 		names = append(names, fmt.Sprintf("%d more", more))
@@ -230,7 +230,7 @@ func several(key DeadKey, found []grave) error {
 }
 
 // String names it as a person would type it.
-func (g grave) String() string { return g.key().String() }
+func (d deadRow) String() string { return d.key().String() }
 
 // TooLargeError says that events would only be given up again, since the broker does not take so large ones.
 type TooLargeError struct {
@@ -266,18 +266,18 @@ func (o *Outbox) RequeueAnySize(ctx context.Context, keys ...DeadKey) (int, erro
 }
 
 func (o *Outbox) requeue(ctx context.Context, keys []DeadKey, anySize bool) (int, error) {
-	return o.takeDead(ctx, "requeue", keys, func(tx pgx.Tx, graves []grave) (lowest int64, err error) {
+	return o.takeDead(ctx, "requeue", keys, func(tx pgx.Tx, rows []deadRow) (lowest int64, err error) {
 		if !anySize {
-			if err := o.table.checkSizes(ctx, tx, graves); err != nil {
+			if err := o.table.checkSizes(ctx, tx, rows); err != nil {
 				return 0, err
 			}
 		}
-		return o.table.revive(ctx, tx, graves)
+		return o.table.requeue(ctx, tx, rows)
 	})
 }
 
-// checkSizes compares payloads with what the broker took at most when a leader last asked it.
-func (t Table) checkSizes(ctx context.Context, tx pgx.Tx, graves []grave) error {
+// checkSizes compares payloads with the largest that the broker took when a leader last asked it.
+func (t Table) checkSizes(ctx context.Context, tx pgx.Tx, rows []deadRow) error {
 	var most *int64
 	err := tx.QueryRow(ctx, `select max_payload from `+t.relay()+` order by leader_since desc limit 1`).Scan(&most)
 	if errors.Is(err, pgx.ErrNoRows) || err == nil && (most == nil || *most <= 0) {
@@ -287,14 +287,14 @@ func (t Table) checkSizes(ctx context.Context, tx pgx.Tx, graves []grave) error 
 		return err
 	}
 	tooLarge := &TooLargeError{Max: *most}
-	for _, g := range graves {
-		if g.size <= *most {
+	for _, d := range rows {
+		if d.size <= *most {
 			continue
 		}
 		if len(tooLarge.Keys) == 0 {
-			tooLarge.Size = g.size
+			tooLarge.Size = d.size
 		}
-		tooLarge.Keys = append(tooLarge.Keys, g.key())
+		tooLarge.Keys = append(tooLarge.Keys, d.key())
 	}
 	if len(tooLarge.Keys) > 0 {
 		return tooLarge
@@ -302,8 +302,8 @@ func (t Table) checkSizes(ctx context.Context, tx pgx.Tx, graves []grave) error 
 	return nil
 }
 
-// revive makes rows of the outbox of dead letters, and returns the lowest of their seqs.
-func (t Table) revive(ctx context.Context, tx pgx.Tx, graves []grave) (lowest int64, err error) {
+// requeue puts dead letters back into the outbox, and returns the lowest of their seqs.
+func (t Table) requeue(ctx context.Context, tx pgx.Tx, rows []deadRow) (lowest int64, err error) {
 	const columns = `id, topic, aggregate_type, aggregate_id, event_type, data, headers, created_at, last_error`
 	dead := `
 with gone as (delete from ` + t.dead() + ` where letter = $1 returning seq, ` + columns + `),
@@ -316,15 +316,15 @@ update ` + t.outbox() + ` set given_up_at = null, attempts = 0, retry_at = null,
  where seq = $1 and given_up_at is not null returning seq`
 
 	batch := &pgx.Batch{}
-	for i, g := range graves {
-		statement, key := dead, g.letter
-		if g.letter == 0 {
-			statement, key = kept, g.seq
+	for i, d := range rows {
+		statement, key := dead, d.letter
+		if d.letter == 0 {
+			statement, key = kept, d.seq
 		}
 		batch.Queue(statement, key).QueryRow(func(row pgx.Row) error {
 			var seq int64
 			if err := row.Scan(&seq); errors.Is(err, pgx.ErrNoRows) {
-				return fmt.Errorf("%w: %s: it has just been taken away", ErrNoDeadLetter, g)
+				return fmt.Errorf("%w: %s: it has just been taken away", ErrNoDeadLetter, d)
 			} else if err != nil {
 				return err
 			}
@@ -337,7 +337,7 @@ update ` + t.outbox() + ` set given_up_at = null, attempts = 0, retry_at = null,
 	return lowest, tx.SendBatch(ctx, batch).Close()
 }
 
-// lowerScan lets the terms to come look for rows from this seq on.
+// lowerScan makes later terms fetch from this seq on.
 func (t Table) lowerScan(ctx context.Context, tx pgx.Tx, lowest int64) error {
 	_, err := tx.Exec(ctx, `update `+t.relay()+` set scan_from = $1 where scan_from > $1`, lowest)
 	return err
@@ -345,19 +345,19 @@ func (t Table) lowerScan(ctx context.Context, tx pgx.Tx, lowest int64) error {
 
 // Discard removes dead letters for good. All of keys or none, as with [Outbox.Requeue].
 func (o *Outbox) Discard(ctx context.Context, keys ...DeadKey) (int, error) {
-	return o.takeDead(ctx, "discard", keys, func(tx pgx.Tx, graves []grave) (lowest int64, err error) {
+	return o.takeDead(ctx, "discard", keys, func(tx pgx.Tx, rows []deadRow) (lowest int64, err error) {
 		batch := &pgx.Batch{}
-		lowest = graves[0].seq
-		for _, g := range graves {
-			lowest = min(lowest, g.seq)
-			query := batch.Queue(`delete from `+o.table.dead()+` where letter = $1 returning true`, g.letter)
-			if g.letter == 0 {
-				query = batch.Queue(`delete from `+o.table.outbox()+` where seq = $1 and given_up_at is not null returning true`, g.seq)
+		lowest = rows[0].seq
+		for _, d := range rows {
+			lowest = min(lowest, d.seq)
+			query := batch.Queue(`delete from `+o.table.dead()+` where letter = $1 returning true`, d.letter)
+			if d.letter == 0 {
+				query = batch.Queue(`delete from `+o.table.outbox()+` where seq = $1 and given_up_at is not null returning true`, d.seq)
 			}
 			query.QueryRow(func(row pgx.Row) error {
 				var gone bool
 				if err := row.Scan(&gone); errors.Is(err, pgx.ErrNoRows) {
-					return fmt.Errorf("%w: %s: it has just been taken away", ErrNoDeadLetter, g)
+					return fmt.Errorf("%w: %s: it has just been taken away", ErrNoDeadLetter, d)
 				} else if err != nil {
 					return err
 				}
@@ -368,11 +368,12 @@ func (o *Outbox) Discard(ctx context.Context, keys ...DeadKey) (int, error) {
 	})
 }
 
-// takeDead finds what keys name, has it taken in one transaction, and tells the relay to look from there on: also for what
-// was held back for its sake. Take returns the lowest seq of what it puts back or removes.
-func (o *Outbox) takeDead(ctx context.Context, operation string, keys []DeadKey, take func(tx pgx.Tx, graves []grave) (lowest int64, err error)) (int, error) {
+// takeDead finds the dead letters that keys name and calls take with them, in one transaction. Then it makes the relay fetch
+// again from the lowest seq of these letters and of the rows that were held back because of them. take returns the lowest
+// seq that it puts back or removes.
+func (o *Outbox) takeDead(ctx context.Context, operation string, keys []DeadKey, take func(tx pgx.Tx, rows []deadRow) (lowest int64, err error)) (int, error) {
 	var (
-		graves []grave
+		rows   []deadRow
 		lowest int64
 	)
 	err := o.with(ctx, func(conn *pgx.Conn) error {
@@ -385,20 +386,20 @@ func (o *Outbox) takeDead(ctx context.Context, operation string, keys []DeadKey,
 				case len(found) > 1 && key.ID == uuid.Nil:
 					return several(key, found)
 				}
-				for _, g := range found {
-					if !slices.Contains(graves, g) { // Two keys may name the same.
-						graves = append(graves, g)
+				for _, d := range found {
+					if !slices.Contains(rows, d) { // Two keys may name the same.
+						rows = append(rows, d)
 					}
 				}
 			}
-			if len(graves) == 0 {
+			if len(rows) == 0 {
 				return nil
 			}
-			held, err := o.lowestHeld(ctx, tx, graves)
+			held, err := o.lowestHeld(ctx, tx, rows)
 			if err != nil {
 				return err
 			}
-			if lowest, err = take(tx, graves); err != nil {
+			if lowest, err = take(tx, rows); err != nil {
 				return err
 			}
 			lowest = min(lowest, held)
@@ -411,26 +412,26 @@ func (o *Outbox) takeDead(ctx context.Context, operation string, keys []DeadKey,
 	if err != nil {
 		return 0, o.explain(operation+" dead letters", err)
 	}
-	if len(graves) == 0 {
+	if len(rows) == 0 {
 		return 0, nil
 	}
 	o.back.lower(lowest) // If this is the relay's own process, it need not wait to be notified.
 	o.someMayGoOn()
-	return len(graves), nil
+	return len(rows), nil
 }
 
-// lowestHeld returns the lowest seq of the rows that are held back for the sake of dead letters: it is below theirs if a
-// row was committed after a later one of its aggregate had been given up.
-func (o *Outbox) lowestHeld(ctx context.Context, tx pgx.Tx, graves []grave) (seq int64, err error) {
+// lowestHeld returns the lowest seq of the rows that are held back because of dead letters. It is lower than the letters'
+// own seqs if a row was committed after a later row of its aggregate had been given up.
+func (o *Outbox) lowestHeld(ctx context.Context, tx pgx.Tx, rows []deadRow) (seq int64, err error) {
 	if !o.holdDead {
 		return math.MaxInt64, nil
 	}
 	var letters, seqs []int64
-	for _, g := range graves {
-		if g.letter == 0 {
-			seqs = append(seqs, g.seq)
+	for _, d := range rows {
+		if d.letter == 0 {
+			seqs = append(seqs, d.seq)
 		} else {
-			letters = append(letters, g.letter)
+			letters = append(letters, d.letter)
 		}
 	}
 	err = tx.QueryRow(ctx, `

@@ -233,9 +233,9 @@ func sortParameters(config *pgx.ConnConfig, given []parameter) error {
 
 // unknownParameter does not tell the name unless it is nearly that of another: it may be a part of the password.
 func unknownParameter(name string, given []parameter) error {
-	plain := func(s string) string { return strings.ToLower(strings.ReplaceAll(s, "_", "")) }
+	normalized := func(s string) string { return strings.ToLower(strings.ReplaceAll(s, "_", "")) }
 	for _, known := range slices.Concat(ownParameters(), passedOn(), pinnedNames()) {
-		if plain(known) == plain(name) {
+		if normalized(known) == normalized(name) {
 			return fmt.Errorf("parameter %s: there is none of this name, did you mean %s?", name, known)
 		}
 	}

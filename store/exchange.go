@@ -16,7 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Row is one event that waits to be published.
+// Row is one pending event.
 type Row struct {
 	Seq           int64
 	ID            uuid.UUID
@@ -64,8 +64,8 @@ type Fetch struct {
 	// MaxData is the largest payload that the broker takes. A row with a larger one is not read: it comes back as
 	// [Row.Unfit]. 0 means that the limit is not known.
 	MaxData int
-	// Held are the seqs in the relay's hands, which are not to be returned again. Highest is the highest one
-	// it ever had.
+	// Held are the seqs of the rows that the relay holds. They are not returned again. Highest is the highest seq that it
+	// ever held.
 	Held    []int64
 	Highest int64
 	// Passed are seqs that are not to be returned either: their aggregates are blocked.
@@ -87,7 +87,7 @@ const (
 	WakeUp                        // Give it back, before the fetch.
 )
 
-// Settled are rows that the stream has acknowledged. They leave the outbox, for the archive if there is one.
+// Settled are rows that the stream has stored. They leave the outbox, for the archive if there is one.
 type Settled struct {
 	Seqs []int64
 	// After is a sequence of the stream after which all of them are stored.
@@ -147,23 +147,23 @@ type Kept struct {
 
 // queries are the statements of an exchange with the table's name in them.
 type queries struct {
-	near, far  removal // Of rows that are close together, and of others: see keys.
-	found      removal // Of rows by their ids, too.
-	fail       string
-	bury       string // Copies rows to the dead letters,
-	buried     string // takes those out of the outbox that are there now,
-	unburied   string // and tells which are not.
-	giveUp     string // Marks rows that are not buried.
-	checkpoint string
-	maxPayload string
-	remaining  string       // How many of some rows are still there,
-	stillThere string       // and of some by their ids.
-	prelude    string       // Takes or leaves the sleep lock and observes the transactions, before the fetch takes its snapshot.
-	idle       string       // Whether nobody but us has written to the outbox and is still at it.
-	clear      string       // Whether nobody with a number below $1 has drawn a seq and is still at it.
-	fetch      [2][2]string // By whether payloads are measured, and aggregates blocked.
-	keys       [2]string    // Only the names of a page's rows, by whether aggregates are blocked.
-	one        string       // One row of a page.
+	inBitmap, inList removal // Of rows by seq, close together and not: see keys.
+	byID             removal // Of rows by seq and id.
+	fail             string
+	copyDead         string // Copies given-up rows to the dead letters,
+	removeDead       string // removes from the outbox those that are dead letters now,
+	notMoved         string // and selects the others.
+	giveUp           string // Marks given-up rows that stay in the outbox.
+	checkpoint       string
+	maxPayload       string
+	remaining        string       // How many of some rows are still there,
+	stillThere       string       // and of some by their ids.
+	prelude          string       // Takes or leaves the sleep lock and observes the transactions, before the fetch takes its snapshot.
+	idle             string       // Whether no other transaction that wrote to the outbox is still open.
+	noOlderWriter    string       // Whether no open transaction with a number below $1 has drawn a seq.
+	fetch            [2][2]string // By whether payloads are measured, and aggregates blocked.
+	keys             [2]string    // Only the names of a page's rows, by whether aggregates are blocked.
+	one              string       // One row of a page.
 }
 
 // removal takes settled rows out of the outbox.
@@ -172,8 +172,9 @@ type removal struct {
 	remove  string
 }
 
-// removal is of the rows o for which a condition holds. To find the archive's part by way of the archive would cost half
-// as much again for each row, and so would a deletion that returns what it deletes: that goes through a temporary store.
+// removal removes the rows o for which a condition holds. It inserts into the archive's part directly: routing through the
+// partitioned table would cost half as much again for each row. So would DELETE … RETURNING, which goes through a temporary
+// store.
 func (t Table) removal(condition, stream, after string) removal {
 	r := removal{remove: `delete from ` + t.outbox() + ` o where ` + condition}
 	for part := range r.archive {
@@ -205,23 +206,23 @@ func (t Table) queries(holdDead bool, sequence string) queries {
 	goesOn := func(known string) string { return `coalesce(` + drawn + ` >= ` + known + `::bigint, true)` }
 	q := queries{
 		// It is a bound of the scan: as a condition it would be asked of each row.
-		near:  t.removal(near+` and o.seq <= (select case when `+goesOn("$4")+` then $2::bigint end)`, "$5", "$6"),
-		far:   t.removal(far+` and `+goesOn("$2"), "$3", "$4"),
-		found: t.removal(found, "$3", "$4"),
+		inBitmap: t.removal(inBitmap+` and o.seq <= (select case when `+goesOn("$4")+` then $2::bigint end)`, "$5", "$6"),
+		inList:   t.removal(inList+` and `+goesOn("$2"), "$3", "$4"),
+		byID:     t.removal(byID, "$3", "$4"),
 		// The parameters are arrays: a row's values have the place in the others that its seq has in $1.
 		fail: `
 update ` + t.outbox() + ` o
    set attempts = ($3::int[])[array_position($1::bigint[], o.seq)], last_error = ($5::text[])[array_position($1::bigint[], o.seq)],
        retry_at = clock_timestamp() + ($4::bigint[])[array_position($1::bigint[], o.seq)] * interval '1 microsecond'
  where ` + refused,
-		// Two statements: where tables have rules, Postgres takes no WITH that writes. What a trigger keeps out of the dead
-		// letters stays in the outbox.
-		bury: `
+		// Two statements: Postgres takes no WITH that writes where a table has rules. A row that a trigger keeps out of the
+		// dead letters stays in the outbox.
+		copyDead: `
 insert into ` + t.dead() + ` (` + eventColumns + `, attempts, last_error)
 select ` + eventColumns + `, ($3::int[])[array_position($1::bigint[], seq)], ($4::text[])[array_position($1::bigint[], seq)] from ` + t.outbox() + ` o where ` + refused + ` order by seq for update`,
-		buried: `
+		removeDead: `
 delete from ` + t.outbox() + ` o where ` + refused + ` and exists (select from ` + t.dead() + ` d where d.seq = o.seq and d.id = o.id)`,
-		unburied: `select seq from ` + t.outbox() + ` o where ` + refused + ` and given_up_at is null`,
+		notMoved: `select seq from ` + t.outbox() + ` o where ` + refused + ` and given_up_at is null`,
 		giveUp: `
 update ` + t.outbox() + ` o
    set given_up_at = clock_timestamp(), attempts = ($3::int[])[array_position($1::bigint[], o.seq)], last_error = ($4::text[])[array_position($1::bigint[], o.seq)]
@@ -232,12 +233,12 @@ update ` + t.relay() + `
  where stream = $2 and term = $3 returning scan_from`,
 		maxPayload: `update ` + t.relay() + ` set max_payload = $1::bigint where stream = $2 and term = $3`,
 		remaining:  `select count(*) from ` + t.outbox() + ` where seq = any($1::bigint[])`,
-		stillThere: `select count(*) from ` + t.outbox() + ` o where ` + found,
+		stillThere: `select count(*) from ` + t.outbox() + ` o where ` + byID,
 		prelude: `
 select case $1::int when 1 then pg_try_advisory_lock($2::bigint) when 2 then pg_advisory_unlock($2::bigint) else false end,
        coalesce(pg_current_xact_id_if_assigned()::text::bigint, 0), pg_snapshot_xmin(pg_current_snapshot())::text::bigint, ` + drawn,
 	}
-	q.clear = `
+	q.noOlderWriter = `
 with locks as materialized (select * from pg_catalog.pg_locks) -- Looked at once: a transaction that is prepared meanwhile changes its name.
 select not exists (
     select from locks r left join locks t on t.virtualtransaction = r.virtualtransaction and t.pid is not distinct from r.pid
@@ -275,7 +276,7 @@ func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
 	}
 	var reply Reply
 	err := o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
-		if err := o.inOffice(); err != nil {
+		if err := o.inTerm(); err != nil {
 			return err
 		}
 		if f := request.Fetch; f != nil {
@@ -310,21 +311,22 @@ func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
 	return reply, nil
 }
 
-// repeats is how often a round trip is repeated that somebody else's has undone.
+// repeats is how often a round trip is repeated after somebody else's transaction has undone it.
 const repeats = 2
 
-// undone reports whether Postgres has rolled back a transaction for what others do at the same time, so that it can be
-// repeated at once: a deadlock with somebody's ALTER TABLE, a statement that a person has cancelled.
+// undone reports whether Postgres has rolled back a transaction because of what others did at the same time, such as an
+// ALTER TABLE (deadlock) or a person who cancelled the statement. It can be repeated at once.
 func undone(err error) bool {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	return ok && (pg.Code == codeDeadlock || pg.Code == codeSerialization || pg.Code == codeCancelled) && !inFunction(pg)
 }
 
-// errSessionLost ends a term: the lock that it rested on went with the session.
+// errSessionLost ends a term: the lock that made this relay the leader is gone with the session.
 var errSessionLost = errors.New("the session with the leader's lock is gone")
 
-// inOffice reports whether the session is still that of the term, if one has begun. Whoever has the session calls it.
-func (o *Outbox) inOffice() error {
+// inTerm returns errSessionLost if a term has begun and the session is no longer that of the term. It is to be called with
+// the session, inside Do or DoPatiently.
+func (o *Outbox) inTerm() error {
 	if o.generation != 0 && o.generation != o.session.next.Load() {
 		return errSessionLost
 	}
@@ -351,8 +353,8 @@ func (o *Outbox) text(reason string) string {
 	return reason
 }
 
-// tally is how many rows left the outbox, and for the archive or the dead letters.
-type tally struct{ asked, removed, toArchive, archived, dead, buried int64 }
+// tally counts rows: those that were to leave the outbox and did, for the archive or the dead letters too.
+type tally struct{ asked, removed, toArchive, archived, dead, moved int64 }
 
 // differs says how what was done differs from what was asked, if it does in a way that no count of what is left can tell.
 func (t Table) differs(n tally) error {
@@ -396,11 +398,11 @@ func (o *Outbox) remove(batch *pgx.Batch, n *tally, r removal, archive bool, aft
 func (o *Outbox) removeSettled(batch *pgx.Batch, n *tally, s Settled) {
 	k := keysOf(s.Seqs)
 	n.asked += int64(len(s.Seqs))
-	if len(k.bits) > 0 {
-		o.remove(batch, n, o.queries.near, !s.Unarchived, s.After, k.from, k.to, k.bits, o.drawn)
+	if len(k.bitmap) > 0 {
+		o.remove(batch, n, o.queries.inBitmap, !s.Unarchived, s.After, k.from, k.to, k.bitmap, o.drawn)
 	}
-	if len(k.rest) > 0 {
-		o.remove(batch, n, o.queries.far, !s.Unarchived, s.After, k.rest, o.drawn)
+	if len(k.list) > 0 {
+		o.remove(batch, n, o.queries.inList, !s.Unarchived, s.After, k.list, o.drawn)
 	}
 }
 
@@ -441,12 +443,12 @@ func (o *Outbox) recordFailures(batch *pgx.Batch, failed, dead []Failure, n *tal
 		large := func(f Failure) bool { return f.Size > largeLetter }
 		if f := o.failures(slices.DeleteFunc(slices.Clone(chunk), large)); len(f.seqs) > 0 {
 			n.dead += int64(len(f.seqs))
-			batch.Queue(o.queries.bury, f.seqs, f.ids, f.attempts, f.reasons)
-			batch.Queue(o.queries.buried, f.seqs, f.ids).Exec(adding(&n.buried))
+			batch.Queue(o.queries.copyDead, f.seqs, f.ids, f.attempts, f.reasons)
+			batch.Queue(o.queries.removeDead, f.seqs, f.ids).Exec(adding(&n.moved))
 		}
 		if f := o.failures(slices.DeleteFunc(slices.Clone(chunk), func(f Failure) bool { return !large(f) })); len(f.seqs) > 0 {
 			n.dead += int64(len(f.seqs))
-			o.giveUp(batch, f, &n.buried)
+			o.giveUp(batch, f, &n.moved)
 		}
 	}
 }
@@ -509,13 +511,13 @@ func (o *Outbox) observe(batch *pgx.Batch, sleep SleepChange, asleep *bool, seen
 
 func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) (Reply, error) {
 	var (
-		reply  Reply
-		seen   observation
-		read   pageRead
-		unheld bool
-		idle   bool
-		n      tally
-		batch  = &pgx.Batch{}
+		reply         Reply
+		seen          observation
+		read          pageRead
+		noOlderWriter bool
+		idle          bool
+		n             tally
+		batch         = &pgx.Batch{}
 	)
 	for _, s := range request.Settled {
 		o.removeSettled(batch, &n, s)
@@ -529,8 +531,8 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 	if f != nil {
 		now := time.Now()
 		if o.floor.stuck(now) {
-			batch.Queue(o.queries.clear, strconv.FormatUint(o.floor.xid&math.MaxUint32, 10)).QueryRow(func(row pgx.Row) error {
-				return row.Scan(&unheld)
+			batch.Queue(o.queries.noOlderWriter, strconv.FormatUint(o.floor.xid&math.MaxUint32, 10)).QueryRow(func(row pgx.Row) error {
+				return row.Scan(&noOlderWriter)
 			})
 		}
 		if o.took > slowFetch && o.complete {
@@ -547,12 +549,12 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 	}
 	reply.Remaining = o.table.differs(n)
 	if n.removed < n.asked {
-		if err := o.look(ctx, conn, request.Settled, &reply); err != nil {
+		if err := o.countRemaining(ctx, conn, request.Settled, &reply); err != nil {
 			return Reply{}, err
 		}
 	}
-	if n.buried < n.dead {
-		if err := o.lookForUnburied(ctx, conn, request.Dead, &reply); err != nil {
+	if n.moved < n.dead {
+		if err := o.keepNotMoved(ctx, conn, request.Dead, &reply); err != nil {
 			return Reply{}, err
 		}
 	}
@@ -571,7 +573,7 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 		again.Asleep, again.Remaining = reply.Asleep, reply.Remaining
 		return again, err
 	}
-	if unheld {
+	if noOlderWriter {
 		seen.xmin = math.MaxUint64
 	}
 	o.passed(seen, f, reply, idle)
@@ -622,9 +624,9 @@ func (o *Outbox) passed(seen observation, f *Fetch, reply Reply, idle bool) {
 	}
 }
 
-// look counts those of the settled rows that are still there although fewer were removed than asked. Rows that somebody
-// else has deleted are none of the relay's business.
-func (o *Outbox) look(ctx context.Context, conn *pgx.Conn, settled []Settled, reply *Reply) error {
+// countRemaining counts the settled rows that are still there, after fewer rows were removed than asked. Rows that somebody else has
+// deleted are none of the relay's business.
+func (o *Outbox) countRemaining(ctx context.Context, conn *pgx.Conn, settled []Settled, reply *Reply) error {
 	var seqs []int64
 	for _, s := range settled {
 		seqs = append(seqs, s.Seqs...)
@@ -644,16 +646,16 @@ func (r *Reply) keeps(row Row) bool {
 	return slices.ContainsFunc(r.Kept, func(k Kept) bool { return !k.Settle && k.Seq == row.Seq && k.ID == row.ID })
 }
 
-// lookForUnburied marks those of the rows that are given up which something in the database keeps where they are. Rows that
+// keepNotMoved marks given-up rows that something in the database, such as a trigger, kept in the outbox. Rows that
 // somebody else has deleted are none of the relay's business.
-func (o *Outbox) lookForUnburied(ctx context.Context, conn *pgx.Conn, dead []Failure, reply *Reply) error {
-	left, err := o.unburied(ctx, conn, dead)
+func (o *Outbox) keepNotMoved(ctx context.Context, conn *pgx.Conn, dead []Failure, reply *Reply) error {
+	left, err := o.notMoved(ctx, conn, dead)
 	if err != nil || len(left) == 0 {
 		return err
 	}
 	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		for _, f := range left {
-			if err := o.keep(ctx, tx, f, errUnburied, reply); err != nil {
+			if err := o.keep(ctx, tx, f, errNotMoved, reply); err != nil {
 				return err
 			}
 		}

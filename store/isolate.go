@@ -13,9 +13,9 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// ofRow reports whether Postgres refused a statement for what is in a row, or for what somebody's trigger, rule or
-// constraint thinks of it: then the other rows of the statement may be all right. Whatever concerns the connection, the
-// server, locks or privileges concerns all rows alike.
+// ofRow reports whether Postgres refused a statement because of a row's values, or because of somebody's trigger, rule or
+// constraint on the row. Then the other rows of the statement may be all right. A fault of the connection, the server, locks
+// or privileges concerns all rows alike.
 func ofRow(err error) bool {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok || len(pg.Code) != 5 || pg.SeverityUnlocalized != "ERROR" { // Others end the session.
@@ -38,13 +38,13 @@ func ofRow(err error) bool {
 	return true
 }
 
-// inFunction reports whether an error arose inside a function. None of our statements calls one that tells, so it is a
-// trigger's: it may do anything for one row, such as writing to a table that is not there, and nothing for another.
+// inFunction reports whether an error arose inside a function. No function that our statements call reports itself so, hence
+// it is a trigger's. A trigger may fail for one row, such as by writing to a table that does not exist, and not for another.
 func inFunction(pg *pgconn.PgError) bool {
 	return strings.Contains(pg.Where, "function ") || strings.Contains(pg.Where, "PL/")
 }
 
-// located adds in whose function an error arose: what a trigger raises often does not say.
+// located adds the function in which an error arose: a trigger's own message often does not say.
 func located(err error) error {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok || !inFunction(pg) {
@@ -63,15 +63,15 @@ func located(err error) error {
 	return fmt.Errorf("in %s: %w", cut(where), err)
 }
 
-// atOnce has deferred constraints and triggers checked after each statement. Otherwise they fail at the commit, when nobody
-// can tell any more which row it is about.
+// atOnce has deferred constraints and triggers checked after each statement. Otherwise they fail at the commit, and then
+// nobody can tell which row is to blame.
 func atOnce(ctx context.Context, tx pgx.Tx) error {
 	_, err := tx.Exec(ctx, `set constraints all immediate`)
 	return err
 }
 
-// exchangeOneByOne is exchange after the database refused it for the sake of a row: what can be done is done, in one
-// transaction, and the rows are told apart for which it cannot. It takes a savepoint for each step, so it is slow.
+// exchangeOneByOne repeats an exchange that the database refused because of a row. In one transaction it does what can be
+// done and finds the rows that cannot be recorded. It takes a savepoint for each step, so it is slow.
 func (o *Outbox) exchangeOneByOne(ctx context.Context, conn *pgx.Conn, request Request) (reply Reply, err error) {
 	o.ascii = !o.unicode
 	defer func() { o.ascii = false }()
@@ -92,7 +92,7 @@ func (o *Outbox) exchangeOneByOne(ctx context.Context, conn *pgx.Conn, request R
 			}
 		}
 		for _, f := range request.Dead {
-			err := o.buryOne(ctx, tx, f)
+			err := o.recordDead(ctx, tx, f)
 			if err := o.keep(ctx, tx, f, err, &reply); err != nil {
 				return err
 			}
@@ -107,7 +107,7 @@ func (o *Outbox) exchangeOneByOne(ctx context.Context, conn *pgx.Conn, request R
 			}
 		}
 		if len(reply.Kept) > 0 {
-			return nil // The checkpoint counts upon all of the above: it is left for another time.
+			return nil // The checkpoint relies on all of the above, so it is not recorded this time.
 		}
 		// No row was to blame, so this may be: nobody else would tell.
 		return o.try(ctx, tx, func(batch *pgx.Batch) { o.recordState(batch, request) })
@@ -117,7 +117,7 @@ func (o *Outbox) exchangeOneByOne(ctx context.Context, conn *pgx.Conn, request R
 	return reply, err
 }
 
-// without leaves rows out of a page that have just been kept, and are still held.
+// without excludes from a page the rows that have just been kept: the relay still holds them.
 func without(f Fetch, kept []Kept) *Fetch {
 	f.Held = slices.Clone(f.Held)
 	for _, k := range kept {
@@ -127,8 +127,7 @@ func without(f Fetch, kept []Kept) *Fetch {
 	return &f
 }
 
-// try runs statements in a savepoint. If they fail for the sake of a row, nothing of them has happened and the
-// transaction goes on.
+// try runs statements in a savepoint. If they fail because of a row, they are undone and the transaction goes on.
 func (o *Outbox) try(ctx context.Context, tx pgx.Tx, queue func(batch *pgx.Batch)) error {
 	return pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
 		batch := &pgx.Batch{}
@@ -137,7 +136,7 @@ func (o *Outbox) try(ctx context.Context, tx pgx.Tx, queue func(batch *pgx.Batch
 	})
 }
 
-// settleOneByOne removes settled rows, in halves of halves where that fails.
+// settleOneByOne removes settled rows. Where that fails it halves them, again and again.
 func (o *Outbox) settleOneByOne(ctx context.Context, tx pgx.Tx, s Settled, reply *Reply) error {
 	if len(s.Seqs) == 0 {
 		return nil
@@ -172,10 +171,10 @@ func (o *Outbox) settleOneByOne(ctx context.Context, tx pgx.Tx, s Settled, reply
 	return o.settleOneByOne(ctx, tx, Settled{Seqs: s.Seqs[half:], After: s.After, Unarchived: s.Unarchived}, reply)
 }
 
-// keep deals with what became of recording one refused row: if the database does not take that, the row is marked, so that
-// nobody fetches it any more.
+// keep handles the error of recording one refused row. If the database does not take the record, keep marks the row, so that
+// it is not fetched again.
 func (o *Outbox) keep(ctx context.Context, tx pgx.Tx, f Failure, err error, reply *Reply) error {
-	if err == nil || !ofRow(err) && !errors.Is(err, errUnburied) {
+	if err == nil || !ofRow(err) && !errors.Is(err, errNotMoved) {
 		return err
 	}
 	err = located(err)
@@ -191,33 +190,33 @@ func (o *Outbox) keep(ctx context.Context, tx pgx.Tx, f Failure, err error, repl
 	return nil
 }
 
-// errUnburied says that a row is no dead letter although Postgres reported no error.
-var errUnburied = errors.New("a trigger or rule on the outbox or its dead letters kept the row from being moved")
+// errNotMoved says that a row is no dead letter although Postgres reported no error.
+var errNotMoved = errors.New("a trigger or rule on the outbox or its dead letters kept the row from being moved")
 
-// buryOne records one row that is given up.
-func (o *Outbox) buryOne(ctx context.Context, tx pgx.Tx, f Failure) error {
+// recordDead moves one given-up row to the dead letters.
+func (o *Outbox) recordDead(ctx context.Context, tx pgx.Tx, f Failure) error {
 	var n tally
 	err := o.try(ctx, tx, func(batch *pgx.Batch) {
 		n = tally{}
 		o.recordFailures(batch, nil, []Failure{f}, &n)
 	})
-	if err != nil || n.buried == n.dead {
+	if err != nil || n.moved == n.dead {
 		return err
 	}
-	left, err := o.unburied(ctx, tx, []Failure{f})
+	left, err := o.notMoved(ctx, tx, []Failure{f})
 	if err == nil && len(left) > 0 {
-		return errUnburied
+		return errNotMoved
 	}
 	return err
 }
 
-// unburied returns those of the rows that are given up which are still in the outbox as before.
-func (o *Outbox) unburied(ctx context.Context, on querier, dead []Failure) (left []Failure, err error) {
+// notMoved returns the given-up rows that are still in the outbox, unmarked.
+func (o *Outbox) notMoved(ctx context.Context, on querier, dead []Failure) (left []Failure, err error) {
 	seqs, ids := make([]int64, len(dead)), make([][16]byte, len(dead))
 	for i, f := range dead {
 		seqs[i], ids[i] = f.Seq, f.ID
 	}
-	rows, err := on.Query(ctx, o.queries.unburied, seqs, ids)
+	rows, err := on.Query(ctx, o.queries.notMoved, seqs, ids)
 	if err != nil {
 		return nil, err
 	}
@@ -225,7 +224,7 @@ func (o *Outbox) unburied(ctx context.Context, on querier, dead []Failure) (left
 	return slices.DeleteFunc(slices.Clone(dead), func(f Failure) bool { return !slices.Contains(there, f.Seq) }), err
 }
 
-// fetchOneByOne reads a page's rows one after the other, and says of those that cannot be read why.
+// fetchOneByOne reads a page's rows one by one. A row that cannot be read comes back with the reason.
 func (o *Outbox) fetchOneByOne(ctx context.Context, tx pgx.Tx, f *Fetch, sleep SleepChange, reply *Reply) error {
 	var (
 		keys    []Ref
@@ -272,14 +271,14 @@ func (o *Outbox) fetchOneByOne(ctx context.Context, tx pgx.Tx, f *Fetch, sleep S
 	return nil
 }
 
-// oneByOneShare is for how long rows are read one by one in one round trip.
+// oneByOneShare is how long one round trip goes on reading rows one by one.
 const oneByOneShare = 200 * time.Millisecond
 
 func (o *Outbox) fetchOne(ctx context.Context, tx pgx.Tx, f *Fetch, key Ref) (row Row, err error) {
 	var read pageRead
 	err = o.try(ctx, tx, func(batch *pgx.Batch) {
 		batch.Queue(o.queries.one, key.Seq, [16]byte(key.ID), f.maxData()).Query(func(rows pgx.Rows) (err error) {
-			read, err = new(arena).scan(rows, *f)
+			read, err = new(pageSizes).scan(rows, *f)
 			return err
 		})
 	})

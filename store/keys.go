@@ -2,19 +2,20 @@ package store
 
 import "math"
 
-// keys are seqs as statements take them. A page's are mostly close together, so that those around one in the middle are a
-// range with a bit for each seq that is meant: a scan of that range finds them in half the time that it takes to look
-// each of them up, and they are a hundredth of the size. The rest is a list.
+// keys are seqs as statements take them: a bitmap and a list. The seqs of a page are mostly close together. So those near
+// the middle one are given as a range with a bit for each seq. To scan that range takes half the time of looking each seq
+// up, and the bitmap is a hundredth of the list's size. The other seqs are in the list.
 //
-// Every row is named, never a range as such: in it may be rows that were committed late.
+// Every row is named, and never a whole range: a range may have rows that were committed late.
 type keys struct {
-	from, to int64 // From the first bit to the last.
-	bits     []byte
-	rest     []int64
+	from, to int64 // The seqs of the first bit and of the last.
+	bitmap   []byte
+	list     []int64
 }
 
-// keysSpan is how wide the range may be for each seq. So it covers seqs of which half are somebody else's, whichever of
-// them the one in the middle is.
+// keysSpan is how many seqs wide the range may be for each of ours. For n of our seqs it reaches 2 n to either side of the
+// middle one. So it covers all of them even if every second seq belongs to another transaction, and even if the one that
+// is taken for the middle is the lowest or the highest.
 const keysSpan = 4
 
 func keysOf(seqs []int64) keys {
@@ -28,26 +29,30 @@ func keysOf(seqs []int64) keys {
 		if low <= seq && seq <= high {
 			k.from, k.to = min(k.from, seq), max(k.to, seq)
 		} else {
-			k.rest = append(k.rest, seq)
+			k.list = append(k.list, seq)
 		}
 	}
-	k.bits = make([]byte, (k.to-k.from)/8+1)
+	k.bitmap = make([]byte, (k.to-k.from)/8+1)
 	for _, seq := range seqs {
 		if low <= seq && seq <= high {
 			bit := seq - k.from
-			k.bits[bit/8] |= 1 << (bit % 8)
+			k.bitmap[bit/8] |= 1 << (bit % 8)
 		}
 	}
 	return k
 }
 
-// Conditions on rows: that the seq is among the keys' bits, given as the parameters from, to and bits; that it is in their
-// list; or that the seq and the id are among pairs, given as two lists. Postgres compares numbers before it looks for a bit,
-// even where it cannot use the index. And it makes a hash table of the pairs: without the "is true" it may join the two, and
-// as long as it believes the table to be empty, compares each pair to each row.
+// Conditions on rows o.
+//
+//   - inBitmap: the seq's bit is set. The parameters are the keys' from, to and bitmap. Postgres compares the numbers before
+//     it looks for the bit, even where it cannot use the index.
+//   - inList: the seq is in a list.
+//   - byID, refused: the seq and the id are a pair of two lists. For byID Postgres makes a hash table of the pairs. Without
+//     the "is true" it may join pairs and rows, and as long as it believes the table to be empty, that compares each pair to
+//     each row.
 const (
-	near    = `o.seq between $1::bigint and $2::bigint and get_bit($3::bytea, (o.seq - $1::bigint)::int) = 1`
-	far     = `o.seq = any($1::bigint[])`
-	refused = `o.seq = any($1::bigint[]) and coalesce(o.id, '00000000-0000-0000-0000-000000000000') = ($2::uuid[])[array_position($1::bigint[], o.seq)]`
-	found   = `o.seq = any($1::bigint[]) and ((o.seq, o.id) in (select * from unnest($1::bigint[], $2::uuid[]))) is true`
+	inBitmap = `o.seq between $1::bigint and $2::bigint and get_bit($3::bytea, (o.seq - $1::bigint)::int) = 1`
+	inList   = `o.seq = any($1::bigint[])`
+	refused  = `o.seq = any($1::bigint[]) and coalesce(o.id, '00000000-0000-0000-0000-000000000000') = ($2::uuid[])[array_position($1::bigint[], o.seq)]`
+	byID     = `o.seq = any($1::bigint[]) and ((o.seq, o.id) in (select * from unnest($1::bigint[], $2::uuid[]))) is true`
 )

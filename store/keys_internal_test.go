@@ -9,11 +9,11 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
-// seqs returns what near and far mean by k.
+// seqs returns what inBitmap and inList mean by k.
 func (k keys) seqs() []int64 {
-	named := slices.Clone(k.rest)
-	for bit := range int64(len(k.bits)) * 8 {
-		if k.bits[bit/8]>>(bit%8)&1 == 1 {
+	named := slices.Clone(k.list)
+	for bit := range int64(len(k.bitmap)) * 8 {
+		if k.bitmap[bit/8]>>(bit%8)&1 == 1 {
 			named = append(named, k.from+bit)
 		}
 	}
@@ -42,18 +42,18 @@ func TestKeysNameEachSeq(t *testing.T) {
 				if !slices.Equal(got, want) {
 					t.Fatalf("%v are named, want %v", got, want)
 				}
-				if most := len(seqs)*keysSpan/8 + 1; len(k.bits) > most {
-					t.Errorf("%d bytes for %d seqs, want %d at most", len(k.bits), len(seqs), most)
+				if most := len(seqs)*keysSpan/8 + 1; len(k.bitmap) > most {
+					t.Errorf("%d bytes for %d seqs, want %d at most", len(k.bitmap), len(seqs), most)
 				}
-				if len(k.bits) > 0 && (k.bits[0]&1 == 0 || k.to-k.from >= int64(len(k.bits))*8 || k.bits[(k.to-k.from)/8]>>((k.to-k.from)%8) != 1) {
-					t.Errorf("from %d to %d are not the first and the last bit of % b", k.from, k.to, k.bits)
+				if len(k.bitmap) > 0 && (k.bitmap[0]&1 == 0 || k.to-k.from >= int64(len(k.bitmap))*8 || k.bitmap[(k.to-k.from)/8]>>((k.to-k.from)%8) != 1) {
+					t.Errorf("from %d to %d are not the first and the last bit of % b", k.from, k.to, k.bitmap)
 				}
 				rand.Shuffle(len(seqs), func(i, j int) { seqs[i], seqs[j] = seqs[j], seqs[i] })
 			}
 		})
 	}
-	if k := keysOf(between(1, 1001)); len(k.rest) > 0 {
-		t.Errorf("of a page, %d are in the list, want none", len(k.rest))
+	if k := keysOf(between(1, 1001)); len(k.list) > 0 {
+		t.Errorf("of a page, %d are in the list, want none", len(k.list))
 	}
 }
 
@@ -72,7 +72,7 @@ func BenchmarkKeys(b *testing.B) {
 	seqs, types := between(1_000_000, 1_001_000), pgtype.NewMap()
 	for name, encode := range map[string]func(buf []byte) ([]byte, error){
 		"bits": func(buf []byte) ([]byte, error) {
-			return types.Encode(pgtype.ByteaOID, pgtype.BinaryFormatCode, keysOf(seqs).bits, buf)
+			return types.Encode(pgtype.ByteaOID, pgtype.BinaryFormatCode, keysOf(seqs).bitmap, buf)
 		},
 		"array": func(buf []byte) ([]byte, error) {
 			return types.Encode(pgtype.Int8ArrayOID, pgtype.BinaryFormatCode, seqs, buf)

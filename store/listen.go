@@ -20,15 +20,15 @@ const (
 	// stay connected for that long. Until then the poll interval stands in.
 	listenPause    = 250 * time.Millisecond
 	listenPauseMax = 30 * time.Second
-	// listenReminder is when an interruption that lasts is told again, doubling each time.
+	// listenReminder is when an interruption that lasts is logged again. It doubles each time.
 	listenReminder = time.Minute
 )
 
 // rescanPayload asks the relay to look again at the table from its head or, with a colon and a seq after it, from there.
 const rescanPayload = "rescan"
 
-// askForRescan tells the relay, when the transaction commits, that rows have come back, perhaps below its floor. The
-// lowest has the seq lowest.
+// askForRescan tells the relay, when the transaction commits, that rows have come back, perhaps below its floor. lowest is
+// the lowest of their seqs.
 func (t Table) askForRescan(ctx context.Context, tx pgx.Tx, lowest int64) error {
 	_, err := tx.Exec(ctx, `select pg_notify($1, $2)`, t.channel(), rescanPayload+":"+strconv.FormatInt(lowest, 10))
 	return err
@@ -45,14 +45,14 @@ func parseRescan(payload string) (lowest int64, ok bool) {
 	}
 	lowest, err := strconv.ParseInt(seq, 10, 64)
 	if err != nil {
-		return math.MinInt64, true // A later version says more; less is understood.
+		return math.MinInt64, true // From a later version: what it adds is not understood.
 	}
 	return lowest, true
 }
 
 // Listen calls wake whenever a producer found the relay asleep, and after each (re)connection, since what was
-// notified before that went unheard. It blocks until ctx ends, and keeps a connection of its own. Nothing
-// depends on its liveness: a notification that is lost is made up for by the next poll.
+// notified before that went unheard. It blocks until ctx ends, and keeps a connection of its own. Nothing depends on its
+// liveness: the next poll makes up for a lost notification.
 func (o *Outbox) Listen(ctx context.Context, wake func()) error {
 	l := &listening{outbox: o, wake: wake}
 	listener := &pgxlisten.Listener{
@@ -67,7 +67,7 @@ func (o *Outbox) Listen(ctx context.Context, wake func()) error {
 	return nil
 }
 
-// listening is what is known of one Listen. pgxlisten calls its methods one after the other.
+// listening is the state of one Listen. pgxlisten calls its methods one after the other.
 type listening struct {
 	outbox *Outbox
 	wake   func()
@@ -94,7 +94,7 @@ func (l *listening) connect(ctx context.Context) (*pgx.Conn, error) {
 	return l.outbox.connector.connect(ctx, forListener())
 }
 
-// interrupted takes note of a failure. It is told when it begins, when its reason changes and, less and less often, as long
+// interrupted notes a failure. It logs the failure when it begins, when its reason changes and, less and less often, as long
 // as it lasts.
 func (l *listening) interrupted(ctx context.Context, err error) {
 	if ctx.Err() != nil {

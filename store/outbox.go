@@ -19,21 +19,21 @@ type Options struct {
 	// HoldDead keeps back the later events of an aggregate that has a dead letter, until it is requeued or
 	// discarded. The default, false, lets them go on.
 	HoldDead bool
-	// Retain is for how long, at least, published events stay in the archive, from which what the broker loses after it
-	// acknowledged it is put back. They are gone by one and a half times as long, while a relay leads. 0 turns the
+	// Retain is how long at least published events stay in the archive. If the broker loses events that it has acknowledged,
+	// the relay puts them back from there. While a relay leads, events are gone after one and a half times Retain. 0 turns the
 	// archive off, and empties it.
 	Retain time.Duration
 	// AdoptStream lets Begin and Stand go on with another stream than the one that the outbox has been relayed to. The
-	// default, false, refuses it with ErrOtherStream: what is still in the outbox would go to one stream and what was
-	// published before to another.
+	// default, false, refuses that with ErrOtherStream: pending events would go to one stream, and those published before are
+	// in another.
 	AdoptStream bool
-	// DSNFile names a file that has the DSN, which Open is not given then. PasswordFile names one that has the password, and
-	// goes before what the DSN says. Both have one line. They are read at each connection, as is a passfile, so that a
+	// DSNFile names a file with the DSN; Open is then called without one. PasswordFile names a file with the password, which
+	// takes precedence over the DSN's. Both files have one line. They are read at each connection, as is a passfile, so a
 	// rotated secret needs no restart. Another server or database in DSNFile does.
 	DSNFile, PasswordFile string
-	// BeforeConnect may change how the next connection is made, above all the password, as for tokens that are drawn for
-	// each: Host, Port and User say what for. It is called before each attempt, within the attempt's time. The settings that
-	// the outbox relies on are applied after it.
+	// BeforeConnect may change how the next connection is made, above all the password, such as a token that is made for each
+	// connection: Host, Port and User say for which. It is called before each attempt, within the attempt's time. The settings
+	// that the outbox relies on are applied after it.
 	BeforeConnect func(ctx context.Context, config *pgx.ConnConfig) error
 	// Logger receives what happens on connections in the background, and that Migrate has changed something. The default
 	// discards it.
@@ -54,12 +54,12 @@ type Outbox struct {
 
 	back      back                  // Where rows may have appeared below the floor.
 	floorSeen atomic.Int64          // The floor, for those who do not have the session.
-	held      atomic.Pointer[names] // Aggregates that are held; nil for none.
+	held      atomic.Pointer[names] // Aggregates held back by a dead letter (Options.HoldDead); nil for none.
 	filling   atomic.Int32          // The part of the archive that rows come to.
 	// unsummarized is how many rows came to the archive since its index was brought up to date.
 	unsummarized atomic.Int64
 
-	// These belong to whoever has the session.
+	// Only to be used with the session, inside Do or DoPatiently.
 	leftOut    *names // Of held, what the present exchange leaves out by name.
 	queries    queries
 	unicode    bool // The database's encoding has all characters.
@@ -70,7 +70,7 @@ type Outbox struct {
 	cached     bool          // The sequence gives each session several numbers at once.
 	complete   bool          // The latest page had all rows.
 	took       time.Duration // The latest fetch.
-	arena      arena
+	pageSizes  pageSizes
 	large      bool   // The latest page came upon a row that is not small.
 	generation uint64 // The session's, at the last Begin; 0 before.
 	checked    uint64 // The session's generation when the tables were found ready by Stand; 0 before.
@@ -83,11 +83,11 @@ type Outbox struct {
 }
 
 // Open prepares access to the outbox behind dsn, a Postgres URL or keyword string. It makes no connection
-// yet, so it fails only for what is wrong with dsn or options, and its error quotes nothing of dsn. A DSN that leads
-// through a pooler is noticed, and refused, at the first use.
+// yet, so it fails only if dsn or options are wrong, and its error quotes nothing of dsn. A DSN that leads through a pooler is
+// refused at the first use.
 //
-// Of several servers, or several addresses of one, the first that takes writes is used; target_session_attrs says
-// otherwise. Each has three seconds, or the DSN's connect_timeout.
+// If dsn names several servers, or a server has several addresses, the first that takes writes is used, unless
+// target_session_attrs says otherwise. Each has three seconds, or the DSN's connect_timeout.
 func Open(dsn string, options Options) (*Outbox, error) {
 	connector, err := newConnector(dsn, &options)
 	if err != nil {
@@ -159,7 +159,7 @@ func (o *Outbox) with(ctx context.Context, task func(conn *pgx.Conn) error) erro
 	return err
 }
 
-// explain is Table.explainTo for what the outbox's own connections were refused.
+// explain is Table.explainTo for errors on the outbox's own connections.
 func (o *Outbox) explain(operation string, err error) error {
 	return o.table.explainTo(o.connector.user, operation, err)
 }
@@ -172,7 +172,7 @@ type Blocked struct {
 	For time.Duration
 }
 
-// Term is what a term of office begins with.
+// Term is what the leader knows at the beginning of its term.
 type Term struct {
 	// Outbox names this outbox in the stream, for ever: the id was drawn when it was first published there.
 	Outbox uuid.UUID
@@ -191,10 +191,10 @@ type Term struct {
 	Adopted string
 }
 
-// Begin prepares for a term of office: it checks the schema, records leader (a name for humans) as publishing
-// to stream, and returns what the former leader left. The term's number is above the last one's, and at least
-// atLeast, which is for an outbox that was restored from a backup: the stream may know of later terms. If the outbox is
-// relayed to another stream that is an [ErrOtherStream], unless Options.AdoptStream is set.
+// Begin begins a term: it checks the schema, records leader (a name for humans) as publishing to stream, and returns what
+// the previous leader left. The term's number is higher than the previous one's, and at least atLeast: the stream may know
+// of later terms than an outbox that was restored from a backup. If the outbox is relayed to another stream, Begin returns
+// an [ErrOtherStream], unless Options.AdoptStream is set.
 func (o *Outbox) Begin(ctx context.Context, stream, leader string, atLeast int64) (term Term, err error) {
 	err = o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
 		o.floor, o.large, o.complete, o.generation = newFloor(), false, false, o.session.next.Load()
@@ -208,7 +208,7 @@ func (o *Outbox) Begin(ctx context.Context, stream, leader string, atLeast int64
 		if o.stream == stream {
 			atLeast = max(atLeast, o.term+1) // Whatever has become of the table: no number is given twice.
 		}
-		if err := o.takeOffice(ctx, conn, stream, leader, atLeast, &term); err != nil {
+		if err := o.recordLeader(ctx, conn, stream, leader, atLeast, &term); err != nil {
 			return o.explain("record the leader", err)
 		}
 		// A term begins awake. The one before it may have ended asleep, and not every elector owns the session.
@@ -225,7 +225,7 @@ func (o *Outbox) Begin(ctx context.Context, stream, leader string, atLeast int64
 	return term, err
 }
 
-// survey finds out what the statements depend on: where the seqs come from, and what the database's texts can hold.
+// survey finds out what the statements depend on: the sequence of the seqs, and the database's encoding.
 func (o *Outbox) survey(ctx context.Context, conn *pgx.Conn) error {
 	var sequence *string
 	err := conn.QueryRow(ctx, `
@@ -251,8 +251,8 @@ const (
 	blockedNameFits = 4096
 )
 
-// readBlocked reads which aggregates wait for another attempt. The table's columns are anybody's: a time that is infinite
-// or far away comes back as a day.
+// readBlocked reads which aggregates wait for another attempt. Anybody may have written the table's columns: a time that is
+// infinite or far away comes back as a day.
 func (o *Outbox) readBlocked(ctx context.Context, conn *pgx.Conn, term *Term) error {
 	var from *int64
 	err := conn.QueryRow(ctx, `select min(seq) from `+o.table.outbox()+` where retry_at is not null and given_up_at is null`).Scan(&from)
@@ -281,11 +281,11 @@ select aggregate_type, aggregate_id,
 }
 
 // End ends a term whose session is still there: it gives back the lock that tells producers that the relay is asleep. An
-// elector that has its own lock on the session would do that with it; for others, a former leader that stands by must not
+// elector whose lock is on the session gives back both. With any other elector the previous leader may stand by, and must not
 // go on making producers notify it.
 func (o *Outbox) End(ctx context.Context) error {
 	return o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
-		if err := o.inOffice(); err != nil {
+		if err := o.inTerm(); err != nil {
 			return err
 		}
 		return o.awake(ctx, conn)
@@ -302,12 +302,12 @@ select pg_advisory_unlock($1) from pg_catalog.pg_locks
 	return nil
 }
 
-// takeOffice records the leader, and reads what the one before has recorded. It is on disk when it returns, unlike what
-// the session writes otherwise: no term's number may ever be given twice.
+// recordLeader records the leader, and reads what the previous leader has recorded. The record is on disk when it returns,
+// unlike the session's other writes: no term's number may ever be given twice.
 //
-// Relays of one outbox and different streams may not know of each other, with some electors. So they take turns here, and
-// each sees what the one before has recorded.
-func (o *Outbox) takeOffice(ctx context.Context, conn *pgx.Conn, stream, leader string, atLeast int64, term *Term) error {
+// With some electors, relays of one outbox and different streams do not know of each other. So they take turns here, and
+// each sees what the previous one has recorded.
+func (o *Outbox) recordLeader(ctx context.Context, conn *pgx.Conn, stream, leader string, atLeast int64, term *Term) error {
 	var (
 		created          *time.Time
 		sequence, before int64
@@ -318,9 +318,9 @@ func (o *Outbox) takeOffice(ctx context.Context, conn *pgx.Conn, stream, leader 
 		outranked        bool
 		batch            = &pgx.Batch{}
 	)
-	batch.Queue(`select pg_advisory_xact_lock($1) from set_config('synchronous_commit', 'on', true)`, o.table.officeKey())
+	batch.Queue(`select pg_advisory_xact_lock($1) from set_config('synchronous_commit', 'on', true)`, o.table.recordLeaderKey())
 	batch.Queue(o.table.latest()).Query(former.scan)
-	// The parts of the archive are all streams': which is being filled, the latest leader knows.
+	// All streams share the parts of the archive: the latest leader's record says which part is being filled.
 	batch.Queue(`
 insert into `+o.table.relay()+` as r (stream, term, leader, leader_since, part, part_since)
 select $1, greatest(1, $3::bigint), $2, clock_timestamp(), coalesce(l.part, 0), coalesce(l.part_since, clock_timestamp())
@@ -369,7 +369,7 @@ select $1, greatest(1, $3::bigint), $2, clock_timestamp(), coalesce(l.part, 0), 
 	return nil
 }
 
-// outrank makes the leader of a stream the latest of all, whatever the clock said before.
+// outrank makes the leader of this stream the latest of all streams', whatever the clock said before.
 func (o *Outbox) outrank(ctx context.Context, conn *pgx.Conn, stream string) error {
 	_, err := conn.Exec(ctx, `
 update `+o.table.relay()+` x set leader_since = r.leader_since - interval '1 microsecond'

@@ -13,19 +13,19 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// The bounds of a row's columns other than its payload. What exceeds them is not read as a matter of course: see fetch.
+// The bounds of a row's columns other than its payload. A plain fetch does not read what exceeds them: see fetch.
 const (
 	// textFits and headersFit are the sizes in bytes up to which a text, and the headers as they are stored, count as small.
 	textFits, headersFit = 512, 1024
-	// textMost is how large a row's texts and headers can be together: a message's header block holds less.
+	// textMost is how large a row's texts and headers may be together: a message's header block has room for less.
 	textMost = 1 << 16
-	// headersWeight is how many bytes of a page are reckoned for a byte of stored headers, which may be compressed.
+	// headersWeight is how many bytes of a page count for each byte of stored headers, which may be compressed.
 	headersWeight = 4
 )
 
-// wanted is the condition on the rows of a page: rows above those in hand and, in the gaps between them, rows that were
-// committed late. Those in hand are keys: a range with bits, and a list. The names of blocked aggregates are two
-// parameters from that number on.
+// wanted is the condition on the rows of a page: rows above those that the relay holds and, in the gaps between those, rows
+// that were committed late. The held rows are given as keys: a bitmap and a list. The names of blocked aggregates are two
+// parameters; names is the number of the first.
 func wanted(blocked bool, names int) string {
 	where := `
  where seq >= $1 and (seq > $2 or case when seq between $3::bigint and $4::bigint then get_bit($5::bytea, (seq - $3::bigint)::int) = 0 else seq not in (select unnest($6::bigint[])) end)
@@ -37,18 +37,18 @@ func wanted(blocked bool, names int) string {
 	return where
 }
 
-// fetch selects a page: one snapshot of all that is visible, in seq order.
+// fetch selects a page: all visible rows of one snapshot, in seq order.
 //
-// What bounds the page's bytes is a running sum where rows are measured; taking the length of a large value does
-// not read it. That costs as much as all the rest, so as long as rows are small, they are only counted and what is
-// large of one is left out, as null: the page then ends before it, and the next one, or if nothing is left of this one the
-// same again, is measured.
+// A measured page is bounded in bytes by a running sum of the rows' sizes. To take the length of a large value does not read
+// the value, but the sum costs as much as the rest of the query. So as long as rows are small, a page is not measured: rows
+// are only counted, and a large value is left out, as null. Such a page ends before the row with that value. The next page
+// is measured; if no row is left, the same page is fetched again, measured.
 //
-// Of a row that can never be published, since one part of it is larger than any message, a measured page has the sizes
-// instead. So nothing of it is ever sent over the line.
+// A row can never be published if one part of it is larger than any message. For such a row a measured page has the sizes
+// instead of the values, so the values never cross the network.
 func (t Table) fetch(measured, blocked bool, hold string) string {
 	if !measured {
-		// A null says that something is left out. Headers may be null by themselves, so theirs is told by the payload's.
+		// Null means: left out. Headers may be null by themselves; where they are left out, so is the payload.
 		text := func(column string) string {
 			return fmt.Sprintf("case when octet_length(%[1]s) <= %d then %[1]s end", column, textFits)
 		}
@@ -70,7 +70,8 @@ select ` + measuredColumns + `
  order by seq`
 }
 
-// measured selects rows with their sizes, and whether they can be published, given the parameter with the largest payload.
+// measured selects rows with their sizes, and whether they can be published. maxData is the parameter with the largest
+// payload that the broker takes.
 func (t Table) measured(maxData string) string {
 	return `select *, data_size <= ` + maxData + `::bigint and text_size + headers_size <= ` + fmt.Sprint(textMost) + ` as fits
                   from (select ` + eventColumns + `, attempts, given_up_at, octet_length(data)::bigint as data_size,
@@ -78,8 +79,8 @@ func (t Table) measured(maxData string) string {
                                coalesce(pg_column_size(headers), 0)::bigint as headers_size from ` + t.outbox() + `) o`
 }
 
-// measuredColumns are a measured row's. Who its aggregate is, is told of a row that does not fit, too, unless that is what
-// does not.
+// measuredColumns are the columns of a measured row. A row that does not fit still has its aggregate's name, unless the name
+// itself is too large.
 var measuredColumns = fmt.Sprintf( //nolint:gochecknoglobals // Immutable.
 	`seq, id, case when fits then topic end, case when fits or octet_length(aggregate_type) <= %[1]d then aggregate_type end,
        case when fits or octet_length(aggregate_id) <= %[1]d then aggregate_id end, case when fits or octet_length(event_type) <= %[2]d then event_type end,
@@ -93,7 +94,7 @@ select ` + measuredColumns + `
   from (select *, 0::bigint as weight from (` + t.measured("$3") + `) one where seq = $1 and coalesce(id, '00000000-0000-0000-0000-000000000000') = $2) page`
 }
 
-// pageRead is what was read of a page.
+// pageRead is a page that was read.
 type pageRead struct {
 	rows  []Row
 	full  bool // Its bound was reached: there may be more.
@@ -116,7 +117,7 @@ func (o *Outbox) queueFetch(batch *pgx.Batch, f *Fetch, into *pageRead) {
 	}
 	batch.Queue(o.queries.fetch[measured][blocked], args...).Query(func(rows pgx.Rows) error {
 		var err error
-		*into, err = o.arena.scan(rows, *f)
+		*into, err = o.pageSizes.scan(rows, *f)
 		return err
 	})
 }
@@ -124,7 +125,7 @@ func (o *Outbox) queueFetch(batch *pgx.Batch, f *Fetch, into *pageRead) {
 // pageArgs are the parameters that all queries of a page have in common.
 func (o *Outbox) pageArgs(f *Fetch) []any {
 	held := keysOf(slices.Concat(f.Held, f.Passed))
-	return []any{o.floor.at, f.Highest, held.from, held.to, held.bits, held.rest, f.Rows}
+	return []any{o.floor.at, f.Highest, held.from, held.to, held.bitmap, held.list, f.Rows}
 }
 
 func (f *Fetch) maxData() int64 {
@@ -134,13 +135,14 @@ func (f *Fetch) maxData() int64 {
 	return int64(f.MaxData)
 }
 
-// arena is how much memory the latest page took, which is what the next one of a backlog takes as well.
-type arena struct{ rows, texts, data int }
+// pageSizes are how many rows, and bytes of texts and payloads, the latest page had: the next page of a backlog has about as
+// many, so scan allocates for that many.
+type pageSizes struct{ rows, texts, data int }
 
-// scan reads a page. The values are taken as they come off the wire and
-// copied into two pieces of memory for the whole page, one for texts and one for payloads: a hundred thousand rows a second
-// leave no room for an allocation or two for each of their fields.
-func (a *arena) scan(rows pgx.Rows, f Fetch) (read pageRead, err error) {
+// scan reads a page. It takes the values as they come off the wire and copies them into two pieces of memory for the whole
+// page, one for texts and one for payloads: at a hundred thousand rows a second there is no time for an allocation or two for
+// each field.
+func (sizes *pageSizes) scan(rows pgx.Rows, f Fetch) (read pageRead, err error) {
 	if err := rows.Err(); err != nil {
 		return pageRead{}, err
 	}
@@ -148,10 +150,10 @@ func (a *arena) scan(rows pgx.Rows, f Fetch) (read pageRead, err error) {
 		return pageRead{}, err
 	}
 	var (
-		texts    = make([]byte, 0, a.texts+a.texts/16)
-		data     = make([]byte, 0, a.data+a.data/16)
-		spans    = make([]span, 0, a.rows)
-		page     = make([]Row, 0, a.rows)
+		texts    = make([]byte, 0, sizes.texts+sizes.texts/16)
+		data     = make([]byte, 0, sizes.data+sizes.data/16)
+		spans    = make([]span, 0, sizes.rows)
+		page     = make([]Row, 0, sizes.rows)
 		bytes    int
 		cut      bool
 		measured = len(rows.FieldDescriptions()) > dataSizeColumn
@@ -159,7 +161,7 @@ func (a *arena) scan(rows pgx.Rows, f Fetch) (read pageRead, err error) {
 	for rows.Next() {
 		values := rows.RawValues()
 		if !measured && incomplete(values) {
-			cut = true // What follows it must not be seen before it.
+			cut = true // The page ends here: later rows must not be seen before this one.
 		}
 		if cut {
 			continue
@@ -194,7 +196,7 @@ func (a *arena) scan(rows pgx.Rows, f Fetch) (read pageRead, err error) {
 		}
 		page = append(page, row)
 	}
-	*a = arena{rows: len(page), texts: len(texts), data: len(data)}
+	*sizes = pageSizes{rows: len(page), texts: len(texts), data: len(data)}
 	all := string(texts)
 	for i := range page {
 		r, sp := &page[i], &spans[i]
@@ -213,7 +215,7 @@ func (a *arena) scan(rows pgx.Rows, f Fetch) (read pageRead, err error) {
 	return read, rows.Err()
 }
 
-// unfit says why a measured row was not read; empty if it was.
+// unfit says why a measured row was not read; empty if it was read.
 func unfit(values [][]byte, f Fetch) string {
 	switch size := number(values[dataSizeColumn]); {
 	case values[idColumn] == nil || values[dataSizeColumn] == nil || values[restSizeColumn] == nil || values[createdAtColumn] == nil || values[attemptsColumn] == nil:
@@ -238,7 +240,7 @@ func incomplete(values [][]byte) bool {
 	return false
 }
 
-// cloned returns a copy; nil for null. What is too long for a message is of no use.
+// cloned returns a copy; nil for null, and for headers that are too long for a message.
 func cloned(headers []byte) []byte {
 	if len(headers) > textMost {
 		return nil
@@ -246,7 +248,7 @@ func cloned(headers []byte) []byte {
 	return bytes.Clone(headers)
 }
 
-// The columns of a fetch, in order; the last three are those of a measured one only.
+// The columns of a fetch, in order. Only a measured fetch has the last three.
 const (
 	seqColumn = iota
 	idColumn

@@ -120,7 +120,7 @@ select seq, id, `+b.textOf("topic")+`, `+b.textOf("aggregate_type")+`, `+b.textO
 type Replayed struct {
 	// Back are in the outbox again.
 	Back int
-	// Left stay in the archive: another event has their seq, or they wait already, or are among the dead letters.
+	// Left stay in the archive: another event has their seq, or they are pending already, or they are dead letters.
 	Left int
 }
 
@@ -130,12 +130,11 @@ type Replayed struct {
 // With newIDs they become new events, after all that waits, in their old order: whoever consumes the stream gets them
 // again. The archive keeps the old ones.
 //
-// Without newIDs they keep their place and their id, and move from the archive to the outbox as if they had never been
-// settled; those whose id is in the outbox or among the dead letters, or whose seq is that of another event in the
-// outbox, stay where they are. What the stream
-// still holds is not stored there again, however long ago it was published: it has to be read back for that from where
-// the oldest of them is, and only the beginning of a term goes back so far. So Replay ends the sessions of this outbox's
-// relays in the same transaction: a leader begins another term, and a standby connects anew.
+// Without newIDs they keep their seq and their id, and move from the archive to the outbox as if they had never been settled.
+// An event stays in the archive if its id is in the outbox or among the dead letters, or if another event in the outbox has
+// its seq. An event that the stream still holds is not stored there again, however long ago it was published. For that the
+// relay must read the stream back from the oldest of these events on, and it does so only when a term begins. So Replay ends
+// the sessions of this outbox's relays in the same transaction: the leader begins another term, and standbys connect anew.
 func (o *Outbox) Replay(ctx context.Context, filter ReplayFilter, newIDs bool) (Replayed, error) {
 	var replayed Replayed
 	err := o.with(ctx, func(conn *pgx.Conn) error {
@@ -189,8 +188,8 @@ select coalesce(array_agg(distinct wanted.id::text), '{}') from unnest($1::uuid[
 	return fmt.Errorf("%w: %s", ErrNotArchived, strings.Join(missing, ", "))
 }
 
-// putBackAsNew makes new events of archived ones. Their seqs are drawn in the order of the old ones; created_at stays,
-// since that is when it happened.
+// putBackAsNew makes new events of archived ones. Their new seqs are in the order of the old ones. created_at stays: it is
+// when the event happened.
 func (t Table) putBackAsNew(ctx context.Context, tx pgx.Tx, filter ReplayFilter) (n int, lowest int64, err error) {
 	const columns = `topic, aggregate_type, aggregate_id, event_type, data, headers, created_at`
 	condition, args := filter.condition()
@@ -204,17 +203,23 @@ select count(*), coalesce(min(seq), 0) from anew`, args...).Scan(&n, &lowest)
 	return n, lowest, err
 }
 
-// putBackAsWas moves archived events to the outbox: it takes from the archive what it has put into the outbox, and no
-// more. A seq says nothing of whose it is: the sequence may have been restarted, and the event that is in the outbox under
-// this seq may be another.
+// putBackAsWas moves archived events to the outbox: it takes from the archive exactly what it has put into the outbox. It
+// compares ids, not only seqs: after the sequence was restarted, the outbox may have another event under the same seq.
 //
-// It moves rather than copies them: what the broker loses is put back from the archive, too, and an event must not be
-// alive there while it is among the dead letters. So all copies of an event go, also those of other streams.
+// It moves the events and does not copy them. A relay puts lost events back from the archive, too, and must not find one
+// there that has become a dead letter meanwhile. So all copies of an event leave the archive, also those of other streams.
 //
-// An event in the outbox that was ever published has to be stored after the checkpoint, so that moves back with them;
-// and a leader must not publish them before it has looked there. It cannot, for its session is gone when they become
-// visible; and another term cannot begin in between, for it would have to record itself in the row that was locked
-// before the sessions were looked up.
+// Invariant. Every event in the outbox that was ever published is stored after the checkpoint, and no leader publishes the
+// moved events before it has read the stream from there.
+//
+// Why.
+//
+//  1. The checkpoint moves back with the events.
+//  2. A leader cannot publish them at once: its session is gone when they become visible.
+//  3. No other term can begin in between: it would have to record itself in the row that was locked before the sessions were
+//     looked up.
+//
+// Test. TestReplayEndsATermThatHasJustBegun, TestReplayAfterTheSequenceWasRestarted.
 func (t Table) putBackAsWas(ctx context.Context, tx pgx.Tx, filter ReplayFilter) (replayed Replayed, lowest int64, err error) {
 	condition, args := filter.condition()
 	err = tx.QueryRow(ctx, `
@@ -237,8 +242,8 @@ select count(*), coalesce(min(seq), 0) from back`, args...).Scan(&replayed.Back,
 	return replayed, lowest, err
 }
 
-// endTerms ends the sessions of all relays in this database but those that lead another outbox. Leaders of other outboxes
-// that are not elected through Postgres cannot be told from standbys: they begin another term, too.
+// endTerms ends the sessions of all relays in this database but those that lead another outbox. A leader of another outbox
+// that is not elected through Postgres looks like a standby: it begins another term, too.
 func (t Table) endTerms(ctx context.Context, tx pgx.Tx) error {
 	var ended bool
 	err := tx.QueryRow(ctx, `

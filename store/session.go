@@ -11,17 +11,17 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Session is the relay's one dedicated Postgres connection. The leader's lock lives on it, and so does all
-// that the leader does to the outbox: what needs the lock ends with it. Use is exclusive; a connection that
-// broke is replaced at the next use, under a new generation.
+// Session is the relay's one dedicated Postgres connection. It holds the leader's lock, and the leader writes to the outbox on
+// it alone: so whoever loses the lock can no longer write. Use is exclusive. A connection that broke is replaced at the next
+// use, under a new generation.
 type Session struct {
 	connector *connector
 	busy      chan struct{} // Holds one token while the connection is in use.
 
-	// conn belongs to whoever put the token into busy.
+	// conn is only used by the goroutine that put the token into busy.
 	conn *pgx.Conn
 
-	// backend is the server's side of conn, and belongs to the same.
+	// backend is the server's side of conn, for the same goroutine only.
 	backend backend
 
 	last atomic.Pointer[roundTrip]
@@ -53,9 +53,9 @@ func newSession(c *connector) *Session {
 	return &Session{connector: c, busy: make(chan struct{}, 1)}
 }
 
-// Do gives fn the connection, which is nobody else's meanwhile, and opens one if there is none. If fn
-// succeeds, that was proof of life from before the call: see LastRoundTrip. If fn leaves the connection
-// unusable (as a cancelled ctx does), it is closed.
+// Do calls fn with the connection, for exclusive use, and opens a connection if there is none. If fn succeeds, the server was
+// alive after the call began: see LastRoundTrip. If fn leaves the connection unusable, as a cancelled ctx does, the
+// connection is closed.
 func (s *Session) Do(ctx context.Context, fn func(ctx context.Context, conn *pgx.Conn) error) error {
 	select {
 	case s.busy <- struct{}{}:
@@ -84,12 +84,12 @@ func (s *Session) Do(ctx context.Context, fn func(ctx context.Context, conn *pgx
 // sessionPatience is how long the leader's work on the session waits for a sign of life: less than a lease lasts.
 const sessionPatience = 4 * time.Second
 
-// ErrNoAnswer ends a use of the session that [Session.DoPatiently] has lost its patience with.
+// ErrNoAnswer is the error of [Session.DoPatiently] when there was no proof of life for as long as its patience.
 var ErrNoAnswer = errors.New("no sign of life from Postgres")
 
-// DoPatiently is Do for statements of which nobody knows how long they take. It ends fn's context once there has been
-// no proof of life for as long as patience, whether from the session's uses or from [Outbox.Watch]. So a statement that
-// waits or is slow goes on as long as its server says that it does, and one whose server is out of reach ends.
+// DoPatiently is Do for statements that may take any time. It ends fn's context once neither a use of the session nor
+// [Outbox.Watch] has brought a proof of life for as long as patience. So a statement that waits or is slow goes on as long as
+// the server answers that it does. A statement whose server is out of reach ends.
 func (s *Session) DoPatiently(ctx context.Context, patience time.Duration, fn func(ctx context.Context, conn *pgx.Conn) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -117,8 +117,8 @@ func (s *Session) DoPatiently(ctx context.Context, patience time.Duration, fn fu
 	return err
 }
 
-// lived notes that the server was known to be there at a time. What is known already is not forgotten: a use that took
-// long began before the proofs of life that came meanwhile, and those may be of a connection that is gone.
+// lived notes that the server was alive at a time, unless a later time is known already: during a use that took long there
+// may have been later proofs of life. A proof of life from an older connection does not count.
 func (s *Session) lived(at time.Time, generation uint64) {
 	for {
 		last := s.last.Load()
@@ -132,9 +132,9 @@ func (s *Session) lived(at time.Time, generation uint64) {
 }
 
 // LastRoundTrip returns the latest time at which the server is known to have kept the session, and the connection's
-// generation: a number that changes whenever it had to be opened anew, so that what was held on the old one is known to
-// be gone. That time is when the last successful use of the connection began or, during a use that takes long, when
-// [Outbox.Watch] last asked a question that the server answered with yes.
+// generation. The generation changes with each new connection: whatever the old connection held is then gone. The time is
+// when the last successful use of the connection began or, during a use that takes long, when [Outbox.Watch] last asked the
+// server and learnt that the session is alive.
 //
 // Invariant: Postgres does not end the session for its silence earlier than idle_session_timeout after that time.
 // Why:

@@ -15,13 +15,13 @@ import (
 )
 
 const (
-	// sweepEvery is how often rows below the floor are looked for, at most, and sweepShare which part of the time that may
-	// take: with millions of dead rows that vacuum may not remove, one look lasts seconds.
+	// sweepEvery is how often at most the relay looks for rows below the floor. The looks may take one part in sweepShare of
+	// the time: with millions of dead rows that vacuum may not remove, one look takes seconds.
 	sweepEvery = 10 * time.Second
 	sweepShare = 10
 	// sweepTimeout bounds one look.
 	sweepTimeout = time.Minute
-	// sweepBrief is how long a look may take that the session is used for.
+	// sweepBrief is how long a look may have taken for the next one to use the session.
 	sweepBrief = 20 * time.Millisecond
 )
 
@@ -50,9 +50,10 @@ func (b *back) take() (to int64, ok bool) {
 	return to, ok
 }
 
-// Sweep looks from time to time for rows below the floor that no notification told of: those of sessions in which triggers
-// do not fire, and rows whose producers gave them a seq of their own. It calls wake when it has found some, for the next
-// fetch begins there. It also keeps the archive's index up to date. It blocks until ctx ends. A look that takes long holds nobody up: it has a connection of its own.
+// Sweep looks from time to time for rows below the floor that no notification told of: rows from sessions in which triggers
+// do not fire, and rows whose producers chose the seq. The next fetch begins at the lowest of them, and Sweep calls wake. It
+// also keeps the archive's index up to date. A look that takes long holds nobody up: it has a connection of its own. Sweep
+// blocks until ctx ends.
 func (o *Outbox) Sweep(ctx context.Context, wake func()) {
 	timer := time.NewTimer(sweepEvery)
 	defer timer.Stop()
@@ -81,9 +82,9 @@ func (o *Outbox) Sweep(ctx context.Context, wake func()) {
 	}
 }
 
-// sweep looks for the lowest row below the floor that waits for nothing: neither it nor its aggregate is to be tried again
-// later, or is held. If there is one the next fetch begins there. A brief look may go by the session, which costs no
-// connection; if it does not turn out to be brief, it is done again apart.
+// sweep looks for the lowest row below the floor that could be published now: its aggregate is neither blocked until a later
+// attempt nor held back by a dead letter. If there is such a row, the next fetch begins there. A look that is expected to be
+// brief uses the session, which costs no connection. If it takes longer, it is repeated on a connection of its own.
 func (o *Outbox) sweep(ctx context.Context, brief bool) (found bool, err error) {
 	floor := o.floorSeen.Load()
 	if floor == math.MinInt64 {
@@ -91,7 +92,7 @@ func (o *Outbox) sweep(ctx context.Context, brief bool) (found bool, err error) 
 	}
 	if brief {
 		err = o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
-			if err := o.inOffice(); err != nil {
+			if err := o.inTerm(); err != nil {
 				return err
 			}
 			found, err = o.sweepOn(ctx, conn, floor, 2*sweepBrief)
@@ -118,7 +119,7 @@ func (o *Outbox) sweepOn(ctx context.Context, conn *pgx.Conn, floor int64, timeo
 		held  *names
 		batch = &pgx.Batch{}
 	)
-	if o.holdDead { // Before the rows are looked at: an aggregate that may go on meanwhile is still left out by name.
+	if o.holdDead { // Read before the rows: an aggregate that goes on meanwhile is then still left out by name.
 		o.queueHeld(batch, &held)
 	}
 	batch.Queue(o.stragglers(), floor).Query(func(rows pgx.Rows) error {
@@ -138,7 +139,7 @@ func (o *Outbox) sweepOn(ctx context.Context, conn *pgx.Conn, floor int64, timeo
 		o.back.lower(seq)
 	}
 	if held != nil {
-		o.held.CompareAndSwap(known, held) // Unless it is known by now that some may go on.
+		o.held.CompareAndSwap(known, held) // Unless it has changed meanwhile, as by someMayGoOn.
 	}
 	return found, nil
 }
@@ -162,8 +163,8 @@ select seq from ` + t.outbox() + ` o
 }
 
 const (
-	// heldNames is how many held aggregates are left out of a page by name, which is cheaper than to look each row's up,
-	// and nameFits how long their names may be.
+	// heldNames is how many held aggregates a page leaves out by name, and nameFits how long their names may be. To leave them
+	// out by name is cheaper than to look up the aggregate of each row.
 	heldNames = 1000
 	nameFits  = 256
 )
@@ -206,7 +207,7 @@ select aggregate_type, aggregate_id
 	})
 }
 
-// someMayGoOn forgets which aggregates are held, since some of them may be free again. Where their rows are has to be said
+// someMayGoOn forgets which aggregates are held, for some of them may go on now. Call back.lower with their rows' lowest seq
 // before.
 func (o *Outbox) someMayGoOn() { o.held.Store(&names{}) }
 

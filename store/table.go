@@ -85,8 +85,9 @@ func (t Table) LockKey() int32 {
 // wakeKey is the advisory lock that a sleeping relay holds.
 func (t Table) wakeKey() int64 { return t.hash("wake") }
 
-// officeKey is the advisory lock that makes relays take turns at recording who leads.
-func (t Table) officeKey() int64 { return t.hash("office") }
+// recordLeaderKey is the advisory lock that makes relays take turns at recording who leads. Relays of other versions take
+// the same one, so its name stays "office".
+func (t Table) recordLeaderKey() int64 { return t.hash("office") }
 
 // migrateKey is the advisory lock that makes migrations take turns.
 func (t Table) migrateKey() int64 { return t.hash("migrate") }

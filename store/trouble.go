@@ -28,7 +28,7 @@ func (o *Outbox) Report(ctx context.Context, reason string, since time.Duration)
 	}
 	reason = strings.ReplaceAll(strings.ToValidUTF8(reason, "\uFFFD"), "\x00", "")
 	err := o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
-		if err := o.inOffice(); err != nil {
+		if err := o.inTerm(); err != nil {
 			return err
 		}
 		_, err := conn.Exec(ctx, `

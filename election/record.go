@@ -11,79 +11,79 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// seat is the entry that is competed for. Each call is bounded in time and ends with its context, except that a watch lasts
-// as long as its context.
-type seat interface {
-	// look returns the entry, or an older state of it.
-	look(ctx context.Context) (sight, error)
-	// take writes the entry, and leave deletes it, if its revision is still that one, 0 for an entry that never was.
-	// Otherwise they return errMoved.
-	take(ctx context.Context, value claim, revision uint64) (uint64, error)
-	leave(ctx context.Context, revision uint64) error
-	// watch tells what there is and each change, after a delay or not at all.
+// record is the entry of the bucket that candidates compete for. Each call is bounded in time and ends with its context. Only
+// a watch lasts as long as its context.
+type record interface {
+	// read returns the entry, or an older state of the entry.
+	read(ctx context.Context) (observed, error)
+	// write and delete write and delete the entry if its revision is still the given one: 0 for an entry that never existed.
+	// Otherwise they return errMoved. write returns the new revision.
+	write(ctx context.Context, value leaseValue, revision uint64) (uint64, error)
+	delete(ctx context.Context, revision uint64) error
+	// watch sends the present entry and then each change, late or not at all.
 	watch(ctx context.Context) (<-chan jetstream.KeyValueEntry, error)
 }
 
 var (
-	// errUnfit is what waiting does not mend.
+	// errUnfit is a fault that waiting does not mend.
 	errUnfit = errors.New("unfit for an election")
 	// errMoved says that the entry has another revision.
 	errMoved = errors.New("the entry has another revision")
-	// errInProcess is an errMoved that says nothing about the outcome yet: a replicated bucket has a write in process.
+	// errInProcess is an errMoved that leaves the outcome open: a replicated bucket is still processing another write.
 	errInProcess = fmt.Errorf("%w, or soon will have", errMoved)
 )
 
-// claim is the value of an entry. No two that are written are the same.
-type claim struct {
+// leaseValue is the entry's value. No two writes have the same value.
+type leaseValue struct {
 	Leader    string `json:"leader"` // For humans.
-	Candidacy string `json:"candidacy"`
+	Candidate string `json:"candidacy"`
 	Beat      uint64 `json:"beat"`
 	Lease     int64  `json:"lease_ms"`
 }
 
-// patience is how long an entry has to stay the same until it is taken over. The margin is for clocks that do not run
-// equally fast; the rest of it is left over.
-func (c claim) patience() time.Duration {
+// patience is how long a rival must have seen the entry unchanged before it takes the entry over: the lease and a fifth. The
+// fifth is a margin for machines whose clocks do not run equally fast; few need that much.
+func (c leaseValue) patience() time.Duration {
 	lease := time.Duration(c.Lease) * time.Millisecond
 	return lease + lease/5
 }
 
-// Time budgets of a lease: 1.1 s and 1.25 s of 5 s, so that it can be renewed in a second and in a third attempt.
+// Time budgets of a lease: 1.1 s and 1.25 s of 5 s. So a lease leaves time for a second and a third attempt to renew it.
 func (o KeyValueOptions) renewAfter() time.Duration     { return o.Lease * 22 / 100 }
 func (o KeyValueOptions) requestTimeout() time.Duration { return o.Lease / 4 }
 
-// sight is an entry as it was seen.
-type sight struct {
-	revision uint64 // 0 if there was none.
-	holder   claim  // The zero claim if it was deleted, or there was none.
+// observed is the entry as a candidate saw it.
+type observed struct {
+	revision uint64     // 0 if there was none.
+	value    leaseValue // The zero value if it was deleted, or there was none.
 }
 
-// held reports whether the entry was somebody's.
-func (s sight) held() bool { return s.holder != claim{} }
+// held reports whether somebody held the entry.
+func (s observed) held() bool { return s.value != leaseValue{} }
 
-func sightOf(revision uint64, deleted bool, value []byte) (sight, error) {
+func observedOf(revision uint64, deleted bool, value []byte) (observed, error) {
 	if deleted {
-		return sight{revision: revision}, nil
+		return observed{revision: revision}, nil
 	}
-	seen := sight{revision: revision}
-	err := json.Unmarshal(value, &seen.holder)
-	if lease := seen.holder.Lease; err != nil || seen.holder.Candidacy == "" || lease <= 0 || lease > maxLease.Milliseconds() {
-		return sight{}, fmt.Errorf("%w: it has a value that no elector wrote; delete it, or name another key", errUnfit)
+	seen := observed{revision: revision}
+	err := json.Unmarshal(value, &seen.value)
+	if lease := seen.value.Lease; err != nil || seen.value.Candidate == "" || lease <= 0 || lease > maxLease.Milliseconds() {
+		return observed{}, fmt.Errorf("%w: it has a value that no elector wrote; delete it, or name another key", errUnfit)
 	}
 	return seen, nil
 }
 
-// link is an elector's connection.
-type link struct {
+// client is an elector's connection to NATS.
+type client struct {
 	connect func(ctx context.Context) (*nats.Conn, error)
 	options KeyValueOptions
 	conn    *nats.Conn // Nil before open.
 }
 
-// closeTimeout bounds closing a connection, which may want to send what is in its buffer first.
+// closeTimeout bounds closing a connection: nats.go may first send what is in the buffer.
 const closeTimeout = 100 * time.Millisecond
 
-func (l *link) close(ctx context.Context) {
+func (l *client) close(ctx context.Context) {
 	if l.conn == nil {
 		return
 	}
@@ -95,8 +95,8 @@ func (l *link) close(ctx context.Context) {
 	})
 }
 
-// open connects, if there is no connection, and makes sure that there is a fit bucket.
-func (l *link) open(ctx context.Context) (seat, error) {
+// open connects if there is no connection, and makes sure that there is a fit bucket.
+func (l *client) open(ctx context.Context) (record, error) {
 	if err := l.connected(ctx); err != nil {
 		return nil, err
 	}
@@ -104,7 +104,7 @@ func (l *link) open(ctx context.Context) (seat, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &entry{conn: l.conn, options: l.options}
+	e := &kvRecord{conn: l.conn, options: l.options}
 	err = e.find(ctx, js)
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
 		if err := e.create(ctx, js); err != nil {
@@ -122,7 +122,7 @@ func (l *link) open(ctx context.Context) (seat, error) {
 var errClosed = errors.New("closed")
 
 // connected makes sure that there is a connection.
-func (l *link) connected(ctx context.Context) error {
+func (l *client) connected(ctx context.Context) error {
 	if l.conn != nil {
 		conn := l.conn
 		looking, cancel := context.WithTimeout(ctx, l.options.requestTimeout())
@@ -154,8 +154,8 @@ func (l *link) connected(ctx context.Context) error {
 	return nil
 }
 
-// VerifyBucket looks at the bucket that a [KeyValue] with these options competes in, as it does itself, but creates none: if
-// there is none, jetstream.ErrBucketNotFound is in the error.
+// VerifyBucket verifies the bucket that a [KeyValue] with these options uses, as the KeyValue does, but creates none. If the
+// bucket does not exist, the error wraps jetstream.ErrBucketNotFound.
 func VerifyBucket(ctx context.Context, conn *nats.Conn, options KeyValueOptions) error {
 	options, err := options.validated()
 	if err != nil {
@@ -165,21 +165,21 @@ func VerifyBucket(ctx context.Context, conn *nats.Conn, options KeyValueOptions)
 	if err != nil {
 		return err
 	}
-	return (&entry{conn: conn, options: options}).find(ctx, js)
+	return (&kvRecord{conn: conn, options: options}).find(ctx, js)
 }
 
-// entry is a seat in JetStream.
-type entry struct {
+// kvRecord is the record in a JetStream key-value bucket.
+type kvRecord struct {
 	conn    *nats.Conn
 	options KeyValueOptions
 	kv      jetstream.KeyValue
 	stream  jetstream.Stream // Of the bucket: kv does not tell the revision of a deletion.
 }
 
-func (e *entry) streamName() string { return "KV_" + e.options.Bucket }
+func (e *kvRecord) streamName() string { return "KV_" + e.options.Bucket }
 
-// find looks the bucket up, and whether it is fit.
-func (e *entry) find(ctx context.Context, js jetstream.JetStream) error {
+// find looks the bucket up and verifies that it is fit.
+func (e *kvRecord) find(ctx context.Context, js jetstream.JetStream) error {
 	kv, err := ask(ctx, e, "look up", func(ctx context.Context) (jetstream.KeyValue, error) {
 		return js.KeyValue(ctx, e.options.Bucket)
 	})
@@ -199,9 +199,9 @@ func (e *entry) find(ctx context.Context, js jetstream.JetStream) error {
 	return e.verify()
 }
 
-// create creates the bucket, unless somebody else just did. Its entries do not expire: the servers would judge that by
-// their wall clocks.
-func (e *entry) create(ctx context.Context, js jetstream.JetStream) error {
+// create creates the bucket, unless somebody else has just created it. Its entries do not expire: the servers would decide
+// that by their wall clocks.
+func (e *kvRecord) create(ctx context.Context, js jetstream.JetStream) error {
 	config := jetstream.KeyValueConfig{
 		Bucket:      e.options.Bucket,
 		Description: "Which relay of an outbox leads.",
@@ -224,19 +224,19 @@ func (e *entry) create(ctx context.Context, js jetstream.JetStream) error {
 }
 
 const (
-	// codeMaxBytesNeeded: the account demands that a stream says how much it keeps at most.
+	// codeMaxBytesNeeded: the account demands that each stream sets max_bytes.
 	codeMaxBytesNeeded = 10113
 
-	// bucketBytes is what a bucket keeps where it has to say so: an entry takes less than 1 KiB.
+	// bucketBytes is the bucket's max_bytes where the account demands one: an entry takes less than 1 KiB.
 	bucketBytes = 1 << 20
 )
 
-// expiryMargin is how much longer than it may be held an entry has to live, if it does not for ever. The servers' wall
-// clocks may be set by that much at a time.
+// expiryMargin is how much longer than a lease entries must live if they expire. A server's wall clock may be set forward by
+// that much at a time.
 const expiryMargin = time.Minute
 
-// verify refuses a bucket with which two could lead.
-func (e *entry) verify() error {
+// verify refuses a bucket that would let two relays lead.
+func (e *kvRecord) verify() error {
 	config := e.stream.CachedInfo().Config
 	if least := e.options.Lease + expiryMargin; config.MaxAge != 0 && config.MaxAge < least {
 		return e.unfit("its entries expire after %v, and not before %v is safe with a lease of %v;"+
@@ -248,12 +248,12 @@ func (e *entry) verify() error {
 	return nil
 }
 
-func (e *entry) unfit(format string, args ...any) error {
+func (e *kvRecord) unfit(format string, args ...any) error {
 	return fmt.Errorf("bucket %q is %w: "+format, append([]any{e.options.Bucket, errUnfit}, args...)...)
 }
 
-// ask makes a request within its time.
-func ask[T any](ctx context.Context, e *entry, what string, request func(ctx context.Context) (T, error)) (T, error) {
+// ask makes a request within requestTimeout.
+func ask[T any](ctx context.Context, e *kvRecord, what string, request func(ctx context.Context) (T, error)) (T, error) {
 	asking, cancel := context.WithTimeout(ctx, e.options.requestTimeout())
 	defer cancel()
 	answer, err := await(asking, func() (T, error) {
@@ -263,7 +263,7 @@ func ask[T any](ctx context.Context, e *entry, what string, request func(ctx con
 		case errors.Is(err, nats.ErrReconnectBufExceeded):
 			err = fmt.Errorf("not connected to NATS (%w)", err)
 		case errors.Is(err, context.DeadlineExceeded) && errors.Is(reason, nats.ErrPermissionViolation) && reason != before: //nolint:errorlint // Whether it is news.
-			err = fmt.Errorf("%w: %w", err, reason) // What is not permitted is not answered.
+			err = fmt.Errorf("%w: %w", err, reason) // The server does not answer what it does not permit.
 		}
 		return answer, err
 	})
@@ -273,26 +273,26 @@ func ask[T any](ctx context.Context, e *entry, what string, request func(ctx con
 	return answer, err
 }
 
-// look implements seat. Where the bucket allows direct gets, as those that the client creates do, any replica answers.
-func (e *entry) look(ctx context.Context) (sight, error) {
-	return ask(ctx, e, "read key "+e.options.Key+" of", func(ctx context.Context) (sight, error) {
+// read implements record. If the bucket allows direct gets, as those do that nats.go creates, any replica answers.
+func (e *kvRecord) read(ctx context.Context) (observed, error) {
+	return ask(ctx, e, "read key "+e.options.Key+" of", func(ctx context.Context) (observed, error) {
 		msg, err := e.stream.GetLastMsgForSubject(ctx, "$KV."+e.options.Bucket+"."+e.options.Key)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			return sight{}, nil
+			return observed{}, nil
 		}
 		if err != nil {
-			return sight{}, err
+			return observed{}, err
 		}
 		deleted := msg.Header.Get("KV-Operation") != "" || msg.Header.Get(jetstream.MarkerReasonHeader) != ""
-		return sightOf(msg.Sequence, deleted, msg.Data)
+		return observedOf(msg.Sequence, deleted, msg.Data)
 	})
 }
 
-// take implements seat.
-func (e *entry) take(ctx context.Context, value claim, revision uint64) (uint64, error) {
+// write implements record.
+func (e *kvRecord) write(ctx context.Context, value leaseValue, revision uint64) (uint64, error) {
 	data, err := json.Marshal(value)
 	if err != nil {
-		return 0, fmt.Errorf("claim: %w", err)
+		return 0, fmt.Errorf("encode the lease: %w", err)
 	}
 	return ask(ctx, e, "write key "+e.options.Key+" of", func(ctx context.Context) (uint64, error) {
 		written, err := e.kv.Update(ctx, e.options.Key, data, revision)
@@ -300,15 +300,15 @@ func (e *entry) take(ctx context.Context, value claim, revision uint64) (uint64,
 	})
 }
 
-// leave implements seat.
-func (e *entry) leave(ctx context.Context, revision uint64) error {
+// delete implements record.
+func (e *kvRecord) delete(ctx context.Context, revision uint64) error {
 	_, err := ask(ctx, e, "delete key "+e.options.Key+" of", func(ctx context.Context) (struct{}, error) {
 		return struct{}{}, moved(e.kv.Delete(ctx, e.options.Key, jetstream.LastRevision(revision)))
 	})
 	return err
 }
 
-// moved recognises the refusal of a write on an old revision.
+// moved recognises that a write was refused because its revision is old.
 func moved(err error) error {
 	if !errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
 		return err
@@ -319,9 +319,9 @@ func moved(err error) error {
 	return fmt.Errorf("%w (%w)", errMoved, err)
 }
 
-// watch implements seat.
-func (e *entry) watch(ctx context.Context) (<-chan jetstream.KeyValueEntry, error) {
-	// A deadline would be that of the watch.
+// watch implements record.
+func (e *kvRecord) watch(ctx context.Context) (<-chan jetstream.KeyValueEntry, error) {
+	// Not a context with a deadline: it would end the watch, too.
 	ctx, cancel := context.WithCancel(ctx)
 	timeout := time.AfterFunc(e.options.requestTimeout(), cancel)
 	defer timeout.Stop()

@@ -46,12 +46,12 @@ func BenchmarkRowDecoding(b *testing.B) {
 		b.Helper()
 		b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*rows), "ns/row")
 	}
-	b.Run("arena", func(b *testing.B) {
-		var a arena
+	b.Run("page", func(b *testing.B) {
+		var sizes pageSizes
 		b.ReportAllocs()
 		for b.Loop() {
 			page.n = rows
-			if got, err := a.scan(&page, fetch); err != nil || len(got.rows) != rows {
+			if got, err := sizes.scan(&page, fetch); err != nil || len(got.rows) != rows {
 				b.Fatalf("%d rows, %v", len(got.rows), err)
 			}
 		}
