@@ -10,22 +10,24 @@ import (
 	"github.com/go-outbox/go-outbox/stream"
 )
 
-// core decides what a leader does next: which row to publish, what to record, when to fetch, when to sleep, when to
-// read back what the stream holds. It does no I/O, starts no goroutine and reads no clock: a term feeds it what happened and carries out what it
-// answers, so that every interleaving can be tested. It lasts for one term.
+// core decides what a leader does next: which row to publish, what to settle, when to fetch, when to sleep, when to read
+// the stream back. It does no I/O, starts no goroutine and reads no clock: the term tells it what happened and carries out
+// what it decides, so that every interleaving can be tested. A core lasts for one term.
 //
-// A row in the relay's hands is in one of these states:
+// A row that the relay holds is in one of two states:
 //
-//	waiting    for another row of its aggregate, or for a place in the window
-//	in flight  handed to the publisher, outcome open; at most one an aggregate, unless pipelined
+//	waiting    for an earlier row of its aggregate, or for room in the window
+//	in flight  sent and unanswered; at most one row of each aggregate, except in an ordered batch
 //
-// It leaves the relay's hands when it is stored, that is, acknowledged: the next exchange removes it from the table before
-// it fetches, and one under way does not return it. Or when its aggregate is blocked because one of its rows was refused;
-// then it is fetched again later.
+// The relay lets go of a row for one of two reasons:
 //
-// A term begins in doubt, and any open outcome brings it back there: the stream may hold rows that are still in the
-// table. In doubt nothing is published or fetched. Once nothing is in flight the stream is read back, what it holds is
-// removed from the table, and all that was in hand is fetched again.
+//   - The row is stored: the broker has acknowledged it. The next round trip settles it, that is, removes it from the outbox,
+//     before it fetches. The answer to a round trip that is under way does not bring it back.
+//   - Its aggregate is blocked, because one of the aggregate's rows was refused. Then the row is fetched again later.
+//
+// A term begins in doubt, and an unknown outcome puts it in doubt again: the stream may hold rows that are still in the
+// outbox. In doubt the relay neither publishes nor fetches. Once nothing is in flight, it reads the stream back, settles the
+// rows that it finds there, and fetches all rows anew.
 type core struct {
 	batch, batchBytes int
 	window            int
@@ -34,14 +36,14 @@ type core struct {
 	retry             backoff
 	poll              time.Duration
 
-	hands     map[int64]*item // Every row in the relay's hands, by seq.
+	held      map[int64]*item // Every row that the relay holds, by seq.
 	lanes     map[aggregate]*lane
 	spare     []*lane     // To be used again.
 	ready     fifo[*lane] // Lanes whose first row may be published.
-	open      int         // Rows waiting or in flight,
-	openBytes int         // and their payloads.
-	flying    int         // Rows in flight.
-	highest   int64       // The highest seq ever in hands.
+	heldRows  int         // Rows waiting or in flight,
+	heldBytes int         // and their payloads.
+	inFlight  int         // Rows in flight.
+	highest   int64       // The highest seq ever held.
 
 	// pipelined is how rows in flight were sent: in one ordered pipe, where nothing after a failed row is
 	// stored, or each by itself. It changes only while none is in flight. Closing: no more of them are to be sent
@@ -139,18 +141,18 @@ type lane struct {
 	aggregate   aggregate
 	first, last *item // Nil for none.
 	waiting     *item // The first that is not in flight; nil for none.
-	flying      int
+	inFlight    int
 	queued      bool // It is in core.ready.
 }
 
-// item is a row in the relay's hands.
+// item is a row that the relay holds.
 type item struct {
-	row    *store.Row
-	lane   *lane
-	next   *item
-	flying bool
-	old    bool   // It was in the table when the stream had been read back.
-	epoch  uint64 // In which it was sent; 0 if it was not.
+	row      *store.Row
+	lane     *lane
+	next     *item
+	inFlight bool
+	old      bool   // It was in the table when the stream had been read back.
+	epoch    uint64 // In which it was sent; 0 if it was not.
 }
 
 func newCore(o Options) *core {
@@ -162,7 +164,7 @@ func newCore(o Options) *core {
 		maxAttempts: o.MaxAttempts,
 		retry:       backoff{o.RetryBackoff, o.RetryBackoffMax},
 		poll:        o.PollInterval,
-		hands:       make(map[int64]*item),
+		held:        make(map[int64]*item),
 		lanes:       make(map[aggregate]*lane),
 		blocked:     newBlocks(),
 		ledger:      ledger{epoch: 1},
@@ -189,7 +191,7 @@ func (c *core) suspect() {
 // recover reports whether it is time to read the stream back, and begins that. The caller reports its end through
 // recovered.
 func (c *core) recover() bool {
-	if !c.doubt || c.recovering || c.flying > 0 || c.under != nil {
+	if !c.doubt || c.recovering || c.inFlight > 0 || c.under != nil {
 		return false
 	}
 	c.recovering, c.stale = true, false
@@ -206,11 +208,11 @@ func (c *core) recovered(fence uint64, ok bool, kept []store.Ref, inOrder bool, 
 		return
 	}
 	c.doubt, c.more, c.busy = c.stale, true, now
-	clear(c.hands)
+	clear(c.held)
 	clear(c.lanes)
 	c.spare = nil
 	c.ready = fifo[*lane]{}
-	c.open, c.openBytes = 0, 0
+	c.heldRows, c.heldBytes = 0, 0
 	c.stored, c.twice, c.doubles = [2][]int64{}, [2][]int64{}, nil
 	c.ledger.restart(fence, now, inOrder)
 	c.old = oldRows{gathering: !inOrder}
@@ -272,7 +274,7 @@ const pipelineFrom = 32
 // engage chooses how the next rows are sent, given how many may be in flight in an ordered pipe: 0 if there can be
 // none.
 func (c *core) engage(pipeline int) {
-	if c.flying > 0 {
+	if c.inFlight > 0 {
 		// The pipe that is open goes on. Rows sent by themselves must have arrived before one may begin.
 		c.closing = c.closing || !c.pipelined && c.worthPipe(pipeline)
 		return
@@ -286,12 +288,12 @@ func (c *core) engage(pipeline int) {
 	c.closing = false
 }
 
-func (c *core) worthPipe(pipeline int) bool { return pipeline > 0 && c.open >= c.pipeFrom }
+func (c *core) worthPipe(pipeline int) bool { return pipeline > 0 && c.heldRows >= c.pipeFrom }
 
 // publishable returns the next row to hand to the publisher, if there is one and fewer than limit are in flight.
 // The caller reports what became of it through resolved.
 func (c *core) publishable(limit int) (*store.Row, bool) {
-	if c.closing || c.doubt || c.flying >= limit {
+	if c.closing || c.doubt || c.inFlight >= limit {
 		return nil, false
 	}
 	l, ok := c.ready.pop()
@@ -301,10 +303,10 @@ func (c *core) publishable(limit int) (*store.Row, bool) {
 	it := l.waiting
 	l.waiting = it.next
 	l.queued = false
-	it.flying = true
+	it.inFlight = true
 	c.ledger.sent(it)
-	l.flying++
-	c.flying++
+	l.inFlight++
+	c.inFlight++
 	c.line(l)
 	return it.row, true
 }
@@ -313,7 +315,7 @@ func (c *core) publishable(limit int) (*store.Row, bool) {
 // is to stop, or to read the stream back, or because there is nothing more to send, and nothing under way that may
 // bring some.
 func (c *core) finish(stopping bool) bool {
-	if !c.pipelined || c.closing || c.flying == 0 {
+	if !c.pipelined || c.closing || c.inFlight == 0 {
 		return false
 	}
 	c.closing = stopping || c.doubt || c.ready.len() == 0 && c.under == nil
@@ -323,9 +325,9 @@ func (c *core) finish(stopping bool) bool {
 // double takes the outcome of a row whose id the stream had already. It is stored like any other, unless resolvedDouble
 // says otherwise; until then it is not settled.
 func (c *core) double(seq int64, sequence uint64, now time.Time) {
-	it := c.hands[seq]
+	it := c.held[seq]
 	if it == nil {
-		c.flying--
+		c.inFlight--
 		return
 	}
 	d := double{store.Ref{Seq: seq, ID: it.row.ID}, it.epoch, sequence}
@@ -350,14 +352,14 @@ func (c *core) resolvedDouble(d double, twice bool, now time.Time) {
 // resolved takes the outcome of publishing the row with this seq: stored if fault is nil, refused if the fault
 // is the row's, and otherwise open, so that it is published again before anything else of its aggregate.
 func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
-	c.flying--
-	it := c.hands[seq]
+	c.inFlight--
+	it := c.held[seq]
 	if it == nil {
 		return forgotten
 	}
 	l := it.lane
-	it.flying = false
-	l.flying--
+	it.inFlight = false
+	l.inFlight--
 	switch {
 	case fault == nil:
 		if c.recordable() == 0 {
@@ -369,18 +371,18 @@ func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
 		if c.oldest.IsZero() || it.row.CreatedAt.Before(c.oldest) {
 			c.oldest = it.row.CreatedAt
 		}
-		delete(c.hands, seq)
-		c.open--
-		c.openBytes -= it.row.Size()
+		delete(c.held, seq)
+		c.heldRows--
+		c.heldBytes -= it.row.Size()
 		l.first = it.next // Rows are stored in the order in which they were sent.
-		*it = item{}      // It leads to later pages, and others of its own page are still in hand.
+		*it = item{}      // It leads to later pages, and others of its own page are still held.
 		c.line(l)
 		return published
 	case fault.Fault != stream.FaultRow:
 		if fault.Ambiguous() {
 			c.suspect()
 		}
-		if l.flying == 0 {
+		if l.inFlight == 0 {
 			l.waiting = l.first
 		}
 		c.line(l)
@@ -445,7 +447,7 @@ func (c *core) line(l *lane) {
 		*l = lane{} // It leads to the rows that were in it.
 		c.spare = append(c.spare, l)
 	case l.queued || l.waiting == nil:
-	case l.flying == 0 || c.pipelined:
+	case l.inFlight == 0 || c.pipelined:
 		l.queued = true
 		c.ready.push(l)
 	}
@@ -458,7 +460,7 @@ func (c *core) forget(l *lane, seq int64) {
 	n := 0
 	it := l.first
 	for ; it.row.Seq != seq; it = it.next {
-		if it.flying {
+		if it.inFlight {
 			n++
 		}
 		kept = it
@@ -468,9 +470,9 @@ func (c *core) forget(l *lane, seq int64) {
 		it = it.next
 		c.ledger.unsent(gone)
 		c.old.dropped(gone)
-		delete(c.hands, gone.row.Seq)
-		c.open--
-		c.openBytes -= gone.row.Size()
+		delete(c.held, gone.row.Seq)
+		c.heldRows--
+		c.heldBytes -= gone.row.Size()
 		*gone = item{}
 	}
 	if kept == nil {
@@ -478,7 +480,7 @@ func (c *core) forget(l *lane, seq int64) {
 	} else {
 		kept.next = nil
 	}
-	l.last, l.waiting, l.flying = kept, nil, n
+	l.last, l.waiting, l.inFlight = kept, nil, n
 	if n == 0 {
 		l.waiting = l.first // The outcome of those before it may be open.
 	}
@@ -489,14 +491,14 @@ func (c *core) forget(l *lane, seq int64) {
 	c.line(l)
 }
 
-// add takes fetched rows into the relay's hands.
+// add has the relay hold the fetched rows.
 func (c *core) add(rows []store.Row, now time.Time) {
 	items := make([]item, len(rows))
 	for i := range rows {
 		it := &items[i]
 		it.row = &rows[i]
 		a := aggregate{it.row.AggregateType, it.row.AggregateID}
-		if _, held := c.hands[it.row.Seq]; held {
+		if _, held := c.held[it.row.Seq]; held {
 			continue
 		}
 		c.highest = max(c.highest, it.row.Seq)
@@ -508,10 +510,10 @@ func (c *core) add(rows []store.Row, now time.Time) {
 			c.unfit = append(c.unfit, refusal{*it.row, errors.New(it.row.Unfit), c.refuse(it.row, a, it.row.Unfit, true, now)})
 			continue
 		}
-		c.hands[it.row.Seq] = it
+		c.held[it.row.Seq] = it
 		c.old.hold(it)
-		c.open++
-		c.openBytes += it.row.Size()
+		c.heldRows++
+		c.heldBytes += it.row.Size()
 		l := c.lanes[a]
 		if l == nil {
 			l = c.lane(a)
@@ -579,7 +581,7 @@ func (c *core) exchange(now time.Time) (store.Request, bool) {
 	c.unblock(now)
 	c.retryAside(now)
 	var (
-		idle     = c.open == 0
+		idle     = c.heldRows == 0
 		room     = c.room()
 		due      = !now.Before(c.next)
 		recorded = c.recordable() + len(c.failed) + len(c.dead)
@@ -604,9 +606,9 @@ func (c *core) exchange(now time.Time) (store.Request, bool) {
 	return c.start(fetch, sleep), true
 }
 
-// room reports whether a further page fits into the relay's hands: the next is fetched while one is published. In
-// doubt there is none: what is in hand will be fetched again.
-func (c *core) room() bool { return !c.doubt && c.open <= c.batch && c.openBytes <= c.batchBytes }
+// room reports whether the relay can hold another page: it fetches the next page while it publishes one. In doubt there is
+// no room: the rows that are held will be fetched again.
+func (c *core) room() bool { return !c.doubt && c.heldRows <= c.batch && c.heldBytes <= c.batchBytes }
 
 // recordable returns how many rows are stored whose removal has not been asked for.
 func (c *core) recordable() int {
@@ -616,7 +618,7 @@ func (c *core) recordable() int {
 // inOrder reports whether nothing that was sent is open, or may still arrive, or is in the table: whoever leads next need
 // not look for it.
 func (c *core) inOrder(now time.Time) bool {
-	return c.readsBack && !c.doubt && !c.recovering && c.under == nil && c.flying == 0 && c.ledger.free(now) && c.ledger.unsettled == [2]int{} &&
+	return c.readsBack && !c.doubt && !c.recovering && c.under == nil && c.inFlight == 0 && c.ledger.free(now) && c.ledger.unsettled == [2]int{} &&
 		c.recordable()+len(c.failed)+len(c.dead)+len(c.doubles)+len(c.aside) == 0
 }
 
@@ -667,8 +669,8 @@ func (c *core) start(fetch bool, sleep store.SleepChange) store.Request {
 // fetch describes the page to fetch when all stored rows are removed before.
 func (c *core) fetch() *store.Fetch {
 	f := &store.Fetch{Rows: c.batch, Bytes: c.batchBytes, MaxData: c.maxData, Highest: c.highest, Passed: c.blocked.seqs(), Back: c.back, BackTo: c.backTo}
-	if held := c.open + len(c.aside) + len(c.doubles); held > 0 {
-		f.Held = slices.AppendSeq(make([]int64, 0, held), maps.Keys(c.hands))
+	if held := c.heldRows + len(c.aside) + len(c.doubles); held > 0 {
+		f.Held = slices.AppendSeq(make([]int64, 0, held), maps.Keys(c.held))
 		for _, a := range c.aside {
 			f.Held = append(f.Held, a.seq)
 		}

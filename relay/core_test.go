@@ -452,8 +452,8 @@ func (s *simulation) run() {
 		}
 		s.exchange(c)
 	}
-	if len(s.rows) > 0 || c.open > 0 || c.flying > 0 {
-		s.t.Errorf("left over: %d rows, %d open, %d in flight", len(s.rows), c.open, c.flying)
+	if len(s.rows) > 0 || c.heldRows > 0 || c.inFlight > 0 {
+		s.t.Errorf("left over: %d rows, %d open, %d in flight", len(s.rows), c.heldRows, c.inFlight)
 	}
 	for seq := int64(1); seq <= s.seq; seq++ {
 		if _, stored := s.stored[seq]; stored == s.dead[seq] {
@@ -500,7 +500,7 @@ func (s *simulation) commit(c *core, i int) {
 }
 
 func (s *simulation) send(c *core) {
-	if c.flying == 0 || s.random.IntN(4) == 0 {
+	if c.inFlight == 0 || s.random.IntN(4) == 0 {
 		c.engage(s.random.IntN(2) * 1000)
 	}
 	r, ok := c.publishable(c.window)

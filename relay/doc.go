@@ -100,7 +100,7 @@
 //
 // [Relay.Status] tells which, and why the relay is not ready. A term of office ends when the lease does, when a round trip
 // to the outbox fails, when the relay is to stop, or when another relay could publish and this one cannot. The next term
-// begins with nothing in hand.
+// holds no rows when it begins.
 //
 // # Fit to lead
 //

@@ -36,7 +36,7 @@ type candidate struct {
 	reconnecting bool // The connection broke, which it has not been told.
 	fence        uint64
 	fenced       bool
-	flying       []int64 // Plain messages on their way.
+	inFlight     []int64 // Plain messages on their way.
 	silent       []int64 // Those whose answer will not come.
 	pipe         *pipe
 	severed      bool // The pipe ended, which it has not been told.
@@ -87,7 +87,7 @@ type answer struct {
 
 func (o *candidate) clone() *candidate {
 	n := *o
-	n.flying, n.silent, n.outcomes, n.looks = slices.Clone(o.flying), slices.Clone(o.silent), slices.Clone(o.outcomes), slices.Clone(o.looks)
+	n.inFlight, n.silent, n.outcomes, n.looks = slices.Clone(o.inFlight), slices.Clone(o.silent), slices.Clone(o.outcomes), slices.Clone(o.looks)
 	n.pipe = o.pipe.clone()
 	if o.recovery != nil {
 		r := *o.recovery
@@ -124,11 +124,11 @@ func (c *core) clone() *core {
 		lanes = append(lanes, pair{l, &m})
 		return &m
 	}
-	n.hands = make(map[int64]*item, len(c.hands))
-	for seq, it := range c.hands {
+	n.held = make(map[int64]*item, len(c.held))
+	for seq, it := range c.held {
 		m := *it
 		m.lane = lookup(it.lane)
-		n.hands[seq] = &m
+		n.held[seq] = &m
 	}
 	n.lanes = make(map[aggregate]*lane, len(c.lanes))
 	for a, l := range c.lanes {
@@ -142,9 +142,9 @@ func (c *core) clone() *core {
 		if it == nil {
 			return nil
 		}
-		return n.hands[it.row.Seq]
+		return n.held[it.row.Seq]
 	}
-	for _, it := range n.hands {
+	for _, it := range n.held {
 		it.next = again(it.next)
 	}
 	for _, p := range lanes {
@@ -400,7 +400,7 @@ func (p *port) Publish(event *stream.Event) error {
 	if o.reconnecting || !o.connected {
 		return errNotSent
 	}
-	o.flying = append(o.flying, event.Seq)
+	o.inFlight = append(o.inFlight, event.Seq)
 	p.world.aside("it sends row %d", event.Seq)
 	return nil
 }
@@ -563,7 +563,7 @@ func (e *encoder) candidate(w *world, o *candidate) {
 	}
 	e.flag(o.session, o.lease, o.frozen, o.opening, o.connected, o.reconnecting, o.fenced, o.severed)
 	e.number(o.fence)
-	e.set(o.flying)
+	e.set(o.inFlight)
 	e.set(o.silent)
 	e.pipe(o.pipe)
 	e.flag(o.trouble != nil)
@@ -625,13 +625,13 @@ func (e *encoder) core(c *core, rows int64) {
 		return c.ledger.epoch - epoch
 	}
 	for seq := int64(1); seq <= rows; seq++ {
-		it := c.hands[seq]
+		it := c.held[seq]
 		if it == nil {
 			e.number(0)
 			continue
 		}
 		e.number(1, age(it.epoch))
-		e.flag(it.flying, it.old, it.lane.waiting == it, it.lane.first == it, it.lane.queued)
+		e.flag(it.inFlight, it.old, it.lane.waiting == it, it.lane.first == it, it.lane.queued)
 		if it.next != nil {
 			e.number(uint64(it.next.row.Seq))
 		}
@@ -640,7 +640,7 @@ func (e *encoder) core(c *core, rows int64) {
 	for _, l := range c.ready.items[c.ready.head:] {
 		e.number(uint64(l.aggregate.id[0]))
 	}
-	e.number(uint64(c.open), uint64(c.flying))
+	e.number(uint64(c.heldRows), uint64(c.inFlight))
 	e.flag(c.pipelined, c.closing, c.readsBack, c.doubt, c.recovering, c.stale, c.more, c.asleep, c.next.IsZero(), c.back)
 	l := &c.ledger
 	for back := range uint64(2) {

@@ -107,8 +107,8 @@ func partsOfState() map[string]partOfState {
 			of: func(w *world) any { return core(w) },
 			notEncoded: map[string]string{
 				"batch": constant, "batchBytes": constant, "window": constant, "pipeFrom": constant, "maxAttempts": constant, "retry": constant,
-				"poll": constant, "succeeded": noRefusal, "lanes": "they are those of the rows in hands", "spare": "which of them is used does not matter",
-				"openBytes": "all rows are of one size", "highest": "the explorer's outbox does without it", "floor": "the explorer's outbox has none",
+				"poll": constant, "succeeded": noRefusal, "lanes": "they are those of the rows held", "spare": "which of them is used does not matter",
+				"heldBytes": "all rows are of one size", "highest": "the explorer's outbox does without it", "floor": "the explorer's outbox has none",
 				"blocked": noRefusal, "backTo": "the explorer's outbox does without it", "maxData": constant, "noted": constant,
 				"storedAt": noClock, "oldest": telling, "failed": noRefusal, "dead": noRefusal, "unfit": noRefusal, "doubles": inStep,
 				"aside": noRefusal, "asideAt": noClock, "busy": noClock,
@@ -117,16 +117,16 @@ func partsOfState() map[string]partOfState {
 			shared:    map[string]string{"failed": noRefusal, "dead": noRefusal, "unfit": noRefusal, "under": replaced},
 		},
 		"item": {
-			of: func(w *world) any { return core(w).hands[1] },
+			of: func(w *world) any { return core(w).held[1] },
 			notEncoded: map[string]string{
 				"row": "it is that of its seq",
 			},
 			shared: map[string]string{"row": constant},
 		},
 		"lane": {
-			of: func(w *world) any { return core(w).hands[1].lane },
+			of: func(w *world) any { return core(w).held[1].lane },
 			notEncoded: map[string]string{
-				"aggregate": "it is that of its rows", "last": "it follows from item.next", "flying": "it follows from item.flying",
+				"aggregate": "it is that of its rows", "last": "it follows from item.next", "inFlight": "it follows from item.inFlight",
 			},
 		},
 		"ledger": {

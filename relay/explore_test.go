@@ -276,7 +276,7 @@ func (w *world) possible(faults int) (steps []step) {
 				add(takesLook, i, 0)
 			}
 		}
-		for n := range o.flying {
+		for n := range o.inFlight {
 			add(delivers, i, n)
 		}
 		if o.pipe != nil && len(o.pipe.queue) > 0 {
@@ -312,13 +312,13 @@ func (w *world) possible(faults int) (steps []step) {
 		if o.term == nil {
 			continue
 		}
-		if len(o.flying)+len(o.silent) > 0 || o.pipe != nil && len(o.pipe.queue) > 0 {
+		if len(o.inFlight)+len(o.silent) > 0 || o.pipe != nil && len(o.pipe.queue) > 0 {
 			calm = false
 		}
 		if w.sabotage.looseOrder && o.pipe != nil && len(o.pipe.queue) > 1 {
 			add(losesOne, i, 0)
 		}
-		for n := range o.flying {
+		for n := range o.inFlight {
 			add(ackLost, i, n)
 			add(delayed, i, n)
 			add(duplicated, i, n)
@@ -406,8 +406,8 @@ func (x *explorer) take(w *world, s step) {
 	}
 	// fly takes a plain message off the list of those under way.
 	fly := func() int64 {
-		seq := o.flying[s.n]
-		o.flying = slices.Delete(o.flying, s.n, s.n+1)
+		seq := o.inFlight[s.n]
+		o.inFlight = slices.Delete(o.inFlight, s.n, s.n+1)
 		return seq
 	}
 	if !s.kind.around() {
@@ -612,7 +612,7 @@ func (w *world) end(i int, atLeast int64) {
 
 // adrift makes strays of what a relay has sent.
 func (w *world) adrift(o *candidate) {
-	for _, seq := range o.flying {
+	for _, seq := range o.inFlight {
 		w.strays = append(w.strays, stray{seq: seq})
 	}
 	if p := o.pipe; p != nil && len(p.queue) > 0 && p.queue[0] != 0 {
@@ -626,7 +626,7 @@ func (w *world) adrift(o *candidate) {
 // cut breaks a relay's connection, and leaves open what became of all that it waits for.
 func (w *world) cut(o *candidate, adrift bool) {
 	if w.sabotage.deaf && !adrift {
-		o.flying, o.pipe = nil, nil
+		o.inFlight, o.pipe = nil, nil
 		return
 	}
 	if adrift {
@@ -639,10 +639,10 @@ func (w *world) cut(o *candidate, adrift bool) {
 			o.severed = true
 		}
 	}
-	for _, seq := range slices.Concat(o.silent, o.flying) {
+	for _, seq := range slices.Concat(o.silent, o.inFlight) {
 		o.outcomes = append(o.outcomes, stream.Outcome{Seq: seq, Err: errCut})
 	}
-	o.flying, o.silent, o.pipe, o.reconnecting = nil, nil, nil, true
+	o.inFlight, o.silent, o.pipe, o.reconnecting = nil, nil, nil, true
 }
 
 // arrive brings a stray, or the next message of one, to the broker, or lets it get lost.

@@ -319,7 +319,7 @@ func (w *world) pour(p *pipe) (outcomes []stream.Outcome, ended bool) {
 // drifting tells whether there may be messages in the stream, now or later, behind what their rows' leader thinks.
 func (w *world) drifting() bool {
 	for _, o := range w.candidates {
-		if !o.session && (o.lease || len(o.flying) > 0 || o.pipe != nil && len(o.pipe.queue) > 0) {
+		if !o.session && (o.lease || len(o.inFlight) > 0 || o.pipe != nil && len(o.pipe.queue) > 0) {
 			return true
 		}
 	}

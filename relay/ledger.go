@@ -42,8 +42,8 @@ func (l *ledger) sent(it *item) {
 	l.unsettled[it.epoch&1]++
 }
 
-// unsent notes that a row is certain not to be in the stream, or leaves the relay's hands for another reason than
-// being settled.
+// unsent notes that a row is certain not to be in the stream, or that the relay lets go of it for another reason than that
+// it is settled.
 func (l *ledger) unsent(it *item) {
 	if it.epoch > 0 {
 		l.unsettled[it.epoch&1]--

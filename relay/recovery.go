@@ -339,7 +339,7 @@ func (t *term) acknowledged(highest uint64, now time.Time) {
 // lookFirst reports whether nothing may be published before the stream has been looked at, which then is due. Where that
 // fails, publishing tells why.
 func (t *term) lookFirst(now time.Time) bool {
-	if t.reader == nil || t.gate != wide || t.core.doubt || t.stopping || t.audit.failed || t.core.flying > 0 || t.core.ready.len() == 0 || !t.reader.VerifyFirst() {
+	if t.reader == nil || t.gate != wide || t.core.doubt || t.stopping || t.audit.failed || t.core.inFlight > 0 || t.core.ready.len() == 0 || !t.reader.VerifyFirst() {
 		return false
 	}
 	t.audit.due = now

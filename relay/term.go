@@ -303,7 +303,7 @@ func (t *term) arm(timer *time.Timer, now time.Time) {
 // stopped for any time at any point. A guarded publisher looks before it writes, so that it is enough to look here now and
 // then: that is a tenth of the time that an event takes.
 func (t *term) publish(ctx context.Context, now time.Time) {
-	if t.gate == ajar && !t.core.doubt && t.core.open == 0 {
+	if t.gate == ajar && !t.core.doubt && t.core.heldRows == 0 {
 		t.resume(ctx) // What there was to try it with has been refused for a reason of its own.
 	}
 	limit, pipeline := t.options.Window, t.publisher.Pipeline()
@@ -410,7 +410,7 @@ func (t *term) resolve(ctx context.Context, o stream.Outcome, now time.Time) {
 		return
 	}
 	var row store.Row // A copy: core lets go of the row if it was refused.
-	if it := t.core.hands[o.Seq]; it != nil {
+	if it := t.core.held[o.Seq]; it != nil {
 		row = *it.row
 	}
 	switch verdict := t.core.resolved(o.Seq, o.Err, now); verdict {
@@ -497,7 +497,7 @@ func (t *term) openedOrNot(ctx context.Context, o opening) {
 
 // proceed opens the gate once the stream has been read back, if there was need to.
 func (t *term) proceed(ctx context.Context) {
-	if t.troubles == 0 || t.core.open == 0 {
+	if t.troubles == 0 || t.core.heldRows == 0 {
 		t.resume(ctx) // Nothing speaks against it, or nothing is there to try it with.
 	}
 }
@@ -521,7 +521,7 @@ func (t *term) exchange(ctx context.Context, now time.Time) (done bool) {
 	switch {
 	case !t.stopping:
 		request, due = t.core.exchange(now)
-	case t.core.flying > 0 || t.core.under != nil:
+	case t.core.inFlight > 0 || t.core.under != nil:
 		return false
 	default:
 		request, due = t.core.settle()
