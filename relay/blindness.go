@@ -35,8 +35,8 @@ func (b *blindness) begin(fault *stream.Error, now time.Time) {
 }
 
 // due returns when to look for a standby; zero for never.
-func (b *blindness) due(g gate) time.Time {
-	if b.since.IsZero() || b.asking || g != shut {
+func (b *blindness) due(g breaker) time.Time {
+	if b.since.IsZero() || b.asking || g != breakerOpen {
 		return time.Time{}
 	}
 	return b.askAt
@@ -45,7 +45,7 @@ func (b *blindness) due(g gate) time.Time {
 // seekStandby has it found out whether another relay could publish, when that is due. Reading back the stream is work: a
 // leader is not blind while it does that, and its successor would have to do the same.
 func (t *term) seekStandby(ctx context.Context, now time.Time) {
-	if due := t.blind.due(t.gate); due.IsZero() || now.Before(due) || t.stopping {
+	if due := t.blind.due(t.breaker); due.IsZero() || now.Before(due) || t.stopping {
 		return
 	}
 	t.blind.asking = true
@@ -62,7 +62,7 @@ func (t *term) soughtStandby(s standbys, now time.Time) error {
 	switch {
 	case s.err != nil:
 		return &setbackError{s.err}
-	case s.fit == 0 || t.gate != shut || t.blind.since.IsZero() || t.stopping:
+	case s.fit == 0 || t.breaker != breakerOpen || t.blind.since.IsZero() || t.stopping:
 		return nil
 	}
 	return &unfitError{t.reason}

@@ -99,7 +99,7 @@ func (o *candidate) clone() *candidate {
 			Relay: t.Relay, lease: t.lease, core: t.core.clone(), stop: t.stop, healthy: t.healthy,
 			number: t.number, checkpoint: t.checkpoint, untouched: t.untouched, id: t.id,
 			woken: t.woken, replies: t.replies, opened: t.opened, read: t.read, looked: t.looked, originals: t.originals,
-			audit: t.audit, gate: t.gate, opening: t.opening, lost: t.lost, reopenAt: t.reopenAt, troubles: t.troubles,
+			audit: t.audit, breaker: t.breaker, opening: t.opening, lost: t.lost, reopenAt: t.reopenAt, troubles: t.troubles,
 			piped: t.piped, reason: t.reason, stopping: t.stopping, handed: t.handed, handing: t.handing,
 		}
 	}
@@ -238,7 +238,7 @@ func (p *port) pump(now time.Time) (done bool) {
 	if p.world.sabotage.earlyBound {
 		t.core.ledger.unsettled = [2]int{}
 	}
-	t.open(ctx, now)
+	t.openPublisher(ctx, now)
 	t.recover(ctx)
 	p.join()
 	t.look(ctx, now)
@@ -593,7 +593,7 @@ func (e *encoder) candidate(w *world, o *candidate) {
 	e.flag(!a.sight.Created.IsZero() && w.marked(a.sight.Last) == o.mark, a.looking, a.void, a.failed, a.busy, a.due.IsZero(),
 		a.epoch == 0, a.epoch == t.core.ledger.epoch)
 	e.number(a.sight.Last, a.acked)
-	e.number(uint64(t.gate), uint64(t.number), uint64(t.handing))
+	e.number(uint64(t.breaker), uint64(t.number), uint64(t.handing))
 	e.flag(t.opening, t.lost != nil, t.reopenAt.IsZero(), t.troubles > 0, t.reason != "", t.untouched, t.stopping)
 	e.checkpoint(t.checkpoint)
 	e.core(t.core, int64(len(w.rows)))

@@ -495,7 +495,7 @@ func (x *explorer) take(w *world, s step) {
 	case opens:
 		w.tell("relay %d finds the stream in order", name)
 		o.opening, o.connected = false, true
-		t.openedOrNot(ctx, opening{})
+		t.publisherOpened(ctx, opening{})
 		pump(now)
 	case readsOn, readsOnUnanswered, readingFails:
 		a := o.recovery.next

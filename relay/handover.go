@@ -55,7 +55,7 @@ func createdAt(fence stream.Fence) time.Time { return fence.Created.Truncate(tim
 func (t *term) handOver(ctx context.Context, now time.Time) bool {
 	if t.handing == notHandedOver {
 		t.handing = handedOver // Or never.
-		if t.reader != nil && t.gate == wide && !t.opening && t.lease.Valid() && t.core.inOrder(now) {
+		if t.reader != nil && t.breaker == breakerClosed && !t.opening && t.lease.Valid() && t.core.inOrder(now) {
 			t.handing = handingOver
 			before, acked := t.audit.sight, t.audit.acked
 			t.workers.Go(func() {

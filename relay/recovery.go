@@ -43,7 +43,7 @@ type recovery struct {
 
 // recover has the stream read back when that is due.
 func (t *term) recover(ctx context.Context) {
-	if t.gate == shut || t.opening || t.stopping || !t.lease.Valid() || !t.core.recover() {
+	if t.breaker == breakerOpen || t.opening || t.stopping || !t.lease.Valid() || !t.core.recover() {
 		return
 	}
 	checkpoint, untouched := t.checkpoint, t.untouched
@@ -89,7 +89,7 @@ func (t *term) recovered(ctx context.Context, r recovery) error {
 		t.log.ErrorContext(ctx, "the broker has lost more than the archive has: what was published before that, if anything, is lost for good")
 	}
 	t.hooks.Recovered(r.Recovered)
-	if t.gate == ajar && !t.core.doubt {
+	if t.breaker == breakerHalfOpen && !t.core.doubt {
 		t.proceed(ctx)
 	}
 	return nil
@@ -339,7 +339,7 @@ func (t *term) acknowledged(highest uint64, now time.Time) {
 // lookFirst reports whether nothing may be published before the stream has been looked at, which then is due. Where that
 // fails, publishing tells why.
 func (t *term) lookFirst(now time.Time) bool {
-	if t.reader == nil || t.gate != wide || t.core.doubt || t.stopping || t.audit.failed || t.core.inFlight > 0 || t.core.ready.len() == 0 || !t.reader.VerifyFirst() {
+	if t.reader == nil || t.breaker != breakerClosed || t.core.doubt || t.stopping || t.audit.failed || t.core.inFlight > 0 || t.core.ready.len() == 0 || !t.reader.VerifyFirst() {
 		return false
 	}
 	t.audit.due = now
@@ -348,7 +348,7 @@ func (t *term) lookFirst(now time.Time) bool {
 
 // look has the stream looked at when that is due.
 func (t *term) look(ctx context.Context, now time.Time) {
-	if t.reader == nil || t.gate != wide || t.core.doubt || t.audit.looking || t.stopping || now.Before(t.audit.due) {
+	if t.reader == nil || t.breaker != breakerClosed || t.core.doubt || t.audit.looking || t.stopping || now.Before(t.audit.due) {
 		return
 	}
 	t.audit.looking, t.audit.busy, t.audit.epoch = true, false, 0

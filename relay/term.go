@@ -63,10 +63,10 @@ type term struct {
 
 	audit    audit
 	refusals refusalLog
-	gate     gate
+	breaker  breaker
 	opening  bool
 	lost     *stream.Error // That the connection broke during the opening under way, which may not know; nil if not.
-	reopenAt time.Time     // While the gate is shut and the publisher not being opened.
+	reopenAt time.Time     // When to open the publisher again, while the breaker is open.
 	troubles int           // In a row.
 	piped    bool          // Ordered batches have been used, and the log says so.
 	reason   string
@@ -77,13 +77,13 @@ type term struct {
 	report  report
 }
 
-// gate says which events may be handed to the publisher.
-type gate int
+// breaker is a circuit breaker: it says which events may be handed to the publisher.
+type breaker int
 
 const (
-	shut gate = iota // None, until the publisher has been opened.
-	ajar             // One at a time, until one is stored: there was trouble just now.
-	wide             // All.
+	breakerOpen     breaker = iota // None: there was trouble, and the publisher has not been opened since.
+	breakerHalfOpen                // One at a time, until one of them is stored.
+	breakerClosed                  // All.
 )
 
 type reply struct {
@@ -133,8 +133,8 @@ func (r *Relay) lead(ctx context.Context, lease *election.Lease, stop <-chan str
 	})
 
 	r.status.set(Status{State: Leading, Since: time.Now(), Trouble: "beginning a term"})
-	t.open(ctx, time.Now()) // Meanwhile.
-	r.watchdog.rest()       // Postgres may take any time, if it says that it needs it.
+	t.openPublisher(ctx, time.Now()) // Meanwhile.
+	r.watchdog.rest()                // Postgres may take any time, if it says that it needs it.
 	number, err := t.begin(ctx)
 	if err != nil {
 		return err
@@ -215,7 +215,7 @@ func (t *term) loop(ctx context.Context) error {
 	for {
 		now := time.Now()
 		t.watchdog.turn(now)
-		t.open(ctx, now)
+		t.openPublisher(ctx, now)
 		t.recover(ctx)
 		lookFirst := t.lookFirst(now)
 		t.look(ctx, now)
@@ -251,7 +251,7 @@ func (t *term) loop(ctx context.Context) error {
 			if errors.Is(o.err, stream.ErrRefused) {
 				return o.err // No waiting mends that.
 			}
-			t.openedOrNot(ctx, o)
+			t.publisherOpened(ctx, o)
 		case r := <-t.read:
 			if err := t.recovered(ctx, r); err != nil {
 				return err
@@ -287,12 +287,12 @@ func (t *term) arm(timer *time.Timer, now time.Time) {
 		}
 	}
 	earlier(t.core.deadline())
-	if t.gate == shut && !t.opening {
+	if t.breaker == breakerOpen && !t.opening {
 		earlier(t.reopenAt)
 	}
-	earlier(t.blind.due(t.gate))
+	earlier(t.blind.due(t.breaker))
 	earlier(t.report.due(t.reason))
-	if t.reader != nil && t.gate == wide && !t.core.doubt && !t.audit.looking {
+	if t.reader != nil && t.breaker == breakerClosed && !t.core.doubt && !t.audit.looking {
 		earlier(t.audit.due)
 	}
 	earlier(t.refusals.due())
@@ -303,14 +303,14 @@ func (t *term) arm(timer *time.Timer, now time.Time) {
 // stopped for any time at any point. A guarded publisher looks before it writes, so that it is enough to look here now and
 // then: that is a tenth of the time that an event takes.
 func (t *term) publish(ctx context.Context, now time.Time) {
-	if t.gate == ajar && !t.core.doubt && t.core.heldRows == 0 {
+	if t.breaker == breakerHalfOpen && !t.core.doubt && t.core.heldRows == 0 {
 		t.resume(ctx) // What there was to try it with has been refused for a reason of its own.
 	}
 	limit, pipeline := t.options.Window, t.publisher.Pipeline()
 	if t.reader != nil && t.reader.Alone() {
 		limit = 1
 	}
-	if t.gate == ajar {
+	if t.breaker == breakerHalfOpen {
 		limit, pipeline = 1, 0
 	}
 	t.core.engage(pipeline)
@@ -326,7 +326,7 @@ func (t *term) publish(ctx context.Context, now time.Time) {
 	if t.guarded {
 		every = 32
 	}
-	for i := 0; t.gate != shut && !t.stopping && (i%every != 0 || t.lease.Valid()); i++ {
+	for i := 0; t.breaker != breakerOpen && !t.stopping && (i%every != 0 || t.lease.Valid()); i++ {
 		row, ok := t.core.publishable(limit)
 		if !ok {
 			break
@@ -387,7 +387,7 @@ func (t *term) collect(ctx context.Context) {
 	}
 	if stored.Oldest = t.core.takeOldest(); stored.Events > 0 {
 		t.acknowledged(highest, now)
-		if t.gate == ajar {
+		if t.breaker == breakerHalfOpen {
 			t.resume(ctx)
 		}
 		t.status.published(stored.Events)
@@ -429,12 +429,12 @@ func (t *term) refused(ctx context.Context, r refusal, now time.Time) {
 	t.hooks.Refused(Refused{EventType: r.row.EventType, Attempts: r.row.Attempts + 1, Dead: r.verdict == died, Err: r.err})
 }
 
-// pause stops publishing until the publisher has been opened again.
+// pause opens the breaker: nothing is published until the publisher has been opened again.
 func (t *term) pause(ctx context.Context, fault *stream.Error, now time.Time) {
-	if t.gate == shut {
+	if t.breaker == breakerOpen {
 		return // One of many that failed for the same reason.
 	}
-	t.gate = shut
+	t.breaker = breakerOpen
 	t.core.suspect() // Nobody knows what happens to the stream meanwhile.
 	t.setback(ctx, fault, now)
 }
@@ -459,9 +459,9 @@ func (t *term) setback(ctx context.Context, fault *stream.Error, now time.Time) 
 	}
 }
 
-// open has the publisher opened when that is due.
-func (t *term) open(ctx context.Context, now time.Time) {
-	if t.gate != shut || t.opening || t.stopping || now.Before(t.reopenAt) {
+// openPublisher has the publisher opened when that is due.
+func (t *term) openPublisher(ctx context.Context, now time.Time) {
+	if t.breaker != breakerOpen || t.opening || t.stopping || now.Before(t.reopenAt) {
 		return
 	}
 	t.opening = true
@@ -474,8 +474,8 @@ func (t *term) open(ctx context.Context, now time.Time) {
 	})
 }
 
-// openedOrNot takes the answer to the opening under way.
-func (t *term) openedOrNot(ctx context.Context, o opening) {
+// publisherOpened takes the answer to the opening under way.
+func (t *term) publisherOpened(ctx context.Context, o opening) {
 	lost := t.lost
 	t.opening, t.lost = false, nil
 	if o.err != nil {
@@ -489,26 +489,27 @@ func (t *term) openedOrNot(ctx context.Context, o opening) {
 		t.setback(ctx, lost, time.Now())
 		return
 	}
-	t.gate = ajar
+	t.breaker = breakerHalfOpen
 	if !t.core.doubt {
 		t.proceed(ctx)
 	}
 }
 
-// proceed opens the gate once the stream has been read back, if there was need to.
+// proceed follows the opening of the publisher and, in doubt, reading the stream back. It closes the breaker unless an event
+// has to try first.
 func (t *term) proceed(ctx context.Context) {
 	if t.troubles == 0 || t.core.heldRows == 0 {
 		t.resume(ctx) // Nothing speaks against it, or nothing is there to try it with.
 	}
 }
 
-// resume opens the gate wide.
+// resume closes the breaker.
 func (t *term) resume(ctx context.Context) {
 	if t.reason != "" {
 		t.log.InfoContext(ctx, "publishing again")
 		t.hooks.Resumed()
 	}
-	t.gate, t.troubles, t.reason, t.blind = wide, 0, "", blindness{asking: t.blind.asking}
+	t.breaker, t.troubles, t.reason, t.blind = breakerClosed, 0, "", blindness{asking: t.blind.asking}
 	t.status.publishing()
 }
 

@@ -45,7 +45,7 @@ const findTries = 3
 
 // examine has the next double looked at.
 func (t *term) examine(ctx context.Context) {
-	if t.examining || t.stopping || t.gate != wide || len(t.core.doubles) == 0 {
+	if t.examining || t.stopping || t.breaker != breakerClosed || len(t.core.doubles) == 0 {
 		return
 	}
 	t.examining = true

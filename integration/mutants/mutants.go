@@ -178,8 +178,8 @@ func All() []Mutant {
 			Without: "a leader that cannot publish stays",
 			Edits: []Edit{{
 				File: "relay/blindness.go",
-				Old:  "case s.fit == 0 || t.gate != shut",
-				New:  "case true || t.gate != shut",
+				Old:  "case s.fit == 0 || t.breaker != breakerOpen",
+				New:  "case true || t.breaker != breakerOpen",
 			}},
 			Killer: Killer{"./relay", "^TestBlindLeaderMakesWay$", "does not make way"},
 		},
