@@ -98,7 +98,7 @@
 //	leading       fetches, publishes, settles; asleep while there is nothing to do
 //	paused        leading, but the broker or the stream is not fit: see below
 //
-// [Relay.Status] tells which, and why the relay is not ready. A term of office ends when the lease does, when a round trip
+// [Relay.Status] tells which, and why the relay is not ready. A term ends when the lease does, when a round trip
 // to the outbox fails, when the relay is to stop, or when another relay could publish and this one cannot. The next term
 // holds no rows when it begins.
 //

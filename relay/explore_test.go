@@ -547,7 +547,7 @@ func (x *explorer) take(w *world, s step) {
 		w.tell("relay %d's lease ends by its own clock", name)
 		o.lease = false
 	case resigns:
-		w.tell("relay %d notices that it is out of office", name)
+		w.tell("relay %d notices that its term is over", name)
 		w.end(s.who, o.atLeast)
 	case strayArrives, strayVanishes:
 		w.arrive(s.n, s.kind == strayArrives)
@@ -564,10 +564,10 @@ func (x *explorer) take(w *world, s step) {
 		w.tell("relay %d crashes", name)
 		w.end(s.who, 0)
 	case freezes:
-		w.tell("relay %d is frozen, and loses its session and with it its office", name)
+		w.tell("relay %d is frozen, and loses its session and with it its lease", name)
 		o.session, o.frozen = false, true
 	case losesSession:
-		w.tell("relay %d loses its session, and with it its office, and does not know", name)
+		w.tell("relay %d loses its session, and with it its lease, and does not know", name)
 		o.session = false
 	case stops:
 		w.tell("relay %d is to stop", name)

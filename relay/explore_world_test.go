@@ -58,7 +58,7 @@ type sabotage struct {
 //   - A plain message of whoever has let go of it (a stray) may arrive at any later time, but not after the window
 //     has expired since: a relay sends until its lease ends, and a message gets lost, or arrives, within the 10 s and
 //     the acknowledgement's time that MinDuplicateWindow adds up. So when the window expires no stray is left, nothing
-//     waits for an answer, and the lease of whoever has lost its office has ended. The same goes for the rest of an
+//     waits for an answer, and the lease of whoever no longer leads has ended. The same goes for the rest of an
 //     ordered batch that the broker has begun to store. One that it has not begun may arrive whenever it likes: that
 //     is what the fence is for.
 //   - A broker that forgets has crashed: what was on its way to it is gone, and connections break. A relay sends none

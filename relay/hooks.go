@@ -10,7 +10,7 @@ import (
 // Hooks are called when something happens; those that are nil are not. They are called from the relay's own
 // goroutine, so they must return quickly and not call the relay.
 type Hooks struct {
-	// Elected begins a term of office, Resigned ends it.
+	// Elected begins a term, Resigned ends it.
 	Elected  func(term int64)
 	Resigned func()
 	// Published tells of events that the stream acknowledged, some at a time.

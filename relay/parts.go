@@ -32,7 +32,7 @@ type Store interface {
 	// Close ends the session on which the relay led. The store may be used again after it.
 	Close(ctx context.Context) error
 
-	// Begin prepares for a term of office: it verifies that the outbox is fit to be worked on, records who
+	// Begin prepares for a term: it verifies that the outbox is fit to be worked on, records who
 	// leads, and returns the term's number, at least atLeast, and what the former leader left.
 	Begin(ctx context.Context, stream, leader string, atLeast int64) (store.Term, error)
 	// Stand tells others whether this relay, which does not lead, could publish to stream. Its error says why it could not
@@ -182,7 +182,7 @@ func (publishOnly) MaxData() int                                    { return 0 }
 
 // Elector decides who may publish. Package election has some.
 type Elector interface {
-	// Run calls lead for each term of office, with a context that ends with the lease, until ctx ends or lead
+	// Run calls lead for each term, with a context that ends with the lease, until ctx ends or lead
 	// returns an error.
 	Run(ctx context.Context, lead func(ctx context.Context, lease *election.Lease) error) error
 	// Standby reports whether another is known to lead: then a relay that could lead is ready.

@@ -28,7 +28,7 @@ type Status struct {
 	// Standby reports that a campaigning relay knows another to lead, and Fit that it could lead itself: it has reached
 	// Postgres, the broker and the stream just now. With both all is well.
 	Standby, Fit bool
-	// Term numbers the terms of office of all relays of an outbox. 0 while not leading.
+	// Term is the number of the term: the terms of all relays of an outbox are numbered together. 0 while not leading.
 	Term int64
 	// Publishing reports that a leading relay has the broker's ear.
 	Publishing bool

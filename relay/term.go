@@ -29,8 +29,8 @@ var reopen = backoff{first: 50 * time.Millisecond, most: time.Second} //nolint:g
 // resettle spaces out the attempts to remove published events that the database keeps.
 var resettle = backoff{first: time.Second, most: 30 * time.Second} //nolint:gochecknoglobals // Immutable.
 
-// term is one term of office: the single goroutine of loop owns it, feeds core with what happened and carries
-// out what core decides.
+// term is one term of a leader. The single goroutine of loop owns it, tells core what happened and carries out what core
+// decides.
 type term struct {
 	*Relay
 
