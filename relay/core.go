@@ -62,8 +62,8 @@ type core struct {
 	maxData int   // The largest payload that the broker takes; 0 if that is not known.
 	noted   int   // What of that the table says.
 
-	ledger ledger
-	old    oldRows
+	checkpoints checkpoints
+	old         oldRows
 
 	readsBack  bool // The publisher can: otherwise there is no doubt, only the stream's duplicate window.
 	doubt      bool // The stream may hold rows that are in the table.
@@ -167,7 +167,7 @@ func newCore(o Options) *core {
 		held:        make(map[int64]*item),
 		lanes:       make(map[aggregate]*lane),
 		blocked:     newBlocks(),
-		ledger:      ledger{epoch: 1},
+		checkpoints: checkpoints{epoch: 1},
 		more:        true,
 	}
 }
@@ -214,12 +214,12 @@ func (c *core) recovered(fence uint64, ok bool, kept []store.Ref, inOrder bool, 
 	c.ready = fifo[*lane]{}
 	c.heldRows, c.heldBytes = 0, 0
 	c.stored, c.twice, c.doubles = [2][]int64{}, [2][]int64{}, nil
-	c.ledger.restart(fence, now, inOrder)
+	c.checkpoints.restart(fence, now, inOrder)
 	c.old = oldRows{gathering: !inOrder}
 	c.aside = nil
 	for _, ref := range kept {
-		c.setAside(aside{seq: ref.Seq, epoch: c.ledger.epoch}, now)
-		c.ledger.unsettled[c.ledger.epoch&1]++
+		c.setAside(aside{seq: ref.Seq, epoch: c.checkpoints.epoch}, now)
+		c.checkpoints.unsettled[c.checkpoints.epoch&1]++
 	}
 }
 
@@ -304,7 +304,7 @@ func (c *core) publishable(limit int) (*store.Row, bool) {
 	l.waiting = it.next
 	l.queued = false
 	it.inFlight = true
-	c.ledger.sent(it)
+	c.checkpoints.sent(it)
 	l.inFlight++
 	c.inFlight++
 	c.line(l)
@@ -468,7 +468,7 @@ func (c *core) forget(l *lane, seq int64) {
 	for it != nil {
 		gone := it
 		it = it.next
-		c.ledger.unsent(gone)
+		c.checkpoints.unsent(gone)
 		c.old.dropped(gone)
 		delete(c.held, gone.row.Seq)
 		c.heldRows--
@@ -618,7 +618,7 @@ func (c *core) recordable() int {
 // inOrder reports whether nothing that was sent is open, or may still arrive, or is in the table: whoever leads next need
 // not look for it.
 func (c *core) inOrder(now time.Time) bool {
-	return c.readsBack && !c.doubt && !c.recovering && c.under == nil && c.inFlight == 0 && c.ledger.free(now) && c.ledger.unsettled == [2]int{} &&
+	return c.readsBack && !c.doubt && !c.recovering && c.under == nil && c.inFlight == 0 && c.checkpoints.free(now) && c.checkpoints.unsettled == [2]int{} &&
 		c.recordable()+len(c.failed)+len(c.dead)+len(c.doubles)+len(c.aside) == 0
 }
 
@@ -633,17 +633,17 @@ func (c *core) settle() (store.Request, bool) {
 func (c *core) start(fetch bool, sleep store.SleepChange) store.Request {
 	request := store.Request{Failed: c.failed, Sleep: sleep}
 	c.under = &exchange{}
-	for epoch := max(c.ledger.epoch, 2) - 1; epoch <= c.ledger.epoch; epoch++ {
+	for epoch := max(c.checkpoints.epoch, 2) - 1; epoch <= c.checkpoints.epoch; epoch++ {
 		if seqs := c.stored[epoch&1]; len(seqs) > 0 {
-			request.Settled = append(request.Settled, store.Settled{Seqs: seqs, After: c.ledger.after(epoch)})
+			request.Settled = append(request.Settled, store.Settled{Seqs: seqs, After: c.checkpoints.after(epoch)})
 			c.under.epochs = append(c.under.epochs, epoch)
 		}
 		if seqs := c.twice[epoch&1]; len(seqs) > 0 {
-			request.Settled = append(request.Settled, store.Settled{Seqs: seqs, After: c.ledger.after(epoch), Unarchived: true})
+			request.Settled = append(request.Settled, store.Settled{Seqs: seqs, After: c.checkpoints.after(epoch), Unarchived: true})
 			c.under.epochs = append(c.under.epochs, epoch)
 		}
 	}
-	if request.Checkpoint = c.ledger.checkpoint(); request.Checkpoint > 0 {
+	if request.Checkpoint = c.checkpoints.checkpoint(); request.Checkpoint > 0 {
 		request.ScanFrom = c.blocked.lowest()
 	}
 	c.under.clears = c.old.allStored() && len(c.doubles)+len(c.aside) == 0
@@ -689,10 +689,10 @@ func (c *core) exchanged(reply store.Reply, now time.Time) {
 	c.floor = reply.Floor
 	if reply.Remaining == nil { // Otherwise it is not known which of them are gone.
 		for i, s := range done.request.Settled {
-			c.ledger.settled(done.epochs[i], len(s.Seqs))
+			c.checkpoints.settled(done.epochs[i], len(s.Seqs))
 		}
 		c.keep(done, reply.Kept, now)
-		c.ledger.clear = c.ledger.clear || done.clears && len(reply.Kept) == 0
+		c.checkpoints.clear = c.checkpoints.clear || done.clears && len(reply.Kept) == 0
 	}
 	for _, a := range done.buried {
 		if from, ok := c.blocked.recorded(a); ok {
@@ -737,7 +737,7 @@ func (c *core) keep(done *exchange, kept []store.Kept, now time.Time) {
 			for i, s := range done.request.Settled {
 				if slices.Contains(s.Seqs, k.Seq) {
 					c.setAside(aside{seq: k.Seq, epoch: done.epochs[i]}, now)
-					c.ledger.settled(done.epochs[i], -1)
+					c.checkpoints.settled(done.epochs[i], -1)
 				}
 			}
 		case !k.Marked:

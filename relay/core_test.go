@@ -215,7 +215,7 @@ func TestBlockedAggregateGoesOnFromTheFloor(t *testing.T) {
 	c.drain()
 	c.resolved(102, nil, now)
 	c.resolved(101, errRow, now)
-	c.ledger.unrecorded, c.ledger.unsettled, c.ledger.start = true, [2]int{}, [2]uint64{7, 7}
+	c.checkpoints.unrecorded, c.checkpoints.unsettled, c.checkpoints.start = true, [2]int{}, [2]uint64{7, 7}
 	request := c.mustExchange(t, now)
 	if request.ScanFrom == nil || *request.ScanFrom != 95 || request.Checkpoint == 0 {
 		t.Errorf("a checkpoint is recorded with %+v, want one that has the next term look from 95 on", request)
@@ -730,9 +730,9 @@ func TestKeptRowsAreSetAside(t *testing.T) {
 		c.resolved(seq, nil, now)
 	}
 	c.mustExchange(t, now)
-	unsettled := c.ledger.unsettled[c.ledger.epoch&1]
+	unsettled := c.checkpoints.unsettled[c.checkpoints.epoch&1]
 	c.exchanged(store.Reply{Kept: []store.Kept{{Ref: store.Ref{Seq: 1}, Settle: true, Err: errors.New("no")}}}, now)
-	if got := c.ledger.unsettled[c.ledger.epoch&1]; unsettled != 2 || got != 1 {
+	if got := c.checkpoints.unsettled[c.checkpoints.epoch&1]; unsettled != 2 || got != 1 {
 		t.Errorf("unsettled were %d and are %d rows, want 2 and 1", unsettled, got)
 	}
 	c.wake()
@@ -755,8 +755,8 @@ func TestRowsKeptByRecoveryAreHeld(t *testing.T) {
 	c.recovered(100, true, []store.Ref{{Seq: 24}}, false, now)
 	fetch := c.mustExchange(t, now).Fetch
 	expect(t, "held", fetch.Held, []int64{24})
-	if fetch.Highest < 24 || c.ledger.unsettled[c.ledger.epoch&1] != 1 {
-		t.Errorf("the highest seq held is %d, and %d rows are unsettled; want 24 and 1", fetch.Highest, c.ledger.unsettled[c.ledger.epoch&1])
+	if fetch.Highest < 24 || c.checkpoints.unsettled[c.checkpoints.epoch&1] != 1 {
+		t.Errorf("the highest seq held is %d, and %d rows are unsettled; want 24 and 1", fetch.Highest, c.checkpoints.unsettled[c.checkpoints.epoch&1])
 	}
 }
 

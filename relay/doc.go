@@ -76,7 +76,7 @@
 //  4. compares the archive with what it found, and puts back into the table what the stream should have and has not.
 //
 // Then it fetches anew, and goes on. No clock and no duplicate window has a part in that, except that the next checkpoint
-// is not recorded before each message that was sent outside of a batch has arrived or is lost: see ledger.go.
+// is not recorded before each message that was sent outside of a batch has arrived or is lost: see checkpoints.go.
 //
 // The relay looks at the stream every second or so while it publishes, and every five seconds while it does not. It reads
 // the stream back if that look finds another stream, a shorter one, or another message at the sequence acknowledged last;

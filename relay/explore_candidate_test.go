@@ -223,20 +223,20 @@ func (p *port) newTerm() *term {
 func (p *port) pump(now time.Time) (done bool) {
 	ctx, t := context.Background(), p.candidate.term
 	if !p.world.slow {
-		t.core.ledger.began = time.Time{} // A second has passed since.
+		t.core.checkpoints.began = time.Time{} // A second has passed since.
 	} else {
-		t.core.ledger.began = now
+		t.core.checkpoints.began = now
 	}
 	if p.world.drifting() {
-		t.core.ledger.from = now.Add(time.Hour) // What the ledger waits for has not happened.
+		t.core.checkpoints.from = now.Add(time.Hour) // What checkpoints waits for has not happened.
 	} else {
-		t.core.ledger.from = time.Time{}
+		t.core.checkpoints.from = time.Time{}
 	}
 	if p.world.sabotage.strayBlind {
-		t.core.ledger.clear = true
+		t.core.checkpoints.clear = true
 	}
 	if p.world.sabotage.earlyBound {
-		t.core.ledger.unsettled = [2]int{}
+		t.core.checkpoints.unsettled = [2]int{}
 	}
 	t.openPublisher(ctx, now)
 	t.recover(ctx)
@@ -591,7 +591,7 @@ func (e *encoder) candidate(w *world, o *candidate) {
 	a := &t.audit
 	e.created(w, a.sight)
 	e.flag(!a.sight.Created.IsZero() && w.marked(a.sight.Last) == o.mark, a.looking, a.void, a.failed, a.busy, a.due.IsZero(),
-		a.epoch == 0, a.epoch == t.core.ledger.epoch)
+		a.epoch == 0, a.epoch == t.core.checkpoints.epoch)
 	e.number(a.sight.Last, a.acked)
 	e.number(uint64(t.breaker), uint64(t.number), uint64(t.handing))
 	e.flag(t.opening, t.lost != nil, t.reopenAt.IsZero(), t.troubles > 0, t.reason != "", t.untouched, t.stopping)
@@ -622,7 +622,7 @@ func (e *encoder) core(c *core, rows int64) {
 		if epoch == 0 {
 			return 9
 		}
-		return c.ledger.epoch - epoch
+		return c.checkpoints.epoch - epoch
 	}
 	for seq := int64(1); seq <= rows; seq++ {
 		it := c.held[seq]
@@ -642,7 +642,7 @@ func (e *encoder) core(c *core, rows int64) {
 	}
 	e.number(uint64(c.heldRows), uint64(c.inFlight))
 	e.flag(c.pipelined, c.closing, c.readsBack, c.doubt, c.recovering, c.stale, c.more, c.asleep, c.next.IsZero(), c.back)
-	l := &c.ledger
+	l := &c.checkpoints
 	for back := range uint64(2) {
 		parity := (l.epoch - back) & 1
 		e.number(l.start[parity], uint64(l.unsettled[parity]))

@@ -129,8 +129,8 @@ func partsOfState() map[string]partOfState {
 				"aggregate": "it is that of its rows", "last": "it follows from item.next", "inFlight": "it follows from item.inFlight",
 			},
 		},
-		"ledger": {
-			of: func(w *world) any { return &core(w).ledger },
+		"checkpoints": {
+			of: func(w *world) any { return &core(w).checkpoints },
 			notEncoded: map[string]string{
 				"began": noClock, "from": noClock, "rows": "only how long an epoch lasts depends on it",
 			},

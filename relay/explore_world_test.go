@@ -20,7 +20,7 @@ type scenario struct {
 	late       int64  // The row that becomes visible after higher ones; 0 for none.
 	pipeFrom   int    // How many rows go in an ordered pipe; 0 for no pipes.
 	batch      int    // Rows in a page.
-	slow       bool   // Less than a second passes: no epoch of the ledger ends.
+	slow       bool   // Less than a second passes: no epoch ends.
 	durable    bool   // The broker never forgets.
 	lenient    bool   // Only what a consumer sees counts, not what the relay keeps for itself.
 	bounds     bounds

@@ -1,7 +1,7 @@
 package relay
 
 // oldRows are the rows that were in the table when the stream had been read back. Somebody may have sent them before, so
-// that a stray of theirs may arrive: see ledger.restart. They are counted, not listed: each is marked while it is held.
+// that a stray of theirs may arrive: see checkpoints.restart. They are counted, not listed: each is marked while it is held.
 type oldRows struct {
 	gathering bool // They are still being fetched: the first fetch that leaves none out has the last of them.
 	left      int  // Those held that are not stored.

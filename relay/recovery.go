@@ -18,7 +18,7 @@ import (
 // The stream is the truth: what it holds is published, what it does not hold is not. So a term begins, and goes on
 // after an open outcome, by putting up a fence, after which nothing comes any more that was sent before, and reading
 // back what is stored up to there. Neither a clock nor the stream's duplicate window has a part in that; only the next
-// checkpoint waits for a time, see ledger.
+// checkpoint waits for a time, see checkpoints.
 
 const (
 	// settleChunk is how many events found in the stream are settled in one round trip, putBackChunk how many lost ones
@@ -135,7 +135,7 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, untouched bo
 		}
 		// A broker loses only a suffix of the stream. So if a message is still there that was stored after everything that
 		// was not compared, nothing of that is lost. Each message from the checkpoint on was: what was sent in an epoch is
-		// not stored after the beginning of the next but one (see ledger). Any archived event will do, and so will the
+		// not stored after the beginning of the next but one (see checkpoints). Any archived event will do, and so will the
 		// last fence.
 		sure := kept >= last.Sequence || r.fence.Former == last.Sequence
 		if !sure && last.Before > 0 {
@@ -309,7 +309,7 @@ type audit struct {
 	due     time.Time
 	failed  bool   // The latest look has told nothing.
 	busy    bool   // Something has been published since.
-	epoch   uint64 // The ledger's when the look under way began, if it was drained; otherwise 0.
+	epoch   uint64 // In which the look under way began, if the one before was drained; otherwise 0.
 }
 
 const (
@@ -330,8 +330,8 @@ func (t *term) acknowledged(highest uint64, now time.Time) {
 	}
 	if highest > t.audit.acked {
 		t.audit.acked = highest
-		if t.core.ledger.drained() {
-			t.core.ledger.seen(highest, now, t.stopping)
+		if t.core.checkpoints.drained() {
+			t.core.checkpoints.seen(highest, now, t.stopping)
 		}
 	}
 }
@@ -352,8 +352,8 @@ func (t *term) look(ctx context.Context, now time.Time) {
 		return
 	}
 	t.audit.looking, t.audit.busy, t.audit.epoch = true, false, 0
-	if t.core.ledger.drained() {
-		t.audit.epoch = t.core.ledger.epoch
+	if t.core.checkpoints.drained() {
+		t.audit.epoch = t.core.checkpoints.epoch
 	}
 	before, acked := t.audit.sight, t.audit.acked
 	t.workers.Go(func() {
@@ -385,8 +385,8 @@ func (t *term) inspected(ctx context.Context, i inspection) {
 	case i.err != nil: // Whatever is wrong, publishing will tell.
 	default:
 		t.audit.sight = i.sight
-		if t.audit.epoch == t.core.ledger.epoch && t.core.ledger.drained() {
-			t.core.ledger.seen(i.sight.Last, now, false)
+		if t.audit.epoch == t.core.checkpoints.epoch && t.core.checkpoints.drained() {
+			t.core.checkpoints.seen(i.sight.Last, now, false)
 		}
 	}
 }
