@@ -282,7 +282,7 @@ func (c *core) engage(pipeline int) {
 	if pipelined := c.worthPipe(pipeline); pipelined != c.pipelined {
 		c.pipelined = pipelined
 		for _, l := range c.lanes {
-			c.line(l)
+			c.schedule(l)
 		}
 	}
 	c.closing = false
@@ -307,7 +307,7 @@ func (c *core) publishable(limit int) (*store.Row, bool) {
 	c.checkpoints.sent(it)
 	l.inFlight++
 	c.inFlight++
-	c.line(l)
+	c.schedule(l)
 	return it.row, true
 }
 
@@ -376,7 +376,7 @@ func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
 		c.heldBytes -= it.row.Size()
 		l.first = it.next // Rows are stored in the order in which they were sent.
 		*it = item{}      // It leads to later pages, and others of its own page are still held.
-		c.line(l)
+		c.schedule(l)
 		return published
 	case fault.Fault != stream.FaultRow:
 		if fault.Ambiguous() {
@@ -385,7 +385,7 @@ func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
 		if l.inFlight == 0 {
 			l.waiting = l.first
 		}
-		c.line(l)
+		c.schedule(l)
 		return postponed
 	}
 	row, a := it.row, l.aggregate
@@ -439,8 +439,8 @@ func (c *core) takeOldest() time.Time {
 	return oldest
 }
 
-// line puts a lane where it belongs after its rows have changed.
-func (c *core) line(l *lane) {
+// schedule puts a lane where it belongs after its rows have changed: into ready, if its next row may be sent.
+func (c *core) schedule(l *lane) {
 	switch {
 	case l.first == nil:
 		delete(c.lanes, l.aggregate)
@@ -488,7 +488,7 @@ func (c *core) forget(l *lane, seq int64) {
 		l.queued = false
 		c.ready.remove(l)
 	}
-	c.line(l)
+	c.schedule(l)
 }
 
 // add has the relay hold the fetched rows.
@@ -519,7 +519,7 @@ func (c *core) add(rows []store.Row, now time.Time) {
 			l = c.lane(a)
 		}
 		l.insert(it)
-		c.line(l)
+		c.schedule(l)
 	}
 }
 
