@@ -182,8 +182,8 @@ func (c *core) begin(term store.Term, readsBack bool, now time.Time) {
 	c.busy = now
 }
 
-// suspect tells that the stream may hold what is in the table, or not hold what it has acknowledged.
-func (c *core) suspect() {
+// markInDoubt notes that the stream may hold rows that are in the table, or may not hold events that it has acknowledged.
+func (c *core) markInDoubt() {
 	c.doubt = c.readsBack
 	c.stale = c.recovering
 }
@@ -380,7 +380,7 @@ func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
 		return published
 	case fault.Fault != stream.FaultRow:
 		if fault.Ambiguous() {
-			c.suspect()
+			c.markInDoubt()
 		}
 		if l.inFlight == 0 {
 			l.waiting = l.first

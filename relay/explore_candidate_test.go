@@ -61,7 +61,7 @@ type glance struct {
 // where it was, with the answers that it got, to find out what it asks for next.
 type readingBack struct {
 	checkpoint store.Checkpoint
-	untouched  bool
+	first      bool
 	leaving    bool // It hands over.
 	acked      uint64
 	answers    []answer // Never changed in place.
@@ -97,7 +97,7 @@ func (o *candidate) clone() *candidate {
 	if t := o.term; t != nil {
 		n.term = &term{
 			Relay: t.Relay, lease: t.lease, core: t.core.clone(), stop: t.stop, healthy: t.healthy,
-			number: t.number, checkpoint: t.checkpoint, untouched: t.untouched, id: t.id,
+			number: t.number, checkpoint: t.checkpoint, first: t.first, id: t.id,
 			woken: t.woken, replies: t.replies, opened: t.opened, read: t.read, looked: t.looked, originals: t.originals,
 			audit: t.audit, breaker: t.breaker, opening: t.opening, lost: t.lost, reopenAt: t.reopenAt, troubles: t.troubles,
 			piped: t.piped, reason: t.reason, stopping: t.stopping, handed: t.handed, handing: t.handing,
@@ -326,7 +326,7 @@ func (p *port) Verify(_ context.Context, before stream.State, acked uint64) (str
 func (p *port) ask(request answer) answer {
 	o := p.candidate
 	if o.recovery == nil {
-		o.recovery = &readingBack{checkpoint: o.term.checkpoint, untouched: o.term.untouched, leaving: o.term.handing == handingOver, acked: o.term.audit.acked}
+		o.recovery = &readingBack{checkpoint: o.term.checkpoint, first: o.term.first, leaving: o.term.handing == handingOver, acked: o.term.audit.acked}
 	}
 	r := o.recovery
 	if r.at < len(r.answers) {
@@ -387,7 +387,7 @@ func (p *port) answered(a answer) (recovery, bool) {
 		o.term.left(context.Background(), err)
 		return recovery{err: err}, true
 	}
-	result := o.term.readBack(context.Background(), r.checkpoint, r.untouched)
+	result := o.term.readBack(context.Background(), r.checkpoint, r.first)
 	if errors.Is(result.err, errUnanswered) {
 		return recovery{}, false
 	}
@@ -582,7 +582,7 @@ func (e *encoder) candidate(w *world, o *candidate) {
 	e.flag(o.recovery != nil)
 	if r := o.recovery; r != nil {
 		e.checkpoint(r.checkpoint)
-		e.flag(r.untouched, r.leaving)
+		e.flag(r.first, r.leaving)
 		e.number(uint64(len(r.answers)))
 		for i := range r.answers {
 			e.answer(w, &r.answers[i])
@@ -594,7 +594,7 @@ func (e *encoder) candidate(w *world, o *candidate) {
 		a.epoch == 0, a.epoch == t.core.checkpoints.epoch)
 	e.number(a.sight.Last, a.acked)
 	e.number(uint64(t.breaker), uint64(t.number), uint64(t.handing))
-	e.flag(t.opening, t.lost != nil, t.reopenAt.IsZero(), t.troubles > 0, t.reason != "", t.untouched, t.stopping)
+	e.flag(t.opening, t.lost != nil, t.reopenAt.IsZero(), t.troubles > 0, t.reason != "", t.first, t.stopping)
 	e.checkpoint(t.checkpoint)
 	e.core(t.core, int64(len(w.rows)))
 }

@@ -46,10 +46,10 @@ func (t *term) recover(ctx context.Context) {
 	if t.breaker == breakerOpen || t.opening || t.stopping || !t.lease.Valid() || !t.core.recover() {
 		return
 	}
-	checkpoint, untouched := t.checkpoint, t.untouched
+	checkpoint, first := t.checkpoint, t.first
 	t.workers.Go(func() {
 		start := time.Now()
-		r := t.readBack(ctx, checkpoint, untouched)
+		r := t.readBack(ctx, checkpoint, first)
 		r.Took = time.Since(start)
 		t.read <- r
 	})
@@ -73,7 +73,7 @@ func (t *term) recovered(ctx context.Context, r recovery) error {
 	if r.fence.Warning != "" {
 		t.warn(ctx, r.fence.Warning)
 	}
-	t.checkpoint, t.untouched = r.checkpoint, false
+	t.checkpoint, t.first = r.checkpoint, false
 	t.blind.since = time.Time{} // What goes wrong from here on is news.
 	t.audit = audit{looking: t.audit.looking, void: t.audit.looking}
 	r.Skipped, t.skipped = t.skipped, false
@@ -96,12 +96,12 @@ func (t *term) recovered(ctx context.Context, r recovery) error {
 }
 
 // readBack makes the table agree with the stream.
-func (t *term) readBack(ctx context.Context, last store.Checkpoint, untouched bool) (r recovery) {
+func (t *term) readBack(ctx context.Context, last store.Checkpoint, first bool) (r recovery) {
 	r.err = func() error {
 		patient, cancel := context.WithTimeout(ctx, recoveryPatience)
 		defer cancel()
 		fence := t.reader.Fence
-		if untouched {
+		if first {
 			fence = t.reader.Unfenced
 		}
 		var err error
@@ -110,7 +110,7 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, untouched bo
 		}
 		created := createdAt(r.fence)
 		r.checkpoint = store.Checkpoint{Created: created, Sequence: r.fence.Sequence, Before: r.fence.Sequence}
-		if untouched || r.fence.Consumed {
+		if first || r.fence.Consumed {
 			_, err := t.store.PutBack(ctx, nil, r.checkpoint)
 			return err
 		}
@@ -380,7 +380,7 @@ func (t *term) inspected(ctx context.Context, i inspection) {
 	t.audit.failed = i.err != nil
 	switch {
 	case errors.As(i.err, &lost):
-		t.core.suspect()
+		t.core.markInDoubt()
 		t.pause(ctx, stream.Classify(lost), now)
 	case i.err != nil: // Whatever is wrong, publishing will tell.
 	default:

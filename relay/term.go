@@ -41,7 +41,7 @@ type term struct {
 
 	number     int64
 	checkpoint store.Checkpoint // As it was when the stream was last read back.
-	untouched  bool             // The outbox has never been published to this stream.
+	first      bool             // The outbox has never been published to this stream.
 	id         string           // The outbox's, in the stream.
 
 	workers sync.WaitGroup
@@ -166,7 +166,7 @@ func (t *term) begin(ctx context.Context) (number int64, err error) {
 		return 0, &setbackError{fmt.Errorf("begin term: %w", err)}
 	}
 	t.number, t.checkpoint, t.id = term.Number, term.Checkpoint, term.Outbox.String()
-	t.untouched = term.First
+	t.first = term.First
 	if term.Adopted != "" {
 		t.log.WarnContext(ctx, "the outbox goes to another stream from now on, as adopt_stream asks for", slog.String("from", term.Adopted), slog.String("to", t.publisher.Stream()))
 	}
@@ -435,7 +435,7 @@ func (t *term) pause(ctx context.Context, fault *stream.Error, now time.Time) {
 		return // One of many that failed for the same reason.
 	}
 	t.breaker = breakerOpen
-	t.core.suspect() // Nobody knows what happens to the stream meanwhile.
+	t.core.markInDoubt() // Nobody knows what happens to the stream meanwhile.
 	t.setback(ctx, fault, now)
 }
 

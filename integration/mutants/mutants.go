@@ -81,7 +81,7 @@ func All() []Mutant {
 			Without: "the stream is not read back at the beginning of a term",
 			Edits: []Edit{{
 				File: "relay/recovery.go",
-				Old:  "if untouched || r.fence.Consumed {",
+				Old:  "if first || r.fence.Consumed {",
 				New:  "if true {",
 			}},
 			Killer: Killer{"./relay", "^TestExplore$/^aba,_2_late,_pages_of_10,_2_faults", "a counterexample"},
