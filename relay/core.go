@@ -74,7 +74,7 @@ type core struct {
 	storedAt time.Time  // When the first of them was acknowledged.
 	oldest   time.Time  // When the oldest was created that was stored since takeOldest; zero if none was.
 	failed   []store.Failure
-	dead     []burial
+	dead     []deadLetter
 	unfit    []refusal  // Rows that were not read, since they can never be published: for the log.
 	doubles  []double   // Rows whose id the stream had already, to be looked at.
 	twice    [2][]int64 // Those of them that are not in the stream: to be settled, and not archived.
@@ -107,7 +107,7 @@ const (
 // exchange is a round trip under way.
 type exchange struct {
 	request store.Request
-	buried  []aggregate // Those whose rows are given up.
+	givenUp []aggregate // Those whose rows are given up.
 	clears  bool        // With it the last of the old rows are settled.
 	epochs  []uint64    // Of each of request.Settled.
 }
@@ -115,8 +115,8 @@ type exchange struct {
 // aside is a row for which the database refused what was asked, so that it is still in the outbox.
 type aside struct {
 	seq     int64
-	epoch   uint64  // In which it was sent, if it is stored.
-	refused *burial // Otherwise what is to be recorded.
+	epoch   uint64      // In which it was sent, if it is stored.
+	refused *deadLetter // Otherwise what is to be recorded.
 }
 
 // refusal is an event that was refused, as the log tells it, and what becomes of it.
@@ -126,8 +126,8 @@ type refusal struct {
 	verdict verdict
 }
 
-// burial is a row to be moved to the dead letters.
-type burial struct {
+// deadLetter is a row to be moved to the dead letters.
+type deadLetter struct {
 	aggregate aggregate
 	nameless  bool // Nobody knows the aggregate.
 	failure   store.Failure
@@ -377,7 +377,7 @@ func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
 		l.first = it.next // Rows are stored in the order in which they were sent.
 		*it = item{}      // It leads to later pages, and others of its own page are still held.
 		c.schedule(l)
-		return published
+		return stored
 	case fault.Fault != stream.FaultRow:
 		if fault.Ambiguous() {
 			c.markInDoubt()
@@ -407,8 +407,8 @@ func (c *core) refuse(row *store.Row, a aggregate, reason string, forGood bool, 
 		if !row.Nameless { // Otherwise every row of its aggregate is as unfit.
 			c.blocked.record(a, min(row.Seq, c.floor))
 		}
-		c.dead = append(c.dead, burial{a, row.Nameless, failure})
-		return died
+		c.dead = append(c.dead, deadLetter{a, row.Nameless, failure})
+		return givenUp
 	}
 	failure.Wait = c.retry.after(failure.Attempts)
 	return c.again(a, failure, now)
@@ -425,10 +425,10 @@ func (c *core) again(a aggregate, failure store.Failure, now time.Time) verdict 
 type verdict int
 
 const (
-	published verdict = iota
+	stored verdict = iota
 	postponed
 	refused
-	died
+	givenUp
 	forgotten // Fetched again later, as its aggregate was blocked meanwhile.
 )
 
@@ -653,7 +653,7 @@ func (c *core) start(fetch bool, sleep store.SleepChange) store.Request {
 	for _, b := range c.dead {
 		request.Dead = append(request.Dead, b.failure)
 		if !b.nameless {
-			c.under.buried = append(c.under.buried, b.aggregate)
+			c.under.givenUp = append(c.under.givenUp, b.aggregate)
 		}
 	}
 	c.stored, c.twice, c.failed, c.dead = [2][]int64{}, [2][]int64{}, nil, nil
@@ -694,7 +694,7 @@ func (c *core) exchanged(reply store.Reply, now time.Time) {
 		c.keep(done, reply.Kept, now)
 		c.checkpoints.clear = c.checkpoints.clear || done.clears && len(reply.Kept) == 0
 	}
-	for _, a := range done.buried {
+	for _, a := range done.givenUp {
 		if from, ok := c.blocked.recorded(a); ok {
 			c.goBack(from)
 		}
@@ -744,7 +744,7 @@ func (c *core) keep(done *exchange, kept []store.Kept, now time.Time) {
 			// It can neither be moved nor marked. Its aggregate goes on; the row must not be fetched again and again.
 			for _, f := range slices.Concat(done.request.Failed, done.request.Dead) {
 				if f.Seq == k.Seq {
-					c.setAside(aside{seq: k.Seq, refused: &burial{nameless: true, failure: f}}, now)
+					c.setAside(aside{seq: k.Seq, refused: &deadLetter{nameless: true, failure: f}}, now)
 				}
 			}
 		}

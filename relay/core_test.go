@@ -170,8 +170,8 @@ func TestRefusedRowBlocksItsAggregateOnly(t *testing.T) {
 	expect(t, "again", c.drain(), []int64{1})
 
 	// Given up: the rest of the aggregate waits until that is recorded.
-	if v := c.resolved(1, errRow, later); v != died {
-		t.Errorf("got verdict %v, want died", v)
+	if v := c.resolved(1, errRow, later); v != givenUp {
+		t.Errorf("got verdict %v, want givenUp", v)
 	}
 	expect(t, "before it is recorded", c.drain(), nil)
 	request = c.mustExchange(t, later)
@@ -199,8 +199,8 @@ func TestDeniedIsNotGivenUpAlone(t *testing.T) {
 			t.Errorf("of %d attempts, nothing stored: got verdict %v, want refused", maxAttempts, v)
 		}
 		c.resolved(2, nil, now)
-		if v := c.resolved(3, denied, now); v != died {
-			t.Errorf("of %d attempts, beside others: got verdict %v, want died", maxAttempts, v)
+		if v := c.resolved(3, denied, now); v != givenUp {
+			t.Errorf("of %d attempts, beside others: got verdict %v, want givenUp", maxAttempts, v)
 		}
 	}
 }

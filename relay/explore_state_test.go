@@ -138,8 +138,8 @@ func partsOfState() map[string]partOfState {
 		"oldRows": {of: func(w *world) any { return &core(w).old }},
 		"exchange": {
 			of:         func(w *world) any { return core(w).under },
-			notEncoded: map[string]string{"buried": noRefusal, "epochs": "they follow from what is settled"},
-			shared:     map[string]string{"buried": replaced, "epochs": replaced},
+			notEncoded: map[string]string{"givenUp": noRefusal, "epochs": "they follow from what is settled"},
+			shared:     map[string]string{"givenUp": replaced, "epochs": replaced},
 		},
 		"Request": {
 			of: func(w *world) any { return &core(w).under.request },

@@ -418,7 +418,7 @@ func (t *term) resolve(ctx context.Context, o stream.Outcome, now time.Time) {
 		if !o.Retry {
 			t.pause(ctx, o.Err, now)
 		}
-	case published, refused, died:
+	case stored, refused, givenUp:
 		t.refused(ctx, refusal{row, o.Err, verdict}, now)
 	}
 }
@@ -426,7 +426,7 @@ func (t *term) resolve(ctx context.Context, o stream.Outcome, now time.Time) {
 // refused tells of an event that was refused for a reason of its own.
 func (t *term) refused(ctx context.Context, r refusal, now time.Time) {
 	t.refusals.tell(ctx, t.log, r, now)
-	t.hooks.Refused(Refused{EventType: r.row.EventType, Attempts: r.row.Attempts + 1, Dead: r.verdict == died, Err: r.err})
+	t.hooks.Refused(Refused{EventType: r.row.EventType, Attempts: r.row.Attempts + 1, Dead: r.verdict == givenUp, Err: r.err})
 }
 
 // pause opens the breaker: nothing is published until the publisher has been opened again.
