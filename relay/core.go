@@ -31,7 +31,7 @@ import (
 type core struct {
 	batch, batchBytes int
 	window            int
-	pipeFrom          int // How many rows make an ordered pipe worth while.
+	orderedFrom       int // How many held rows make an ordered batch worth while.
 	maxAttempts       int
 	retry             backoff
 	poll              time.Duration
@@ -45,11 +45,10 @@ type core struct {
 	inFlight  int         // Rows in flight.
 	highest   int64       // The highest seq ever held.
 
-	// pipelined is how rows in flight were sent: in one ordered pipe, where nothing after a failed row is
-	// stored, or each by itself. It changes only while none is in flight. Closing: no more of them are to be sent
-	// until then.
-	pipelined bool
-	closing   bool
+	// ordered tells how the rows in flight were sent: in one ordered batch, of which the broker stores nothing after a row that
+	// failed, or each by itself. It changes only while none is in flight. Closing tells that no more are to be sent until then.
+	ordered bool
+	closing bool
 
 	// succeeded tells that an event was stored in this term. Until then a denied subject gives no event up: it may be that
 	// the user may publish nothing at all, and not every event of the outbox is to become a dead letter for that.
@@ -160,7 +159,7 @@ func newCore(o Options) *core {
 		batch:       o.BatchSize,
 		batchBytes:  o.BatchBytes,
 		window:      o.Window,
-		pipeFrom:    pipelineFrom,
+		orderedFrom: orderedBatchFrom,
 		maxAttempts: o.MaxAttempts,
 		retry:       backoff{o.RetryBackoff, o.RetryBackoffMax},
 		poll:        o.PollInterval,
@@ -267,20 +266,20 @@ func (c *core) retryAside(now time.Time) {
 // wake tells that a fetch may find something.
 func (c *core) wake() { c.more = true }
 
-// pipelineFrom is how many rows make an ordered pipe worth while: its acknowledgements come in stretches, so that a
-// few rows are sooner known to be stored when each is sent by itself.
-const pipelineFrom = 32
+// orderedBatchFrom is how many rows make an ordered batch worth while. The broker acknowledges many of its messages at once,
+// so a few rows are known to be stored sooner if each is sent by itself.
+const orderedBatchFrom = 32
 
-// engage chooses how the next rows are sent, given how many may be in flight in an ordered pipe: 0 if there can be
-// none.
-func (c *core) engage(pipeline int) {
+// engage chooses how the next rows are sent. Window is how many rows may be in flight in an ordered batch; 0 if there can
+// be none.
+func (c *core) engage(window int) {
 	if c.inFlight > 0 {
-		// The pipe that is open goes on. Rows sent by themselves must have arrived before one may begin.
-		c.closing = c.closing || !c.pipelined && c.worthPipe(pipeline)
+		// An ordered batch under way goes on. One may begin only once the rows sent by themselves have been answered.
+		c.closing = c.closing || !c.ordered && c.worthOrdering(window)
 		return
 	}
-	if pipelined := c.worthPipe(pipeline); pipelined != c.pipelined {
-		c.pipelined = pipelined
+	if ordered := c.worthOrdering(window); ordered != c.ordered {
+		c.ordered = ordered
 		for _, l := range c.lanes {
 			c.schedule(l)
 		}
@@ -288,7 +287,8 @@ func (c *core) engage(pipeline int) {
 	c.closing = false
 }
 
-func (c *core) worthPipe(pipeline int) bool { return pipeline > 0 && c.heldRows >= c.pipeFrom }
+// worthOrdering reports whether the next rows are to go in an ordered batch, given how many may be in flight in it.
+func (c *core) worthOrdering(window int) bool { return window > 0 && c.heldRows >= c.orderedFrom }
 
 // publishable returns the next row to hand to the publisher, if there is one and fewer than limit are in flight.
 // The caller reports what became of it through resolved.
@@ -311,11 +311,11 @@ func (c *core) publishable(limit int) (*store.Row, bool) {
 	return it.row, true
 }
 
-// finish reports whether an open pipe is to be closed, so that the last of its rows become known: because the relay
-// is to stop, or to read the stream back, or because there is nothing more to send, and nothing under way that may
-// bring some.
+// finish reports whether the ordered batch under way is to be closed, so that the outcomes of its last rows become known:
+// because the relay is to stop or to read the stream back, or because it has nothing more to send and no round trip is under
+// way that may fetch more.
 func (c *core) finish(stopping bool) bool {
-	if !c.pipelined || c.closing || c.inFlight == 0 {
+	if !c.ordered || c.closing || c.inFlight == 0 {
 		return false
 	}
 	c.closing = stopping || c.doubt || c.ready.len() == 0 && c.under == nil
@@ -447,7 +447,7 @@ func (c *core) schedule(l *lane) {
 		*l = lane{} // It leads to the rows that were in it.
 		c.spare = append(c.spare, l)
 	case l.queued || l.waiting == nil:
-	case l.inFlight == 0 || c.pipelined:
+	case l.inFlight == 0 || c.ordered:
 		l.queued = true
 		c.ready.push(l)
 	}

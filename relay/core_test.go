@@ -244,7 +244,7 @@ func TestRefusedBehindOpen(t *testing.T) {
 	}
 	c := loaded(t, Options{}, now, rows...)
 	c.engage(1000)
-	expect(t, "piped", c.drain()[:3], []int64{1, 2, 3})
+	expect(t, "in an ordered batch", c.drain()[:3], []int64{1, 2, 3})
 	for seq := range int64(40) {
 		switch seq++; seq {
 		case 3:
@@ -377,13 +377,13 @@ type simulation struct {
 	seq     int64
 	poison  map[int64]bool
 
-	stored  map[int64]int // Position by seq: what a broker with duplicate detection holds.
-	order   map[string]int64
-	flight  map[int64]bool
-	piped   int
-	pipe    []int64 // What is in flight, in order, while the core is pipelined.
-	dead    map[int64]bool
-	request *store.Request
+	stored      map[int64]int // Position by seq: what a broker with duplicate detection holds.
+	order       map[string]int64
+	flight      map[int64]bool
+	sentOrdered int
+	ordered     []int64 // What is in flight, in order, while an ordered batch is under way.
+	dead        map[int64]bool
+	request     *store.Request
 
 	readsBack  bool // The relay looks what is stored after an open outcome; the broker does not know a message again.
 	recoveries int
@@ -393,7 +393,7 @@ type simulation struct {
 // most one row of an aggregate is ever in flight. With half of the seeds the broker recognises no message: then reading
 // back the stream is what keeps everything from being stored twice.
 func TestSimulation(t *testing.T) {
-	piped, recoveries := 0, 0
+	sentOrdered, recoveries := 0, 0
 	for seed := range uint64(300) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			s := &simulation{
@@ -403,15 +403,15 @@ func TestSimulation(t *testing.T) {
 				order: map[string]int64{}, flight: map[int64]bool{}, dead: map[int64]bool{},
 			}
 			s.run()
-			piped += s.piped
+			sentOrdered += s.sentOrdered
 			recoveries += s.recoveries
 		})
 	}
 	if recoveries < 1000 {
 		t.Errorf("only %d times the stream was read back: the simulation shows nothing about it", recoveries)
 	}
-	if piped < 1000 {
-		t.Errorf("only %d rows went through an ordered pipe: the simulation shows nothing about it", piped)
+	if sentOrdered < 1000 {
+		t.Errorf("only %d rows went in ordered batches: the simulation shows nothing about it", sentOrdered)
 	}
 }
 
@@ -464,7 +464,7 @@ func (s *simulation) run() {
 
 // produce draws a seq, or commits one that was drawn: an aggregate's own transactions never overlap.
 func (s *simulation) produce(c *core) {
-	if s.random.IntN(200) == 0 { // A burst, for which a pipe is worth while.
+	if s.random.IntN(200) == 0 { // A burst, for which an ordered batch is worth while.
 		for len(s.pending) > 0 {
 			s.commit(c, 0)
 		}
@@ -508,9 +508,9 @@ func (s *simulation) send(c *core) {
 	case !ok:
 		c.finish(false)
 		return
-	case c.pipelined:
-		s.piped++
-		s.pipe = append(s.pipe, r.Seq)
+	case c.ordered:
+		s.sentOrdered++
+		s.ordered = append(s.ordered, r.Seq)
 	default:
 		for seq := range s.flight {
 			if s.rows[seq].AggregateID == r.AggregateID {
@@ -539,8 +539,8 @@ func (s *simulation) store(seq int64) {
 
 // answer gives events in flight an outcome: some are stored although the answer is lost.
 func (s *simulation) answer(c *core) {
-	if c.pipelined {
-		s.answerPipe(c)
+	if c.ordered {
+		s.answerOrdered(c)
 		return
 	}
 	for seq := range s.flight {
@@ -562,32 +562,32 @@ func (s *simulation) answer(c *core) {
 	}
 }
 
-// answerPipe acknowledges a first part of the pipe, and may end it there.
-func (s *simulation) answerPipe(c *core) {
-	if len(s.pipe) == 0 {
+// answerOrdered acknowledges a first part of the ordered batch, and may end it there.
+func (s *simulation) answerOrdered(c *core) {
+	if len(s.ordered) == 0 {
 		return
 	}
-	count := s.random.IntN(len(s.pipe) + 1)
-	if i := slices.IndexFunc(s.pipe, func(seq int64) bool { return s.poison[seq] }); i >= 0 {
+	count := s.random.IntN(len(s.ordered) + 1)
+	if i := slices.IndexFunc(s.ordered, func(seq int64) bool { return s.poison[seq] }); i >= 0 {
 		count = min(count, i)
 	}
-	for _, seq := range s.pipe[:count] {
+	for _, seq := range s.ordered[:count] {
 		s.store(seq)
 	}
 	known := count // What is stored but not known to be is the last part.
-	ends := s.random.IntN(4) == 0 || count < len(s.pipe) && s.poison[s.pipe[count]]
+	ends := s.random.IntN(4) == 0 || count < len(s.ordered) && s.poison[s.ordered[count]]
 	if ends {
 		known -= s.random.IntN(count + 1)
 	}
-	for _, seq := range s.pipe[:known] {
+	for _, seq := range s.ordered[:known] {
 		delete(s.flight, seq)
 		c.resolved(seq, nil, s.now)
 	}
-	s.pipe = s.pipe[known:]
+	s.ordered = s.ordered[known:]
 	if !ends {
 		return
 	}
-	for i, seq := range s.pipe {
+	for i, seq := range s.ordered {
 		delete(s.flight, seq)
 		fault := errWeather
 		if s.poison[seq] && known+i == count && known == count {
@@ -595,7 +595,7 @@ func (s *simulation) answerPipe(c *core) {
 		}
 		c.resolved(seq, fault, s.now)
 	}
-	s.pipe = nil
+	s.ordered = nil
 }
 
 // readBack reads back the stream when the core wants that, and sometimes fails to.

@@ -38,8 +38,8 @@ type candidate struct {
 	fenced       bool
 	inFlight     []int64 // Plain messages on their way.
 	silent       []int64 // Those whose answer will not come.
-	pipe         *pipe
-	severed      bool // The pipe ended, which it has not been told.
+	ordered      *orderedBatch
+	severed      bool // The ordered batch ended, which it has not been told.
 	outcomes     []stream.Outcome
 	trouble      *stream.Error // That of the connection; nil for none.
 	mark         int           // The stamp of the last message that it saw, when it looked.
@@ -88,7 +88,7 @@ type answer struct {
 func (o *candidate) clone() *candidate {
 	n := *o
 	n.inFlight, n.silent, n.outcomes, n.looks = slices.Clone(o.inFlight), slices.Clone(o.silent), slices.Clone(o.outcomes), slices.Clone(o.looks)
-	n.pipe = o.pipe.clone()
+	n.ordered = o.ordered.clone()
 	if o.recovery != nil {
 		r := *o.recovery
 		r.answers = slices.Clip(r.answers)
@@ -100,7 +100,7 @@ func (o *candidate) clone() *candidate {
 			number: t.number, checkpoint: t.checkpoint, first: t.first, id: t.id,
 			woken: t.woken, replies: t.replies, opened: t.opened, read: t.read, looked: t.looked, originals: t.originals,
 			audit: t.audit, breaker: t.breaker, opening: t.opening, lost: t.lost, reopenAt: t.reopenAt, troubles: t.troubles,
-			piped: t.piped, reason: t.reason, stopping: t.stopping, handed: t.handed, handing: t.handing,
+			orderedTold: t.orderedTold, reason: t.reason, stopping: t.stopping, handed: t.handed, handing: t.handing,
 		}
 	}
 	return &n
@@ -215,7 +215,7 @@ func (p *port) newTerm() *term {
 		Relay: p.relay, lease: lease, core: newCore(p.relay.options), healthy: func() {},
 		woken: p.woken, replies: p.replies, opened: p.opened, read: p.read, looked: p.looked, handed: p.handed, originals: p.originals,
 	}
-	t.core.pipeFrom = max(p.world.pipeFrom, 1)
+	t.core.orderedFrom = max(p.world.orderedFrom, 1)
 	return t
 }
 
@@ -410,7 +410,7 @@ func (p *port) VerifyFirst() bool { return false }
 func (p *port) Alone() bool { return false } // That is covered by what a stream acknowledges.
 
 func (p *port) Pipeline() int {
-	if p.world.pipeFrom == 0 || !p.candidate.connected {
+	if p.world.orderedFrom == 0 || !p.candidate.connected {
 		return 0
 	}
 	return 8
@@ -425,13 +425,13 @@ func (p *port) PublishInOrder(event *stream.Event) error {
 	case o.reconnecting || !o.connected:
 		return errNotSent
 	}
-	if o.pipe != nil && len(o.pipe.unacked) == 0 && o.pipe.ending {
-		o.pipe = nil
+	if o.ordered != nil && len(o.ordered.unacked) == 0 && o.ordered.ending {
+		o.ordered = nil
 	}
-	if o.pipe == nil {
-		o.pipe = &pipe{fence: o.fence, fenced: o.fenced}
+	if o.ordered == nil {
+		o.ordered = &orderedBatch{fence: o.fence, fenced: o.fenced}
 	}
-	o.pipe.queue, o.pipe.unacked = append(o.pipe.queue, event.Seq), append(o.pipe.unacked, event.Seq)
+	o.ordered.queue, o.ordered.unacked = append(o.ordered.queue, event.Seq), append(o.ordered.unacked, event.Seq)
 	p.world.aside("it sends row %d in an ordered batch", event.Seq)
 	return nil
 }
@@ -439,9 +439,9 @@ func (p *port) PublishInOrder(event *stream.Event) error {
 func (p *port) Flush() {} // What is on its way is in the queue.
 
 func (p *port) Finish() {
-	if o := p.candidate; o.pipe != nil && !o.pipe.ending {
-		o.pipe.ending = true
-		o.pipe.queue = append(o.pipe.queue, 0)
+	if o := p.candidate; o.ordered != nil && !o.ordered.ending {
+		o.ordered.ending = true
+		o.ordered.queue = append(o.ordered.queue, 0)
 	}
 }
 
@@ -494,7 +494,7 @@ func (e *encoder) set(seqs []int64) {
 	e.seqs(seqs)
 }
 
-func (e *encoder) pipe(p *pipe) {
+func (e *encoder) orderedBatch(p *orderedBatch) {
 	e.flag(p != nil)
 	if p != nil {
 		e.number(p.fence, p.last)
@@ -526,7 +526,7 @@ func (e *encoder) world(w *world) {
 	// What is on its way of former terms, and the two relays, have no order.
 	e.unordered(len(w.strays), func(e *encoder, i int) {
 		e.number(uint64(w.strays[i].seq))
-		e.pipe(w.strays[i].pipe)
+		e.orderedBatch(w.strays[i].ordered)
 	})
 	e.unordered(len(w.candidates), func(e *encoder, i int) { e.candidate(w, w.candidates[i]) })
 }
@@ -565,7 +565,7 @@ func (e *encoder) candidate(w *world, o *candidate) {
 	e.number(o.fence)
 	e.set(o.inFlight)
 	e.set(o.silent)
-	e.pipe(o.pipe)
+	e.orderedBatch(o.ordered)
 	e.flag(o.trouble != nil)
 	e.number(uint64(len(o.outcomes)))
 	for _, x := range o.outcomes {
@@ -641,7 +641,7 @@ func (e *encoder) core(c *core, rows int64) {
 		e.number(uint64(l.aggregate.id[0]))
 	}
 	e.number(uint64(c.heldRows), uint64(c.inFlight))
-	e.flag(c.pipelined, c.closing, c.readsBack, c.doubt, c.recovering, c.stale, c.more, c.asleep, c.next.IsZero(), c.back)
+	e.flag(c.ordered, c.closing, c.readsBack, c.doubt, c.recovering, c.stale, c.more, c.asleep, c.next.IsZero(), c.back)
 	l := &c.checkpoints
 	for back := range uint64(2) {
 		parity := (l.epoch - back) & 1

@@ -55,9 +55,9 @@ func partsOfState() map[string]partOfState {
 			notEncoded: map[string]string{"stamp": "see world"},
 		},
 		"stray": {of: func(w *world) any { return &w.strays[0] }},
-		"pipe": {
-			of:         func(w *world) any { return w.candidates[0].pipe },
-			notEncoded: map[string]string{"stray": "a candidate's pipe is none, and one in world.strays always is"},
+		"orderedBatch": {
+			of:         func(w *world) any { return w.candidates[0].ordered },
+			notEncoded: map[string]string{"stray": "a candidate's ordered batch is none, and one in world.strays always is"},
 		},
 		"candidate": {
 			of: func(w *world) any { return w.candidates[0] },
@@ -92,7 +92,7 @@ func partsOfState() map[string]partOfState {
 				"Relay": constant, "lease": constant, "stop": constant, "healthy": constant, "id": constant, "workers": inStep, "woken": inStep,
 				"replies": inStep, "opened": inStep, "read": inStep, "looked": inStep, "handed": inStep, "standbys": inStep, "originals": inStep,
 				"examining": inStep, "findings": inStep, "outcomes": inStep, "event": inStep, "skipped": telling,
-				"guarded": "the explorer's publisher does not look at the lease", "refusals": noRefusal, "piped": telling, "blind": noClock, "report": telling,
+				"guarded": "the explorer's publisher does not look at the lease", "refusals": noRefusal, "orderedTold": telling, "blind": noClock, "report": telling,
 			},
 			notCopied: map[string]string{
 				"workers": inStep, "standbys": "nobody is asked for standbys: see blind", "examining": inStep, "findings": inStep, "outcomes": inStep, "event": inStep,
@@ -106,7 +106,7 @@ func partsOfState() map[string]partOfState {
 		"core": {
 			of: func(w *world) any { return core(w) },
 			notEncoded: map[string]string{
-				"batch": constant, "batchBytes": constant, "window": constant, "pipeFrom": constant, "maxAttempts": constant, "retry": constant,
+				"batch": constant, "batchBytes": constant, "window": constant, "orderedFrom": constant, "maxAttempts": constant, "retry": constant,
 				"poll": constant, "succeeded": noRefusal, "lanes": "they are those of the rows held", "spare": "which of them is used does not matter",
 				"heldBytes": "all rows are of one size", "highest": "the explorer's outbox does without it", "floor": "the explorer's outbox has none",
 				"blocked": noRefusal, "backTo": "the explorer's outbox does without it", "maxData": constant, "noted": constant,
@@ -167,7 +167,7 @@ func fullState(t *testing.T) *world {
 	w.strays = []stray{{seq: 1}}
 	o.term = p.newTerm()
 	o.looks = []glance{{}}
-	o.pipe = &pipe{}
+	o.ordered = &orderedBatch{}
 	o.recovery = &readingBack{answers: []answer{{}}}
 	c := o.term.core
 	c.doubt = false

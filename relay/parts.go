@@ -99,7 +99,7 @@ type Publisher interface {
 	// Scan passes on the events that are stored above a sequence, up to a fence.
 	Scan(ctx context.Context, above uint64, fence stream.Fence, visit func(stream.Found) error) error
 	// Alone reports whether the next event is to go alone, to find out whether the stream still is the one that was read
-	// back: see stream.Publisher.Alone. A pipe does so by itself.
+	// back: see stream.Publisher.Alone. An ordered batch does so by itself.
 	Alone() bool
 	// VerifyFirst reports whether the stream is to be looked at before the next event is sent, for the same purpose: the event
 	// would find out by being stored. See stream.Publisher.VerifyFirst.
@@ -120,15 +120,15 @@ type Publisher interface {
 	// publisher waits for an acknowledgement: [MinDuplicateWindow]. Open tells if it is shorter.
 	RequireWindow(least func(ackTimeout time.Duration) time.Duration)
 
-	// Pipeline returns how many events may be in flight in a pipe, an ordered batch in which nothing after an event that
-	// failed is stored; 0 if there can be none now. In a pipe the relay need not wait for the outcome of an aggregate's former
-	// event.
+	// Pipeline returns how many events may be in flight in an ordered batch; 0 if there can be no such batch now. The broker
+	// stores nothing of an ordered batch after an event that failed. So the relay need not wait for the outcome of an
+	// aggregate's event before it sends the next one.
 	Pipeline() int
-	// PublishInOrder is Publish into the pipe, which it opens if need be. It may keep the event back until Flush, which
+	// PublishInOrder is Publish into the ordered batch, which it begins if need be. It may keep the event back until Flush, which
 	// follows when there are no more just now, or Finish.
 	PublishInOrder(event *stream.Event) error
 	Flush()
-	// Finish closes the pipe, so that the outcomes of all events in it become known.
+	// Finish closes the ordered batch, so that the outcomes of all events in it become known.
 	Finish()
 
 	// MaxData returns the size in bytes of the largest payload that can be stored, so that larger ones are never read; 0 if

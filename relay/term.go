@@ -61,16 +61,16 @@ type term struct {
 	event     stream.Event // The one being handed over.
 	guarded   bool         // The publisher looks at the lease before it writes.
 
-	audit    audit
-	refusals refusalLog
-	breaker  breaker
-	opening  bool
-	lost     *stream.Error // That the connection broke during the opening under way, which may not know; nil if not.
-	reopenAt time.Time     // When to open the publisher again, while the breaker is open.
-	troubles int           // In a row.
-	piped    bool          // Ordered batches have been used, and the log says so.
-	reason   string
-	stopping bool
+	audit       audit
+	refusals    refusalLog
+	breaker     breaker
+	opening     bool
+	lost        *stream.Error // That the connection broke during the opening under way, which may not know; nil if not.
+	reopenAt    time.Time     // When to open the publisher again, while the breaker is open.
+	troubles    int           // In a row.
+	orderedTold bool          // Ordered batches have been used, and the log says so.
+	reason      string
+	stopping    bool
 
 	blind   blindness
 	handing handing
@@ -306,19 +306,19 @@ func (t *term) publish(ctx context.Context, now time.Time) {
 	if t.breaker == breakerHalfOpen && !t.core.doubt && t.core.heldRows == 0 {
 		t.resume(ctx) // What there was to try it with has been refused for a reason of its own.
 	}
-	limit, pipeline := t.options.Window, t.publisher.Pipeline()
+	limit, batchWindow := t.options.Window, t.publisher.Pipeline()
 	if t.reader != nil && t.reader.Alone() {
 		limit = 1
 	}
 	if t.breaker == breakerHalfOpen {
-		limit, pipeline = 1, 0
+		limit, batchWindow = 1, 0
 	}
-	t.core.engage(pipeline)
+	t.core.engage(batchWindow)
 	send := t.publisher.Publish
-	if t.core.pipelined {
-		limit, send = pipeline, t.publisher.PublishInOrder
-		if !t.piped {
-			t.piped = true
+	if t.core.ordered {
+		limit, send = batchWindow, t.publisher.PublishInOrder
+		if !t.orderedTold {
+			t.orderedTold = true
 			t.log.InfoContext(ctx, "publishing backlogs in ordered batches")
 		}
 	}
@@ -338,7 +338,7 @@ func (t *term) publish(ctx context.Context, now time.Time) {
 	}
 	if t.core.finish(t.stopping) {
 		t.publisher.Finish()
-	} else if t.core.pipelined {
+	} else if t.core.ordered {
 		t.publisher.Flush()
 	}
 }
@@ -371,7 +371,7 @@ func (t *term) collect(ctx context.Context) {
 		}
 		t.pause(ctx, trouble, now)
 	}
-	stored := Published{InOrder: t.core.pipelined}
+	stored := Published{InOrder: t.core.ordered}
 	highest := uint64(0)
 	for i := range t.outcomes {
 		o := &t.outcomes[i]

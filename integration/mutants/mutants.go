@@ -128,7 +128,7 @@ func All() []Mutant {
 			Without: "an aggregate's next event is sent before the outcome of the one before is known",
 			Edits: []Edit{{
 				File: "relay/core.go",
-				Old:  "case l.inFlight == 0 || c.pipelined:",
+				Old:  "case l.inFlight == 0 || c.ordered:",
 				New:  "case true:",
 			}},
 			Killer: Killer{"./relay", "^TestOneInFlightPerAggregate$", "first: got"},
