@@ -69,7 +69,7 @@ type core struct {
 	recovering bool // It is being read back.
 	stale      bool // There was reason for doubt since that began.
 
-	stored   [2][]int64 // To be recorded by the next exchange, by the parity of the epoch in which they were sent.
+	stored   [2][]int64 // To be settled by the next round trip, by the parity of the epoch in which they were sent.
 	storedAt time.Time  // When the first of them was acknowledged.
 	oldest   time.Time  // When the oldest was created that was stored since takeOldest; zero if none was.
 	failed   []store.Failure
@@ -79,7 +79,7 @@ type core struct {
 	twice    [2][]int64 // Those of them that are not in the stream: to be settled, and not archived.
 	aside    []aside    // Rows that the database refused to let go, each for a reason of its own.
 	asideAt  time.Time  // When that is tried again.
-	under    *exchange  // Under way; nil for none.
+	trip     *roundTrip // Under way; nil for none.
 
 	more   bool      // A fetch may find something.
 	asleep bool      // Producers notify: nothing can be missed.
@@ -103,8 +103,8 @@ const (
 	asideMost  = 100
 )
 
-// exchange is a round trip under way.
-type exchange struct {
+// roundTrip is a round trip to the outbox that is under way.
+type roundTrip struct {
 	request store.Request
 	givenUp []aggregate // Those whose rows are given up.
 	clears  bool        // With it the last of the old rows are settled.
@@ -190,7 +190,7 @@ func (c *core) markInDoubt() {
 // recover reports whether it is time to read the stream back, and begins that. The caller reports its end through
 // recovered.
 func (c *core) recover() bool {
-	if !c.doubt || c.recovering || c.inFlight > 0 || c.under != nil {
+	if !c.doubt || c.recovering || c.inFlight > 0 || c.trip != nil {
 		return false
 	}
 	c.recovering, c.stale = true, false
@@ -318,7 +318,7 @@ func (c *core) finish(stopping bool) bool {
 	if !c.ordered || c.closing || c.inFlight == 0 {
 		return false
 	}
-	c.closing = stopping || c.doubt || c.ready.len() == 0 && c.under == nil
+	c.closing = stopping || c.doubt || c.ready.len() == 0 && c.trip == nil
 	return c.closing
 }
 
@@ -573,9 +573,9 @@ func (l *lane) link(it *item) {
 	*at = it
 }
 
-// exchange returns the round trip to make now, if one is due. The caller reports its end through exchanged.
-func (c *core) exchange(now time.Time) (store.Request, bool) {
-	if c.under != nil || c.recovering {
+// nextRoundTrip returns the round trip to make now, if one is due. The caller reports its answer through answered.
+func (c *core) nextRoundTrip(now time.Time) (store.Request, bool) {
+	if c.trip != nil || c.recovering {
 		return store.Request{}, false
 	}
 	c.unblock(now)
@@ -618,13 +618,13 @@ func (c *core) recordable() int {
 // inOrder reports whether nothing that was sent is open, or may still arrive, or is in the table: whoever leads next need
 // not look for it.
 func (c *core) inOrder(now time.Time) bool {
-	return c.readsBack && !c.doubt && !c.recovering && c.under == nil && c.inFlight == 0 && c.checkpoints.free(now) && c.checkpoints.unsettled == [2]int{} &&
+	return c.readsBack && !c.doubt && !c.recovering && c.trip == nil && c.inFlight == 0 && c.checkpoints.free(now) && c.checkpoints.unsettled == [2]int{} &&
 		c.recordable()+len(c.failed)+len(c.dead)+len(c.doubles)+len(c.aside) == 0
 }
 
 // settle returns the round trip that records what is left at the end of a term.
 func (c *core) settle() (store.Request, bool) {
-	if c.under != nil || c.recovering || c.recordable()+len(c.failed)+len(c.dead) == 0 {
+	if c.trip != nil || c.recovering || c.recordable()+len(c.failed)+len(c.dead) == 0 {
 		return store.Request{}, false
 	}
 	return c.start(false, store.KeepSleep), true
@@ -632,28 +632,28 @@ func (c *core) settle() (store.Request, bool) {
 
 func (c *core) start(fetch bool, sleep store.SleepChange) store.Request {
 	request := store.Request{Failed: c.failed, Sleep: sleep}
-	c.under = &exchange{}
+	c.trip = &roundTrip{}
 	for epoch := max(c.checkpoints.epoch, 2) - 1; epoch <= c.checkpoints.epoch; epoch++ {
 		if seqs := c.stored[epoch&1]; len(seqs) > 0 {
 			request.Settled = append(request.Settled, store.Settled{Seqs: seqs, After: c.checkpoints.after(epoch)})
-			c.under.epochs = append(c.under.epochs, epoch)
+			c.trip.epochs = append(c.trip.epochs, epoch)
 		}
 		if seqs := c.twice[epoch&1]; len(seqs) > 0 {
 			request.Settled = append(request.Settled, store.Settled{Seqs: seqs, After: c.checkpoints.after(epoch), Unarchived: true})
-			c.under.epochs = append(c.under.epochs, epoch)
+			c.trip.epochs = append(c.trip.epochs, epoch)
 		}
 	}
 	if request.Checkpoint = c.checkpoints.checkpoint(); request.Checkpoint > 0 {
 		request.ScanFrom = c.blocked.lowest()
 	}
-	c.under.clears = c.old.allStored() && len(c.doubles)+len(c.aside) == 0
+	c.trip.clears = c.old.allStored() && len(c.doubles)+len(c.aside) == 0
 	if c.noted != c.maxData {
 		request.MaxPayload = c.maxData
 	}
 	for _, b := range c.dead {
 		request.Dead = append(request.Dead, b.failure)
 		if !b.nameless {
-			c.under.givenUp = append(c.under.givenUp, b.aggregate)
+			c.trip.givenUp = append(c.trip.givenUp, b.aggregate)
 		}
 	}
 	c.stored, c.twice, c.failed, c.dead = [2][]int64{}, [2][]int64{}, nil, nil
@@ -662,7 +662,7 @@ func (c *core) start(fetch bool, sleep store.SleepChange) store.Request {
 		c.back = false
 		c.more = false // A wake-up from now on may be about rows that this fetch does not see.
 	}
-	c.under.request = request
+	c.trip.request = request
 	return request
 }
 
@@ -682,10 +682,10 @@ func (c *core) fetch() *store.Fetch {
 	return f
 }
 
-// exchanged takes the answer to the exchange under way. There is none if it failed: that ends the term.
-func (c *core) exchanged(reply store.Reply, now time.Time) {
-	done := c.under
-	c.under = nil
+// answered takes the answer to the round trip under way. A round trip that failed has none: it ends the term.
+func (c *core) answered(reply store.Reply, now time.Time) {
+	done := c.trip
+	c.trip = nil
 	c.floor = reply.Floor
 	if reply.Remaining == nil { // Otherwise it is not known which of them are gone.
 		for i, s := range done.request.Settled {
@@ -730,7 +730,7 @@ func (c *core) exchanged(reply store.Reply, now time.Time) {
 }
 
 // keep deals with rows for which the database refused what was asked.
-func (c *core) keep(done *exchange, kept []store.Kept, now time.Time) {
+func (c *core) keep(done *roundTrip, kept []store.Kept, now time.Time) {
 	for _, k := range kept {
 		switch {
 		case k.Settle:
@@ -751,10 +751,9 @@ func (c *core) keep(done *exchange, kept []store.Kept, now time.Time) {
 	}
 }
 
-// deadline returns when exchange may have something to do without anything else having happened; zero for
-// never.
+// deadline returns when nextRoundTrip may have something to do although nothing else has happened; zero for never.
 func (c *core) deadline() time.Time {
-	if c.under != nil || c.recovering {
+	if c.trip != nil || c.recovering {
 		return time.Time{}
 	}
 	at := c.blocked.deadline()

@@ -244,7 +244,7 @@ func (p *port) pump(now time.Time) (done bool) {
 	t.look(ctx, now)
 	p.find(ctx, now)
 	t.publish(ctx, now)
-	done = t.exchange(ctx, now)
+	done = t.startRoundTrip(ctx, now)
 	p.join()
 	return done
 }
@@ -651,10 +651,10 @@ func (e *encoder) core(c *core, rows int64) {
 	}
 	e.number(min(l.epoch, 2))
 	e.number(uint64(c.old.left))
-	e.flag(l.unrecorded, l.clear, c.old.gathering, c.old.lost, c.under != nil)
-	if c.under != nil {
-		e.flag(c.under.clears)
-		r := &c.under.request
+	e.flag(l.unrecorded, l.clear, c.old.gathering, c.old.lost, c.trip != nil)
+	if c.trip != nil {
+		e.flag(c.trip.clears)
+		r := &c.trip.request
 		e.number(uint64(len(r.Settled)))
 		for _, s := range r.Settled {
 			e.set(s.Seqs)

@@ -62,7 +62,7 @@ func partsOfState() map[string]partOfState {
 		"candidate": {
 			of: func(w *world) any { return w.candidates[0] },
 			notEncoded: map[string]string{
-				"request": "it is that of term.core.under", "mark": "it is compared with the stream's, and that is encoded with audit.sight",
+				"request": "it is that of term.core.trip", "mark": "it is compared with the stream's, and that is encoded with audit.sight",
 			},
 			shared: map[string]string{"request": replaced, "trouble": replaced},
 		},
@@ -114,7 +114,7 @@ func partsOfState() map[string]partOfState {
 				"aside": noRefusal, "asideAt": noClock, "busy": noClock,
 			},
 			notCopied: map[string]string{"spare": "as many others", "blocked": noRefusal, "aside": noRefusal},
-			shared:    map[string]string{"failed": noRefusal, "dead": noRefusal, "unfit": noRefusal, "under": replaced},
+			shared:    map[string]string{"failed": noRefusal, "dead": noRefusal, "unfit": noRefusal, "trip": replaced},
 		},
 		"item": {
 			of: func(w *world) any { return core(w).held[1] },
@@ -136,20 +136,20 @@ func partsOfState() map[string]partOfState {
 			},
 		},
 		"oldRows": {of: func(w *world) any { return &core(w).old }},
-		"exchange": {
-			of:         func(w *world) any { return core(w).under },
+		"roundTrip": {
+			of:         func(w *world) any { return core(w).trip },
 			notEncoded: map[string]string{"givenUp": noRefusal, "epochs": "they follow from what is settled"},
 			shared:     map[string]string{"givenUp": replaced, "epochs": replaced},
 		},
 		"Request": {
-			of: func(w *world) any { return &core(w).under.request },
+			of: func(w *world) any { return &core(w).trip.request },
 			notEncoded: map[string]string{
 				"Failed": noRefusal, "Dead": noRefusal, "ScanFrom": noRefusal, "MaxPayload": constant,
 			},
 			shared: map[string]string{"Settled": replaced, "Failed": replaced, "Dead": replaced, "ScanFrom": replaced, "Fetch": replaced},
 		},
 		"Settled": {
-			of:         func(w *world) any { return &core(w).under.request.Settled[0] },
+			of:         func(w *world) any { return &core(w).trip.request.Settled[0] },
 			notEncoded: map[string]string{"Unarchived": "which rows are doubles is encoded with core.twice"},
 			shared:     map[string]string{"Seqs": replaced},
 		},
@@ -173,7 +173,7 @@ func fullState(t *testing.T) *world {
 	c.doubt = false
 	rows := []store.Row{{Seq: 1, AggregateID: "a"}, {Seq: 2, AggregateID: "a"}}
 	c.add(rows, time.Now())
-	c.under = &exchange{request: store.Request{Settled: []store.Settled{{Seqs: []int64{2}}}, Fetch: &store.Fetch{}}}
+	c.trip = &roundTrip{request: store.Request{Settled: []store.Settled{{Seqs: []int64{2}}}, Fetch: &store.Fetch{}}}
 	return w
 }
 

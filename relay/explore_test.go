@@ -484,13 +484,13 @@ func (x *explorer) take(w *world, s step) {
 			failed(errSessionGone)
 			break
 		}
-		reply := w.exchange(o, request)
+		reply := w.roundTrip(o, request)
 		if s.kind == exchangeUnanswered {
 			w.aside("the answer is lost with the session")
 			failed(errSessionGone)
 			break
 		}
-		t.exchanged(context.Background(), reply)
+		t.answered(context.Background(), reply)
 		pump(now)
 	case opens:
 		w.tell("relay %d finds the stream in order", name)

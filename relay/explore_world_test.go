@@ -338,7 +338,7 @@ func (w *world) settle(seq int64, after uint64) bool {
 	return true
 }
 
-func (w *world) exchange(o *candidate, request *store.Request) (reply store.Reply) {
+func (w *world) roundTrip(o *candidate, request *store.Request) (reply store.Reply) {
 	for _, s := range request.Settled {
 		w.aside("rows %v leave the outbox", s.Seqs)
 		if w.sabotage.settleByRange {

@@ -309,7 +309,7 @@ type audit struct {
 	due     time.Time
 	failed  bool   // The latest look has told nothing.
 	busy    bool   // Something has been published since.
-	epoch   uint64 // In which the look under way began, if the one before was drained; otherwise 0.
+	epoch   uint64 // The present epoch when verifying began, if checkpoints was drained; otherwise 0.
 }
 
 const (

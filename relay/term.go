@@ -46,7 +46,7 @@ type term struct {
 
 	workers sync.WaitGroup
 	woken   chan struct{}   // Holds one token when there may be something to fetch.
-	replies chan reply      // The answer to the exchange under way.
+	replies chan reply      // The answer to the round trip under way.
 	opened  chan opening    // The answer to the opening under way.
 	read    chan recovery   // The answer to the recovery under way.
 	looked  chan inspection // The answer to the look at the stream under way.
@@ -225,7 +225,7 @@ func (t *term) loop(ctx context.Context) error {
 		if !lookFirst {
 			t.publish(ctx, now)
 		}
-		if done := t.exchange(ctx, now); done {
+		if done := t.startRoundTrip(ctx, now); done {
 			return nil
 		}
 		t.arm(timer, now)
@@ -246,7 +246,7 @@ func (t *term) loop(ctx context.Context) error {
 			if r.err != nil {
 				return &setbackError{r.err}
 			}
-			t.exchanged(ctx, r.Reply)
+			t.answered(ctx, r.Reply)
 		case o := <-t.opened:
 			if errors.Is(o.err, stream.ErrRefused) {
 				return o.err // No waiting mends that.
@@ -513,16 +513,16 @@ func (t *term) resume(ctx context.Context) {
 	t.status.publishing()
 }
 
-// exchange starts the round trip to Postgres that is due, if any. It reports whether the relay was to stop and
-// has finished.
-func (t *term) exchange(ctx context.Context, now time.Time) (done bool) {
+// startRoundTrip starts the round trip to Postgres that is due, if any. It reports whether the relay was to stop and has
+// finished.
+func (t *term) startRoundTrip(ctx context.Context, now time.Time) (done bool) {
 	var request store.Request
 	var due bool
 	t.core.maxData = t.publisher.MaxData()
 	switch {
 	case !t.stopping:
-		request, due = t.core.exchange(now)
-	case t.core.inFlight > 0 || t.core.under != nil:
+		request, due = t.core.nextRoundTrip(now)
+	case t.core.inFlight > 0 || t.core.trip != nil:
 		return false
 	default:
 		request, due = t.core.settle()
@@ -537,10 +537,10 @@ func (t *term) exchange(ctx context.Context, now time.Time) (done bool) {
 	return done
 }
 
-func (t *term) exchanged(ctx context.Context, answer store.Reply) {
+func (t *term) answered(ctx context.Context, answer store.Reply) {
 	now := time.Now()
-	done := t.core.under.request
-	t.core.exchanged(answer, now)
+	done := t.core.trip.request
+	t.core.answered(answer, now)
 	t.healthy()
 	if done.Checkpoint > 0 && len(answer.Kept) == 0 {
 		t.checkpoint.Sequence, t.checkpoint.Before = done.Checkpoint, t.checkpoint.Sequence
