@@ -98,8 +98,8 @@ func (o *candidate) clone() *candidate {
 		n.term = &term{
 			Relay: t.Relay, lease: t.lease, core: t.core.clone(), stop: t.stop, healthy: t.healthy,
 			number: t.number, checkpoint: t.checkpoint, first: t.first, id: t.id,
-			woken: t.woken, replies: t.replies, opened: t.opened, read: t.read, looked: t.looked, originals: t.originals,
-			audit: t.audit, breaker: t.breaker, opening: t.opening, lost: t.lost, reopenAt: t.reopenAt, troubles: t.troubles,
+			woken: t.woken, replies: t.replies, opened: t.opened, read: t.read, verifications: t.verifications, originals: t.originals,
+			detector: t.detector, breaker: t.breaker, opening: t.opening, lost: t.lost, reopenAt: t.reopenAt, troubles: t.troubles,
 			orderedTold: t.orderedTold, reason: t.reason, stopping: t.stopping, handed: t.handed, handing: t.handing,
 		}
 	}
@@ -169,21 +169,21 @@ type port struct {
 	world     *world
 	candidate *candidate
 
-	woken     chan struct{}
-	replies   chan reply
-	opened    chan opening
-	read      chan recovery
-	looked    chan inspection
-	handed    chan error
-	originals chan original
-	forever   time.Time
-	outboxID  uuid.UUID
+	woken         chan struct{}
+	replies       chan reply
+	opened        chan opening
+	read          chan recovery
+	verifications chan verification
+	handed        chan error
+	originals     chan original
+	forever       time.Time
+	outboxID      uuid.UUID
 }
 
 func newPort(s *scenario) *port {
 	p := &port{
 		woken: make(chan struct{}, 1), replies: make(chan reply, 1), opened: make(chan opening, 1),
-		read: make(chan recovery, 1), looked: make(chan inspection, 1), handed: make(chan error, 1), originals: make(chan original, 1), forever: time.Now().Add(24 * time.Hour), outboxID: uuid.UUID{1},
+		read: make(chan recovery, 1), verifications: make(chan verification, 1), handed: make(chan error, 1), originals: make(chan original, 1), forever: time.Now().Add(24 * time.Hour), outboxID: uuid.UUID{1},
 	}
 	options, err := Options{BatchSize: s.batch, Window: 16, Name: "relay", Logger: slog.New(slog.DiscardHandler)}.validated()
 	if err != nil {
@@ -213,7 +213,7 @@ func (p *port) newTerm() *term {
 	lease := election.NewLease(func() (time.Time, bool) { return p.forever, p.candidate.lease || p.world.sabotage.anyLease })
 	t := &term{
 		Relay: p.relay, lease: lease, core: newCore(p.relay.options), healthy: func() {},
-		woken: p.woken, replies: p.replies, opened: p.opened, read: p.read, looked: p.looked, handed: p.handed, originals: p.originals,
+		woken: p.woken, replies: p.replies, opened: p.opened, read: p.read, verifications: p.verifications, handed: p.handed, originals: p.originals,
 	}
 	t.core.orderedFrom = max(p.world.orderedFrom, 1)
 	return t
@@ -241,7 +241,7 @@ func (p *port) pump(now time.Time) (done bool) {
 	t.openPublisher(ctx, now)
 	t.recover(ctx)
 	p.join()
-	t.look(ctx, now)
+	t.verify(ctx, now)
 	p.find(ctx, now)
 	t.publish(ctx, now)
 	done = t.startRoundTrip(ctx, now)
@@ -277,7 +277,7 @@ func (p *port) join() {
 		case <-p.replies:
 		case <-p.opened:
 		case <-p.read:
-		case <-p.looked:
+		case <-p.verifications:
 		case <-p.handed: //nolint:errcheck // As the others.
 		default:
 			return
@@ -326,7 +326,7 @@ func (p *port) Verify(_ context.Context, before stream.State, acked uint64) (str
 func (p *port) ask(request answer) answer {
 	o := p.candidate
 	if o.recovery == nil {
-		o.recovery = &readingBack{checkpoint: o.term.checkpoint, first: o.term.first, leaving: o.term.handing == handingOver, acked: o.term.audit.acked}
+		o.recovery = &readingBack{checkpoint: o.term.checkpoint, first: o.term.first, leaving: o.term.handing == handingOver, acked: o.term.detector.acked}
 	}
 	r := o.recovery
 	if r.at < len(r.answers) {
@@ -379,7 +379,7 @@ func (p *port) answered(a answer) (recovery, bool) {
 	r := o.recovery
 	r.answers, r.at, r.next = append(r.answers, a), 0, answer{}
 	if r.leaving {
-		err := o.term.leaveInOrder(context.Background(), o.term.audit.sight, r.acked)
+		err := o.term.leaveInOrder(context.Background(), o.term.detector.sight, r.acked)
 		if errors.Is(err, errUnanswered) {
 			return recovery{}, false
 		}
@@ -588,9 +588,9 @@ func (e *encoder) candidate(w *world, o *candidate) {
 			e.answer(w, &r.answers[i])
 		}
 	}
-	a := &t.audit
+	a := &t.detector
 	e.created(w, a.sight)
-	e.flag(!a.sight.Created.IsZero() && w.marked(a.sight.Last) == o.mark, a.looking, a.void, a.failed, a.busy, a.due.IsZero(),
+	e.flag(!a.sight.Created.IsZero() && w.marked(a.sight.Last) == o.mark, a.verifying, a.void, a.failed, a.busy, a.due.IsZero(),
 		a.epoch == 0, a.epoch == t.core.checkpoints.epoch)
 	e.number(a.sight.Last, a.acked)
 	e.number(uint64(t.breaker), uint64(t.number), uint64(t.handing))

@@ -62,7 +62,7 @@ func partsOfState() map[string]partOfState {
 		"candidate": {
 			of: func(w *world) any { return w.candidates[0] },
 			notEncoded: map[string]string{
-				"request": "it is that of term.core.trip", "mark": "it is compared with the stream's, and that is encoded with audit.sight",
+				"request": "it is that of term.core.trip", "mark": "it is compared with the stream's, and that is encoded with detector.sight",
 			},
 			shared: map[string]string{"request": replaced, "trouble": replaced},
 		},
@@ -74,7 +74,7 @@ func partsOfState() map[string]partOfState {
 		},
 		"readingBack": {
 			of:         func(w *world) any { return w.candidates[0].recovery },
-			notEncoded: map[string]string{"acked": "it is term.audit.acked", "at": inStep, "next": "it follows from the answers"},
+			notEncoded: map[string]string{"acked": "it is term.detector.acked", "at": inStep, "next": "it follows from the answers"},
 			shared:     map[string]string{"answers": "none is changed, and what is added to a copy goes elsewhere: see slices.Clip"},
 		},
 		"answer": {
@@ -90,7 +90,7 @@ func partsOfState() map[string]partOfState {
 			of: func(w *world) any { return w.candidates[0].term },
 			notEncoded: map[string]string{
 				"Relay": constant, "lease": constant, "stop": constant, "healthy": constant, "id": constant, "workers": inStep, "woken": inStep,
-				"replies": inStep, "opened": inStep, "read": inStep, "looked": inStep, "handed": inStep, "standbys": inStep, "originals": inStep,
+				"replies": inStep, "opened": inStep, "read": inStep, "verifications": inStep, "handed": inStep, "standbys": inStep, "originals": inStep,
 				"examining": inStep, "findings": inStep, "outcomes": inStep, "event": inStep, "skipped": telling,
 				"guarded": "the explorer's publisher does not look at the lease", "refusals": noRefusal, "orderedTold": telling, "blind": noClock, "report": telling,
 			},
@@ -100,8 +100,8 @@ func partsOfState() map[string]partOfState {
 			},
 			shared: map[string]string{"Relay": constant, "lease": constant, "lost": replaced},
 		},
-		"audit": {
-			of: func(w *world) any { return &w.candidates[0].term.audit },
+		"lossDetector": {
+			of: func(w *world) any { return &w.candidates[0].term.detector },
 		},
 		"core": {
 			of: func(w *world) any { return core(w) },

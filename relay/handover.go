@@ -57,7 +57,7 @@ func (t *term) handOver(ctx context.Context, now time.Time) bool {
 		t.handing = handedOver // Or never.
 		if t.reader != nil && t.breaker == breakerClosed && !t.opening && t.lease.Valid() && t.core.inOrder(now) {
 			t.handing = handingOver
-			before, acked := t.audit.sight, t.audit.acked
+			before, acked := t.detector.sight, t.detector.acked
 			t.workers.Go(func() {
 				ctx, cancel := context.WithTimeout(ctx, handOverPatience)
 				defer cancel()

@@ -75,7 +75,7 @@ func (t *term) recovered(ctx context.Context, r recovery) error {
 	}
 	t.checkpoint, t.first = r.checkpoint, false
 	t.blind.since = time.Time{} // What goes wrong from here on is news.
-	t.audit = audit{looking: t.audit.looking, void: t.audit.looking}
+	t.detector = lossDetector{verifying: t.detector.verifying, void: t.detector.verifying}
 	r.Skipped, t.skipped = t.skipped, false
 	if r.Found+r.Lost > 0 {
 		level := slog.LevelInfo
@@ -298,95 +298,3 @@ func (t *term) scan(ctx context.Context, above uint64, r *recovery, missing map[
 }
 
 var errStalled = fmt.Errorf("no progress for %v", recoveryPatience)
-
-// audit looks at the stream from time to time: it may have lost what it acknowledged, and it tells after which
-// sequence later events will be stored.
-type audit struct {
-	sight   stream.State // The latest.
-	acked   uint64       // The highest sequence acknowledged.
-	looking bool
-	void    bool // What comes of that is out of date.
-	due     time.Time
-	failed  bool   // The latest look has told nothing.
-	busy    bool   // Something has been published since.
-	epoch   uint64 // The present epoch when verifying began, if checkpoints was drained; otherwise 0.
-}
-
-const (
-	lookBusy = epochLength
-	lookIdle = 5 * time.Second
-)
-
-type inspection struct {
-	sight stream.State
-	err   error
-}
-
-// acknowledged takes note of what the stream has acknowledged; highest is 0 if it told no sequence.
-func (t *term) acknowledged(highest uint64, now time.Time) {
-	if !t.audit.busy {
-		t.audit.busy = true
-		t.audit.due = now.Add(lookBusy)
-	}
-	if highest > t.audit.acked {
-		t.audit.acked = highest
-		if t.core.checkpoints.drained() {
-			t.core.checkpoints.seen(highest, now, t.stopping)
-		}
-	}
-}
-
-// lookFirst reports whether nothing may be published before the stream has been looked at, which then is due. Where that
-// fails, publishing tells why.
-func (t *term) lookFirst(now time.Time) bool {
-	if t.reader == nil || t.breaker != breakerClosed || t.core.doubt || t.stopping || t.audit.failed || t.core.inFlight > 0 || t.core.ready.len() == 0 || !t.reader.VerifyFirst() {
-		return false
-	}
-	t.audit.due = now
-	return true
-}
-
-// look has the stream looked at when that is due.
-func (t *term) look(ctx context.Context, now time.Time) {
-	if t.reader == nil || t.breaker != breakerClosed || t.core.doubt || t.audit.looking || t.stopping || now.Before(t.audit.due) {
-		return
-	}
-	t.audit.looking, t.audit.busy, t.audit.epoch = true, false, 0
-	if t.core.checkpoints.drained() {
-		t.audit.epoch = t.core.checkpoints.epoch
-	}
-	before, acked := t.audit.sight, t.audit.acked
-	t.workers.Go(func() {
-		ctx, cancel := context.WithTimeout(ctx, openTimeout)
-		defer cancel()
-		sight, err := t.reader.Verify(ctx, before, acked)
-		t.looked <- inspection{sight, err}
-	})
-}
-
-// inspected takes the answer to the look under way.
-func (t *term) inspected(ctx context.Context, i inspection) {
-	now := time.Now()
-	if t.audit.void {
-		t.audit.looking, t.audit.void = false, false
-		return
-	}
-	t.audit.looking = false
-	t.audit.due = now.Add(lookIdle)
-	if t.audit.busy {
-		t.audit.due = now.Add(lookBusy)
-	}
-	var lost *stream.LostError
-	t.audit.failed = i.err != nil
-	switch {
-	case errors.As(i.err, &lost):
-		t.core.markInDoubt()
-		t.pause(ctx, stream.Classify(lost), now)
-	case i.err != nil: // Whatever is wrong, publishing will tell.
-	default:
-		t.audit.sight = i.sight
-		if t.audit.epoch == t.core.checkpoints.epoch && t.core.checkpoints.drained() {
-			t.core.checkpoints.seen(i.sight.Last, now, false)
-		}
-	}
-}

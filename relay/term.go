@@ -44,12 +44,12 @@ type term struct {
 	first      bool             // The outbox has never been published to this stream.
 	id         string           // The outbox's, in the stream.
 
-	workers sync.WaitGroup
-	woken   chan struct{}   // Holds one token when there may be something to fetch.
-	replies chan reply      // The answer to the round trip under way.
-	opened  chan opening    // The answer to the opening under way.
-	read    chan recovery   // The answer to the recovery under way.
-	looked  chan inspection // The answer to the look at the stream under way.
+	workers       sync.WaitGroup
+	woken         chan struct{}     // Holds one token when there may be something to fetch.
+	replies       chan reply        // The answer to the round trip under way.
+	opened        chan opening      // The answer to the opening under way.
+	read          chan recovery     // The answer to the recovery under way.
+	verifications chan verification // The answer of verifying the stream.
 
 	handed    chan error    // The answer to the handing over under way.
 	standbys  chan standbys // The answer to the look for standbys under way.
@@ -61,7 +61,7 @@ type term struct {
 	event     stream.Event // The one being handed over.
 	guarded   bool         // The publisher looks at the lease before it writes.
 
-	audit       audit
+	detector    lossDetector
 	refusals    refusalLog
 	breaker     breaker
 	opening     bool
@@ -101,16 +101,16 @@ type opening struct {
 // this term could not go on, and with another error if no further one can.
 func (r *Relay) lead(ctx context.Context, lease *election.Lease, stop <-chan struct{}, healthy func()) (err error) {
 	t := &term{
-		Relay:   r,
-		lease:   lease,
-		core:    newCore(r.options),
-		stop:    stop,
-		woken:   make(chan struct{}, 1),
-		replies: make(chan reply, 1),
-		opened:  make(chan opening, 1),
-		read:    make(chan recovery, 1),
-		looked:  make(chan inspection, 1),
-		healthy: healthy,
+		Relay:         r,
+		lease:         lease,
+		core:          newCore(r.options),
+		stop:          stop,
+		woken:         make(chan struct{}, 1),
+		replies:       make(chan reply, 1),
+		opened:        make(chan opening, 1),
+		read:          make(chan recovery, 1),
+		verifications: make(chan verification, 1),
+		healthy:       healthy,
 
 		handed:    make(chan error, 1),
 		standbys:  make(chan standbys, 1),
@@ -217,12 +217,12 @@ func (t *term) loop(ctx context.Context) error {
 		t.watchdog.turn(now)
 		t.openPublisher(ctx, now)
 		t.recover(ctx)
-		lookFirst := t.lookFirst(now)
-		t.look(ctx, now)
+		verifyFirst := t.verifyFirst(now)
+		t.verify(ctx, now)
 		t.seekStandby(ctx, now)
 		t.tellOutbox(ctx, now)
 		t.examine(ctx)
-		if !lookFirst {
+		if !verifyFirst {
 			t.publish(ctx, now)
 		}
 		if done := t.startRoundTrip(ctx, now); done {
@@ -256,8 +256,8 @@ func (t *term) loop(ctx context.Context) error {
 			if err := t.recovered(ctx, r); err != nil {
 				return err
 			}
-		case i := <-t.looked:
-			t.inspected(ctx, i)
+		case v := <-t.verifications:
+			t.verified(ctx, v)
 		case o := <-t.originals:
 			t.examined(ctx, o, time.Now())
 		case err := <-t.handed:
@@ -292,8 +292,8 @@ func (t *term) arm(timer *time.Timer, now time.Time) {
 	}
 	earlier(t.blind.due(t.breaker))
 	earlier(t.report.due(t.reason))
-	if t.reader != nil && t.breaker == breakerClosed && !t.core.doubt && !t.audit.looking {
-		earlier(t.audit.due)
+	if t.reader != nil && t.breaker == breakerClosed && !t.core.doubt && !t.detector.verifying {
+		earlier(t.detector.due)
 	}
 	earlier(t.refusals.due())
 	timer.Reset(max(at.Sub(now), 0))

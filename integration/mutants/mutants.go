@@ -157,9 +157,9 @@ func All() []Mutant {
 			Name:    "audit",
 			Without: "what a look at the stream finds is ignored",
 			Edits: []Edit{{
-				File: "relay/recovery.go",
-				Old:  "case errors.As(i.err, &lost):",
-				New:  "case errors.As(i.err, &lost) && false:",
+				File: "relay/lossdetector.go",
+				Old:  "case errors.As(v.err, &lost):",
+				New:  "case errors.As(v.err, &lost) && false:",
 			}},
 			Killer: Killer{"./relay", "^TestLossWhileIdle$", "0 times after the loss"},
 		},
