@@ -90,21 +90,22 @@ func (c *checkpoints) checkpoint() uint64 {
 // free reports whether no row in the table has a stray that may still arrive.
 func (c *checkpoints) free(now time.Time) bool { return c.clear || !now.Before(c.from) }
 
-// restart begins anew at a fence: nothing that is in the table is in the stream up to there.
+// restart begins anew at a fence: no row in the table is stored in the stream up to the fence.
 //
-// A stray is a message that somebody sent before, outside of an ordered batch, and that arrives after the fence. Its row is
-// then acknowledged as a duplicate of it, and stored where it was and not after what was seen when it was sent again. So as
-// long as there may be strays of rows in the table, everything counts as stored after the fence, and no other epoch begins.
+// A stray is a message that was sent earlier, outside of an ordered batch, and arrives after the fence. When the relay sends
+// the stray's row again, the broker acknowledges it as a duplicate. The event is then stored where the stray was, and not
+// after the sequence that the stream had given when the row was sent again. So while rows in the table may have strays, all
+// rows count as stored after the fence, and no further epoch begins.
 //
 // Invariant: an epoch begins only if no row in the table has a stray that is yet to arrive, or has arrived after the fence.
 //
 // Why: one of three holds.
-//  1. The former term has left in order (see term.handOver): what it had sent was acknowledged and settled.
+//  1. The former leader handed over (see term.handOver): everything it had sent was acknowledged and settled.
 //  2. All rows that were in the table when the stream had been read back have been settled since (see core.old). A row that
-//     came later was never sent by anybody before: who leads no longer fetches no longer.
-//  3. The time has passed for which a message may be on its way. It is the only thing in recovery that goes by a clock.
+//     came later was never sent before: a relay that no longer leads fetches no rows.
+//  3. The time for which a message may be on its way has passed. Nothing else in recovery depends on a clock.
 //
 // Test: TestExplore; TestExploreSabotaged leaves the second out.
-func (c *checkpoints) restart(fence uint64, now time.Time, inOrder bool) {
-	*c = checkpoints{epoch: 1, start: [2]uint64{fence, fence}, from: now.Add(MinDuplicateWindow(0)), clear: inOrder}
+func (c *checkpoints) restart(fence uint64, now time.Time, clean bool) {
+	*c = checkpoints{epoch: 1, start: [2]uint64{fence, fence}, from: now.Add(MinDuplicateWindow(0)), clear: clean}
 }

@@ -197,11 +197,11 @@ func (c *core) recover() bool {
 	return true
 }
 
-// recovered takes note that no row in the table has been published to the stream up to the fence, if the stream could
-// be read. What was read before there was new reason for doubt is out of date: then it has to be read once more. Kept are
-// events that the stream holds and the database does not let go. InOrder says that the former term had left nothing in
-// flight.
-func (c *core) recovered(fence uint64, ok bool, kept []store.Ref, inOrder bool, now time.Time) {
+// recovered takes the answer of reading the stream back. If the stream could be read (ok), no row in the table is stored in it
+// up to the fence. If there was new reason for doubt meanwhile, the answer is out of date, and the stream has to be read back
+// once more. Kept are events that the stream holds and whose rows the database does not let go. Clean tells that the former
+// leader handed over.
+func (c *core) recovered(fence uint64, ok bool, kept []store.Ref, clean bool, now time.Time) {
 	c.recovering = false
 	if !ok {
 		return
@@ -213,8 +213,8 @@ func (c *core) recovered(fence uint64, ok bool, kept []store.Ref, inOrder bool, 
 	c.ready = fifo[*lane]{}
 	c.heldRows, c.heldBytes = 0, 0
 	c.stored, c.twice, c.doubles = [2][]int64{}, [2][]int64{}, nil
-	c.checkpoints.restart(fence, now, inOrder)
-	c.old = oldRows{gathering: !inOrder}
+	c.checkpoints.restart(fence, now, clean)
+	c.old = oldRows{gathering: !clean}
 	c.aside = nil
 	for _, ref := range kept {
 		c.setAside(aside{seq: ref.Seq, epoch: c.checkpoints.epoch}, now)
@@ -615,9 +615,9 @@ func (c *core) recordable() int {
 	return len(c.stored[0]) + len(c.stored[1]) + len(c.twice[0]) + len(c.twice[1])
 }
 
-// inOrder reports whether nothing that was sent is open, or may still arrive, or is in the table: whoever leads next need
-// not look for it.
-func (c *core) inOrder(now time.Time) bool {
+// clean reports whether every row that was sent has a known outcome and is settled, and none has a stray that may still
+// arrive. Then the next leader need not read the stream back.
+func (c *core) clean(now time.Time) bool {
 	return c.readsBack && !c.doubt && !c.recovering && c.trip == nil && c.inFlight == 0 && c.checkpoints.free(now) && c.checkpoints.unsettled == [2]int{} &&
 		c.recordable()+len(c.failed)+len(c.dead)+len(c.doubles)+len(c.aside) == 0
 }

@@ -85,7 +85,7 @@
 // that a stream that was created anew or put back is noticed before anything else is stored in it; that event carries the
 // fence or, where there is none or the stream would not look for it, follows a look at the stream.
 //
-// A leader that stops in order hands over: nothing is in flight, and it leaves a checkpoint that says so. If its
+// A leader that stops gracefully hands over: nothing is in flight, and it leaves a checkpoint that says so. If its
 // successor finds that fence as the last one in the stream, it reads nothing back (handover.go).
 //
 // A relay whose [Publisher] does not read back does none of that: then the stream's duplicate window is all there is.

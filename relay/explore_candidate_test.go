@@ -379,7 +379,7 @@ func (p *port) answered(a answer) (recovery, bool) {
 	r := o.recovery
 	r.answers, r.at, r.next = append(r.answers, a), 0, answer{}
 	if r.leaving {
-		err := o.term.leaveInOrder(context.Background(), o.term.detector.sight, r.acked)
+		err := o.term.recordHandOver(context.Background(), o.term.detector.sight, r.acked)
 		if errors.Is(err, errUnanswered) {
 			return recovery{}, false
 		}

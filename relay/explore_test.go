@@ -493,7 +493,7 @@ func (x *explorer) take(w *world, s step) {
 		t.answered(context.Background(), reply)
 		pump(now)
 	case opens:
-		w.tell("relay %d finds the stream in order", name)
+		w.tell("relay %d finds that the former leader handed over", name)
 		o.opening, o.connected = false, true
 		t.publisherOpened(ctx, opening{})
 		pump(now)
@@ -525,7 +525,7 @@ func (x *explorer) take(w *world, s step) {
 			pump(now)
 			break
 		}
-		w.aside("that was all: %d found, %d put back, in order: %v", result.Found, result.Lost, result.inOrder)
+		w.aside("that was all: %d found, %d put back, handed over: %v", result.Found, result.Lost, result.clean)
 		if err := t.recovered(ctx, result); err != nil {
 			failed(err)
 			break

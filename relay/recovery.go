@@ -37,7 +37,7 @@ type recovery struct {
 	fence      stream.Fence
 	checkpoint store.Checkpoint
 	kept       []store.Ref // Events that the stream holds and the database does not let go.
-	inOrder    bool        // The former leader has left in order, so that there was nothing to read.
+	clean      bool        // The former leader handed over, so there was nothing to read.
 	err        error       // An *stream.Error if the stream failed, and otherwise the outbox.
 }
 
@@ -57,7 +57,7 @@ func (t *term) recover(ctx context.Context) {
 
 // recovered takes the answer to the recovery under way.
 func (t *term) recovered(ctx context.Context, r recovery) error {
-	t.core.recovered(r.fence.Sequence, r.err == nil, r.kept, r.inOrder, time.Now())
+	t.core.recovered(r.fence.Sequence, r.err == nil, r.kept, r.clean, time.Now())
 	if errors.Is(r.err, store.ErrKept) {
 		t.pause(ctx, keptFault(r.err), time.Now())
 		return nil
@@ -116,7 +116,7 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, first bool) 
 		}
 		known := last.Created.Equal(created)
 		if isHandOver(last) {
-			if r.inOrder = known && r.fence.Former == last.Sequence; r.inOrder {
+			if r.clean = known && r.fence.Former == last.Sequence; r.clean {
 				_, err := t.store.PutBack(ctx, nil, r.checkpoint)
 				return err
 			}
