@@ -15,14 +15,14 @@ import (
 	"github.com/go-outbox/go-outbox/stream"
 )
 
-// The stream is the truth: what it holds is published, what it does not hold is not. So a term begins, and goes on
-// after an open outcome, by putting up a fence, after which nothing comes any more that was sent before, and reading
-// back what is stored up to there. Neither a clock nor the stream's duplicate window has a part in that; only the next
-// checkpoint waits for a time, see checkpoints.
+// The stream is the truth: an event is stored if the stream holds it, and otherwise not. So at the beginning of a term, and
+// after an unknown outcome, the relay puts up a fence, after which no ordered batch of an earlier term is stored, and reads
+// the stream back up to the fence. It depends neither on a clock nor on the stream's duplicate window. Only the next
+// checkpoint waits for a time: see checkpoints.
 
 const (
-	// settleChunk is how many events found in the stream are settled in one round trip, putBackChunk how many lost ones
-	// are put back, and chunkBytes what their payloads sum up to in either.
+	// settleChunk is how many events found in the stream are settled in one round trip, and putBackChunk how many lost events
+	// are put back in one. ChunkBytes bounds the bytes of their payloads in both.
 	settleChunk  = 2000
 	putBackChunk = 20_000
 	chunkBytes   = 4 << 20
@@ -30,18 +30,18 @@ const (
 	recoveryPatience = 5 * time.Second
 )
 
-// recovery is what became of reading back the stream.
+// recovery is the answer of reading the stream back.
 type recovery struct {
 	Recovered
 
 	fence      stream.Fence
 	checkpoint store.Checkpoint
-	kept       []store.Ref // Events that the stream holds and the database does not let go.
+	kept       []store.Ref // Events that the stream holds and whose rows the database does not let go.
 	clean      bool        // The former leader handed over, so there was nothing to read.
-	err        error       // An *stream.Error if the stream failed, and otherwise the outbox.
+	err        error       // A *stream.Error if the stream failed; any other error is the outbox's.
 }
 
-// recover has the stream read back when that is due.
+// recover starts reading the stream back when that is due.
 func (t *term) recover(ctx context.Context) {
 	if t.breaker == breakerOpen || t.opening || t.stopping || !t.lease.Valid() || !t.core.recover() {
 		return
@@ -55,7 +55,7 @@ func (t *term) recover(ctx context.Context) {
 	})
 }
 
-// recovered takes the answer to the recovery under way.
+// recovered takes the answer of the recovery under way.
 func (t *term) recovered(ctx context.Context, r recovery) error {
 	t.core.recovered(r.fence.Sequence, r.err == nil, r.kept, r.clean, time.Now())
 	if errors.Is(r.err, store.ErrKept) {
@@ -123,7 +123,7 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, first bool) 
 			last.Before = last.Sequence
 		}
 		if !known {
-			last.Before = 0 // Of another stream than the last one nothing is known.
+			last.Before = 0 // It is another stream than the last one: nothing is known about it.
 		}
 		archived, err := t.store.Archive(ctx, last.Before)
 		if err != nil {
@@ -133,10 +133,13 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, first bool) 
 		if err != nil {
 			return err
 		}
-		// A broker loses only a suffix of the stream. So if a message is still there that was stored after everything that
-		// was not compared, nothing of that is lost. Each message from the checkpoint on was: what was sent in an epoch is
-		// not stored after the beginning of the next but one (see checkpoints). Any archived event will do, and so will the
-		// last fence.
+		// Invariant: if sure is set, no event that was not compared is lost.
+		// Why:
+		//  1. A broker loses only a suffix of the stream. So it is enough that one message is still there that was stored
+		//     after every event that was not compared.
+		//  2. Every message from the checkpoint on was stored after them: an event sent in an epoch is not stored after the
+		//     beginning of the epoch after the next (see checkpoints).
+		//  3. Such a message is any archived event that is still there, or the last fence.
 		sure := kept >= last.Sequence || r.fence.Former == last.Sequence
 		if !sure && last.Before > 0 {
 			all, err := t.store.Archive(ctx, 0)
@@ -150,8 +153,8 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, first bool) 
 				}
 			}
 		}
-		// A fence always stood higher than what had been seen before. Where archived events are left, whatever is missing
-		// was after them, and so in the archive.
+		// A fence's sequence was always higher than all that had been seen before. If some of the archived events are still in
+		// the stream, the missing ones were stored after these, and so they are in the archive.
 		gone := !last.Created.IsZero() && (!known || r.fence.Sequence <= last.Sequence) && kept == 0
 		r.Deeper = gone && len(lost) == 0 || !sure && !intact(archived, lost)
 		return t.restore(ctx, &r, lost)
@@ -159,14 +162,15 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, first bool) 
 	return r
 }
 
-// compare settles what the stream holds above a sequence, or after the archived events, and is still in the table. It
-// returns which of those events the stream has not, though it should, and the highest sequence of those that it has.
+// compare settles the rows whose events the stream holds after a sequence, or after the archived events if they begin
+// earlier. It returns the archived events that the stream should have and has not, and the highest sequence of those that
+// it has.
 func (t *term) compare(ctx context.Context, r *recovery, above uint64, archived []store.Archived, known bool) (lost []store.Archived, kept uint64, err error) {
 	if r.fence.Gaps {
 		archived = nil
 	}
 	missing := make(map[uuid.UUID]struct{}, len(archived))
-	// What the stream itself has removed at its beginning is not lost.
+	// Events that the stream's limits have removed at its beginning are not lost.
 	expected := func(a store.Archived) bool { return !known || a.After+1 >= r.fence.First }
 	for _, a := range archived {
 		above = min(above, a.After)
@@ -199,10 +203,10 @@ func older(newest map[int64]int64, a store.Archived) bool {
 	return ok && a.Seq < seq
 }
 
-// newestOf returns the highest seq of each aggregate that the stream has of what is archived. An event of the aggregate
-// with a lower seq was stored before that one. A broker loses only a suffix: so if it is missing from a stream that has
-// holes, a person removed it, or a limit on the messages of a subject did that is not there any more. To publish it again
-// would put it after newer events.
+// newestOf returns, for each aggregate, the highest seq of its archived events that the stream has. An event of the
+// aggregate with a lower seq was stored earlier. If such an event is missing from a stream that has holes, the broker has not
+// lost it, since a broker loses only a suffix: a person removed it, or a limit on messages per subject did that is no longer
+// set. Publishing it again would store it after newer events.
 func newestOf(archived []store.Archived, stored func(store.Archived) bool) map[int64]int64 {
 	newest := make(map[int64]int64)
 	for _, a := range archived {
@@ -216,8 +220,8 @@ func newestOf(archived []store.Archived, stored func(store.Archived) bool) map[i
 	return newest
 }
 
-// intact reports whether nothing is lost of the two oldest epochs of what is archived, which are stored between each
-// other: then nothing is lost of what was published before them.
+// intact reports whether no event of the two oldest archived epochs is lost. Then no event published before them is lost.
+// It takes two, since the events of two neighbouring epochs may be stored among each other.
 func intact(archived, lost []store.Archived) bool {
 	first, second := uint64(math.MaxUint64), uint64(math.MaxUint64)
 	for _, a := range archived {
@@ -231,7 +235,7 @@ func intact(archived, lost []store.Archived) bool {
 	return !slices.ContainsFunc(lost, func(a store.Archived) bool { return a.After <= second })
 }
 
-// restore puts back what was lost, and records the checkpoint with the last of it.
+// restore puts the lost events back into the outbox, and records the checkpoint with the last of them.
 func (t *term) restore(ctx context.Context, r *recovery, lost []store.Archived) error {
 	for {
 		n, size := 0, 0
@@ -245,7 +249,7 @@ func (t *term) restore(ctx context.Context, r *recovery, lost []store.Archived) 
 		switch {
 		case len(lost) > 0:
 		case len(r.kept) > 0:
-			r.checkpoint = t.checkpoint // What is kept is to be found again.
+			r.checkpoint = t.checkpoint // The events whose rows are kept are to be found again.
 		default:
 			checkpoint = r.checkpoint
 		}
@@ -257,8 +261,8 @@ func (t *term) restore(ctx context.Context, r *recovery, lost []store.Archived) 
 	}
 }
 
-// scan reads the stream from above up to the fence, settles what it finds, and strikes it off missing. It returns the
-// highest sequence of what it struck off.
+// scan reads the stream after the sequence above, up to the fence, settles the events that it finds, and deletes them from
+// missing. It returns the highest sequence of those that it deleted.
 func (t *term) scan(ctx context.Context, above uint64, r *recovery, missing map[uuid.UUID]struct{}) (kept uint64, err error) {
 	reading, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
