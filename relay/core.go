@@ -50,36 +50,36 @@ type core struct {
 	ordered bool
 	closing bool
 
-	// succeeded tells that an event was stored in this term. Until then a denied subject gives no event up: it may be that
-	// the user may publish nothing at all, and not every event of the outbox is to become a dead letter for that.
+	// succeeded tells that an event was stored in this term. Until then no event is given up because its subject is denied: if
+	// the user may publish nothing at all, every event of the outbox would become a dead letter.
 	succeeded bool
 
 	floor   int64 // See store.Reply.
 	blocked blocks
-	back    bool  // The next fetch must go back, since aggregates were let go on:
-	backTo  int64 // to this seq.
+	back    bool  // The next fetch must go back to backTo, since aggregates are no longer blocked.
+	backTo  int64 // A seq.
 	maxData int   // The largest payload that the broker takes; 0 if that is not known.
-	noted   int   // What of that the table says.
+	noted   int   // The maxData that the table of the relay's state has.
 
 	checkpoints checkpoints
 	old         oldRows
 
-	readsBack  bool // The publisher can: otherwise there is no doubt, only the stream's duplicate window.
+	readsBack  bool // The publisher reads back. Otherwise doubt is never set: only the stream's duplicate window helps.
 	doubt      bool // The stream may hold rows that are in the table.
-	recovering bool // It is being read back.
-	stale      bool // There was reason for doubt since that began.
+	recovering bool // The stream is being read back.
+	stale      bool // There was new reason for doubt since that began.
 
 	stored   [2][]int64 // To be settled by the next round trip, by the parity of the epoch in which they were sent.
 	storedAt time.Time  // When the first of them was acknowledged.
-	oldest   time.Time  // When the oldest was created that was stored since takeOldest; zero if none was.
+	oldest   time.Time  // When the oldest row stored since takeOldest was created; zero if none was stored.
 	failed   []store.Failure
 	dead     []deadLetter
 	unfit    []refusal  // Rows that were not read, since they can never be published: for the log.
-	doubles  []double   // Rows whose id the stream had already, to be looked at.
-	twice    [2][]int64 // Those of them that are not in the stream: to be settled, and not archived.
-	aside    []aside    // Rows that the database refused to let go, each for a reason of its own.
-	asideAt  time.Time  // When that is tried again.
-	trip     *roundTrip // Under way; nil for none.
+	doubles  []double   // Rows whose id the stream had already, to be examined.
+	twice    [2][]int64 // Doubles that are not in the stream: to be settled, and not archived.
+	aside    []aside    // Rows that the database did not let go, each for a reason of its own.
+	asideAt  time.Time  // When to try to remove them again.
+	trip     *roundTrip // The round trip under way; nil for none.
 
 	more   bool      // A fetch may find something.
 	asleep bool      // Producers notify: nothing can be missed.
@@ -88,17 +88,17 @@ type core struct {
 }
 
 const (
-	// shortNap and longNap bound the pauses between attempts to fall asleep, while a producer's transaction is
-	// under way that would not notify. A pause is that part, napShare, of the time for which nothing has been found, so
-	// that what is committed in it has not been delayed by much more than its producer was.
+	// shortNap and longNap bound the pauses between attempts to fall asleep, while the transaction of a producer that would
+	// not notify is under way. A pause is the time for which nothing has been found, divided by napShare. So the relay delays
+	// an event that is committed in a pause by little compared with its producer.
 	shortNap = time.Millisecond / 2
 	longNap  = 50 * time.Millisecond
 	napShare = 4
-	// settleAfter is how long an acknowledged row waits for others that are removed in the same round trip, if
-	// nothing else calls for one.
+	// settleAfter is how long a stored row waits for others, to be settled in one round trip with them, if nothing else calls
+	// for a round trip.
 	settleAfter = 20 * time.Millisecond
-	// asideRetry is when rows that the database did not let go are tried again, and asideMost how many of them there may be
-	// before nothing more is published.
+	// asideRetry is after how long the relay tries again to remove rows that the database did not let go. If there are more
+	// than asideMost of them, nothing more is published.
 	asideRetry = 10 * time.Second
 	asideMost  = 100
 )
@@ -106,16 +106,16 @@ const (
 // roundTrip is a round trip to the outbox that is under way.
 type roundTrip struct {
 	request store.Request
-	givenUp []aggregate // Those whose rows are given up.
-	clears  bool        // With it the last of the old rows are settled.
-	epochs  []uint64    // Of each of request.Settled.
+	givenUp []aggregate // The aggregates of the rows that are given up.
+	clears  bool        // It settles the last of the old rows.
+	epochs  []uint64    // The epoch of each of request.Settled.
 }
 
 // aside is a row for which the database refused what was asked, so that it is still in the outbox.
 type aside struct {
 	seq     int64
-	epoch   uint64      // In which it was sent, if it is stored.
-	refused *deadLetter // Otherwise what is to be recorded.
+	epoch   uint64      // The epoch in which it was sent, if it is stored.
+	refused *deadLetter // Otherwise the refusal that is to be recorded.
 }
 
 // refusal is an event that was refused, as the log tells it, and what becomes of it.
@@ -132,14 +132,14 @@ type deadLetter struct {
 	failure   store.Failure
 }
 
-// aggregate is what order is kept within; the topic is no part of it.
+// aggregate names an aggregate: events of one aggregate are stored in order, whatever their topics.
 type aggregate struct{ kind, id string }
 
 // lane holds an aggregate's rows as a list in seq order, those in flight first.
 type lane struct {
 	aggregate   aggregate
 	first, last *item // Nil for none.
-	waiting     *item // The first that is not in flight; nil for none.
+	waiting     *item // The first row that is not in flight; nil for none.
 	inFlight    int
 	queued      bool // It is in core.ready.
 }
@@ -151,7 +151,7 @@ type item struct {
 	next     *item
 	inFlight bool
 	old      bool   // It was in the table when the stream had been read back.
-	epoch    uint64 // In which it was sent; 0 if it was not.
+	epoch    uint64 // The epoch in which it was sent; 0 if it was not.
 }
 
 func newCore(o Options) *core {
@@ -187,8 +187,7 @@ func (c *core) markInDoubt() {
 	c.stale = c.recovering
 }
 
-// recover reports whether it is time to read the stream back, and begins that. The caller reports its end through
-// recovered.
+// recover reports whether the stream is to be read back now. The caller then does so, and reports its end through recovered.
 func (c *core) recover() bool {
 	if !c.doubt || c.recovering || c.inFlight > 0 || c.trip != nil {
 		return false
@@ -197,7 +196,7 @@ func (c *core) recover() bool {
 	return true
 }
 
-// recovered takes the answer of reading the stream back. If the stream could be read (ok), no row in the table is stored in it
+// recovered takes the result of reading the stream back. If the stream could be read (ok), no row in the table is stored in it
 // up to the fence. If there was new reason for doubt meanwhile, the answer is out of date, and the stream has to be read back
 // once more. Kept are events that the stream holds and whose rows the database does not let go. Clean tells that the former
 // leader handed over.
@@ -222,7 +221,7 @@ func (c *core) recovered(fence uint64, ok bool, kept []store.Ref, clean bool, no
 	}
 }
 
-// unblock lets aggregates go on whose time has come.
+// unblock ends the blocks whose time has come.
 func (c *core) unblock(now time.Time) {
 	for range releasedAtOnce {
 		from, ok := c.blocked.next(now)
@@ -245,10 +244,10 @@ func (c *core) goBack(to int64) {
 func (c *core) setAside(a aside, now time.Time) {
 	c.aside = append(c.aside, a)
 	c.asideAt = now.Add(asideRetry)
-	c.highest = max(c.highest, a.seq) // It has been held, if perhaps by an earlier term.
+	c.highest = max(c.highest, a.seq) // It has been held, perhaps by an earlier term.
 }
 
-// retryAside has the rows removed again that the database did not let go.
+// retryAside has the rows that the database did not let go removed again, when that is due.
 func (c *core) retryAside(now time.Time) {
 	if len(c.aside) == 0 || now.Before(c.asideAt) {
 		return
@@ -290,8 +289,8 @@ func (c *core) engage(window int) {
 // worthOrdering reports whether the next rows are to go in an ordered batch, given how many may be in flight in it.
 func (c *core) worthOrdering(window int) bool { return window > 0 && c.heldRows >= c.orderedFrom }
 
-// publishable returns the next row to hand to the publisher, if there is one and fewer than limit are in flight.
-// The caller reports what became of it through resolved.
+// publishable returns the next row to hand to the publisher, if there is one and fewer than limit are in flight. The caller
+// reports its outcome through resolved.
 func (c *core) publishable(limit int) (*store.Row, bool) {
 	if c.closing || c.doubt || c.inFlight >= limit {
 		return nil, false
@@ -322,8 +321,8 @@ func (c *core) finish(stopping bool) bool {
 	return c.closing
 }
 
-// double takes the outcome of a row whose id the stream had already. It is stored like any other, unless resolvedDouble
-// says otherwise; until then it is not settled.
+// double takes the outcome of a row whose id the stream had already. It is not settled before resolvedDouble tells whether
+// the stream has this row or another one.
 func (c *core) double(seq int64, sequence uint64, now time.Time) {
 	it := c.held[seq]
 	if it == nil {
@@ -337,7 +336,7 @@ func (c *core) double(seq int64, sequence uint64, now time.Time) {
 	c.doubles = append(c.doubles, d)
 }
 
-// resolvedDouble tells whether a double is another row than the one that the stream has.
+// resolvedDouble has a double settled. Twice tells that the stream has another row with its id.
 func (c *core) resolvedDouble(d double, twice bool, now time.Time) {
 	if c.recordable() == 0 {
 		c.storedAt = now
@@ -349,8 +348,8 @@ func (c *core) resolvedDouble(d double, twice bool, now time.Time) {
 	}
 }
 
-// resolved takes the outcome of publishing the row with this seq: stored if fault is nil, refused if the fault
-// is the row's, and otherwise open, so that it is published again before anything else of its aggregate.
+// resolved takes the outcome of publishing the row with this seq. The row is stored if fault is nil, and refused if the
+// fault is the row's own. Otherwise it is published again, before any other row of its aggregate.
 func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
 	c.inFlight--
 	it := c.held[seq]
@@ -397,14 +396,14 @@ func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
 	return c.refuse(row, a, fault.Error(), fault.Permanent(), now)
 }
 
-// refuse notes that a row was refused for a reason of its own: it is tried again later or, if that has been done as often as
-// allowed or cannot help, given up. Its aggregate is blocked meanwhile.
+// refuse notes that a row was refused for a reason of its own. The row is tried again later. It is given up if that cannot
+// help, or has been done as often as allowed. Its aggregate is blocked meanwhile.
 func (c *core) refuse(row *store.Row, a aggregate, reason string, forGood bool, now time.Time) verdict {
 	failure := store.Failure{Ref: store.Ref{Seq: row.Seq, ID: row.ID}, Attempts: row.Attempts + 1, Reason: reason, Size: int64(row.Size()) + row.Unread}
 	if forGood || failure.Attempts >= c.maxAttempts {
-		// Until that is recorded nothing of the aggregate goes on: after a crash the row would be tried once
+		// The aggregate is blocked until the dead letter is recorded. Otherwise, after a crash, the row would be tried once
 		// more, after its successors.
-		if !row.Nameless { // Otherwise every row of its aggregate is as unfit.
+		if !row.Nameless { // A nameless row's aggregate has only rows that are as unfit.
 			c.blocked.record(a, min(row.Seq, c.floor))
 		}
 		c.dead = append(c.dead, deadLetter{a, row.Nameless, failure})
@@ -432,7 +431,7 @@ const (
 	forgotten // Fetched again later, as its aggregate was blocked meanwhile.
 )
 
-// takeOldest returns when the oldest row was created that was stored since the last call; zero if none was.
+// takeOldest returns when the oldest row stored since the last call was created; zero if none was stored.
 func (c *core) takeOldest() time.Time {
 	oldest := c.oldest
 	c.oldest = time.Time{}
@@ -444,7 +443,7 @@ func (c *core) schedule(l *lane) {
 	switch {
 	case l.first == nil:
 		delete(c.lanes, l.aggregate)
-		*l = lane{} // It leads to the rows that were in it.
+		*l = lane{} // It would keep its rows in memory.
 		c.spare = append(c.spare, l)
 	case l.queued || l.waiting == nil:
 	case l.inFlight == 0 || c.ordered:
@@ -453,8 +452,8 @@ func (c *core) schedule(l *lane) {
 	}
 }
 
-// forget drops the rows of a lane from seq on: they are fetched again when its aggregate is no longer blocked.
-// Those in flight come after a failed row, so they are not stored.
+// forget drops the rows of a lane from seq on: they are fetched again when its aggregate is no longer blocked. Those of them
+// that are in flight were sent after a failed row, in an ordered batch, so they are not stored.
 func (c *core) forget(l *lane, seq int64) {
 	var kept *item
 	n := 0
@@ -482,7 +481,7 @@ func (c *core) forget(l *lane, seq int64) {
 	}
 	l.last, l.waiting, l.inFlight = kept, nil, n
 	if n == 0 {
-		l.waiting = l.first // The outcome of those before it may be open.
+		l.waiting = l.first // The rows before it may have to be sent again.
 	}
 	if l.queued {
 		l.queued = false
@@ -610,7 +609,7 @@ func (c *core) nextRoundTrip(now time.Time) (store.Request, bool) {
 // no room: the rows that are held will be fetched again.
 func (c *core) room() bool { return !c.doubt && c.heldRows <= c.batch && c.heldBytes <= c.batchBytes }
 
-// recordable returns how many rows are stored whose removal has not been asked for.
+// recordable returns how many stored rows no round trip has been asked to settle.
 func (c *core) recordable() int {
 	return len(c.stored[0]) + len(c.stored[1]) + len(c.twice[0]) + len(c.twice[1])
 }
@@ -666,7 +665,7 @@ func (c *core) start(fetch bool, sleep store.SleepChange) store.Request {
 	return request
 }
 
-// fetch describes the page to fetch when all stored rows are removed before.
+// fetch describes the page to fetch once all stored rows are settled.
 func (c *core) fetch() *store.Fetch {
 	f := &store.Fetch{Rows: c.batch, Bytes: c.batchBytes, MaxData: c.maxData, Highest: c.highest, Passed: c.blocked.seqs(), Back: c.back, BackTo: c.backTo}
 	if held := c.heldRows + len(c.aside) + len(c.doubles); held > 0 {
@@ -687,7 +686,7 @@ func (c *core) answered(reply store.Reply, now time.Time) {
 	done := c.trip
 	c.trip = nil
 	c.floor = reply.Floor
-	if reply.Remaining == nil { // Otherwise it is not known which of them are gone.
+	if reply.Remaining == nil { // Otherwise it is not known which of the rows are gone.
 		for i, s := range done.request.Settled {
 			c.checkpoints.settled(done.epochs[i], len(s.Seqs))
 		}
@@ -741,7 +740,7 @@ func (c *core) keep(done *roundTrip, kept []store.Kept, now time.Time) {
 				}
 			}
 		case !k.Marked:
-			// It can neither be moved nor marked. Its aggregate goes on; the row must not be fetched again and again.
+			// The row can neither be moved nor marked. Its aggregate goes on; the row must not be fetched again and again.
 			for _, f := range slices.Concat(done.request.Failed, done.request.Dead) {
 				if f.Seq == k.Seq {
 					c.setAside(aside{seq: k.Seq, refused: &deadLetter{nameless: true, failure: f}}, now)

@@ -27,7 +27,7 @@ const (
 	verifyIdle = 5 * time.Second
 )
 
-// verification is the answer of an attempt to verify the stream.
+// verification is the result of an attempt to verify the stream.
 type verification struct {
 	sight stream.State
 	err   error
@@ -75,7 +75,7 @@ func (t *term) verify(ctx context.Context, now time.Time) {
 	})
 }
 
-// verified takes the answer of the attempt under way.
+// verified takes the result of the attempt under way.
 func (t *term) verified(ctx context.Context, v verification) {
 	now := time.Now()
 	if t.detector.void {

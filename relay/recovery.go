@@ -16,7 +16,7 @@ import (
 )
 
 // The stream is the truth: an event is stored if the stream holds it, and otherwise not. So at the beginning of a term, and
-// after an unknown outcome, the relay puts up a fence, after which no ordered batch of an earlier term is stored, and reads
+// after an unknown outcome, the relay puts up a fence, after which no ordered batch that was sent before can begin, and reads
 // the stream back up to the fence. It depends neither on a clock nor on the stream's duplicate window. Only the next
 // checkpoint waits for a time: see checkpoints.
 
@@ -30,7 +30,7 @@ const (
 	recoveryPatience = 5 * time.Second
 )
 
-// recovery is the answer of reading the stream back.
+// recovery is the result of reading the stream back.
 type recovery struct {
 	Recovered
 
@@ -55,7 +55,7 @@ func (t *term) recover(ctx context.Context) {
 	})
 }
 
-// recovered takes the answer of the recovery under way.
+// recovered takes the result of the recovery under way.
 func (t *term) recovered(ctx context.Context, r recovery) error {
 	t.core.recovered(r.fence.Sequence, r.err == nil, r.kept, r.clean, time.Now())
 	if errors.Is(r.err, store.ErrKept) {

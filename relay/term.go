@@ -15,15 +15,15 @@ import (
 
 // Time budgets of a term.
 const (
-	// openTimeout bounds connecting to NATS and verifying the stream, and openTimeoutFirst the first attempt after
-	// trouble: a stream without a leader does not answer at all, and mostly has one again within the second.
+	// openTimeout bounds connecting to NATS and checking the stream, and openTimeoutFirst the first attempt after
+	// trouble: a stream without a leader does not answer at all, and mostly has a leader again within a second.
 	openTimeout      = 5 * time.Second
 	openTimeoutFirst = time.Second
 	// endTimeout bounds the last round trip of a term.
 	endTimeout = 400 * time.Millisecond
 )
 
-// reopen spaces out the attempts to publish again after trouble that is nobody's or the set-up's fault.
+// reopen spaces out the attempts to publish again after transient faults and set-up faults.
 var reopen = backoff{first: 50 * time.Millisecond, most: time.Second} //nolint:gochecknoglobals // Immutable.
 
 // resettle spaces out the attempts to remove published events that the database keeps.
@@ -37,35 +37,35 @@ type term struct {
 	lease   *election.Lease
 	core    *core
 	stop    <-chan struct{}
-	healthy func() // Tells that this term works.
+	healthy func() // Called when a round trip has succeeded: this term works.
 
 	number     int64
-	checkpoint store.Checkpoint // As it was when the stream was last read back.
+	checkpoint store.Checkpoint // The next read-back begins here.
 	first      bool             // The outbox has never been published to this stream.
-	id         string           // The outbox's, in the stream.
+	id         string           // The outbox's id, by which its fences are known in the stream.
 
 	workers       sync.WaitGroup
 	woken         chan struct{}     // Holds one token when there may be something to fetch.
 	replies       chan reply        // The answer to the round trip under way.
-	opened        chan opening      // The answer to the opening under way.
-	read          chan recovery     // The answer to the recovery under way.
-	verifications chan verification // The answer of verifying the stream.
+	opened        chan opening      // The result of opening the publisher.
+	read          chan recovery     // The result of reading the stream back.
+	verifications chan verification // The result of verifying the stream.
 
-	handed    chan error    // The answer to the handing over under way.
-	standbys  chan standbys // The answer to the look for standbys under way.
-	originals chan original // The answer to the look at a double under way.
+	handed    chan error    // The result of handing over.
+	standbys  chan standbys // The answer to the question for standbys.
+	originals chan original // The result of examining a double.
 	examining bool
-	findings  int  // How often that has failed, in a row.
+	findings  int  // How many attempts to examine the double have failed, in a row.
 	skipped   bool // The stream has skipped events of an ordered batch, and has not been read back since.
 	outcomes  []stream.Outcome
-	event     stream.Event // The one being handed over.
+	event     stream.Event // The event being handed to the publisher.
 	guarded   bool         // The publisher looks at the lease before it writes.
 
 	detector    lossDetector
 	refusals    refusalLog
 	breaker     breaker
 	opening     bool
-	lost        *stream.Error // That the connection broke during the opening under way, which may not know; nil if not.
+	lost        *stream.Error // The connection broke while the publisher was being opened, which may not have noticed; nil if not.
 	reopenAt    time.Time     // When to open the publisher again, while the breaker is open.
 	troubles    int           // In a row.
 	orderedTold bool          // Ordered batches have been used, and the log says so.
@@ -97,8 +97,8 @@ type opening struct {
 	err      error
 }
 
-// lead serves one term: it returns when the lease has ended or the relay is to stop, with a setbackError if
-// this term could not go on, and with another error if no further one can.
+// lead serves one term. It returns when the lease has ended or the relay is to stop; with a setbackError if this term could
+// not go on, and with another error if no further term can begin.
 func (r *Relay) lead(ctx context.Context, lease *election.Lease, stop <-chan struct{}, healthy func()) (err error) {
 	t := &term{
 		Relay:         r,
@@ -126,7 +126,7 @@ func (r *Relay) lead(ctx context.Context, lease *election.Lease, stop <-chan str
 	defer r.publisher.Close()
 	defer t.workers.Wait()
 	defer cancel()
-	// At once, too: a write to a broker that takes no more would hold up the loop.
+	// Also close it as soon as the lease ends: a write to a broker that takes no more would hold up the loop.
 	t.workers.Go(func() {
 		<-ctx.Done()
 		r.publisher.Close()
@@ -141,7 +141,7 @@ func (r *Relay) lead(ctx context.Context, lease *election.Lease, stop <-chan str
 	}
 	defer func() {
 		if deposed := new(stream.DeposedError); errors.As(err, &deposed) {
-			r.atLeast = deposed.Term + 1 // If we are elected again, that is who we are.
+			r.atLeast = deposed.Term + 1 // The number of our next term must be higher than the one the stream has seen.
 		}
 	}()
 	r.status.set(Status{State: Leading, Since: time.Now(), Term: number, Trouble: "making sure of the stream"})
@@ -180,7 +180,7 @@ func (t *term) begin(ctx context.Context) (number int64, err error) {
 	return t.number, nil
 }
 
-// found tells of what the outbox's watcher has seen. It may be called from anywhere.
+// found tells what the outbox's watcher has seen. It may be called from anywhere.
 func (t *term) found(ctx context.Context, f store.Finding) {
 	if !f.Known {
 		t.log.LogAttrs(ctx, f.Level(), "Postgres", append([]slog.Attr{slog.String("finding", f.Text())}, f.Attrs()...)...)
@@ -299,12 +299,12 @@ func (t *term) arm(timer *time.Timer, now time.Time) {
 	timer.Reset(max(at.Sub(now), 0))
 }
 
-// publish hands over what may go out. The lease is looked at before each event: this process may have been
-// stopped for any time at any point. A guarded publisher looks before it writes, so that it is enough to look here now and
-// then: that is a tenth of the time that an event takes.
+// publish hands the rows that may go out to the publisher. It looks at the lease before each event, since this process may
+// have been stopped at any point, for any time. A guarded publisher looks at the lease before it writes. Then looking here
+// now and then is enough, and saves a tenth of the time that an event takes.
 func (t *term) publish(ctx context.Context, now time.Time) {
 	if t.breaker == breakerHalfOpen && !t.core.doubt && t.core.heldRows == 0 {
-		t.resume(ctx) // What there was to try it with has been refused for a reason of its own.
+		t.resume(ctx) // The event that was to try first has been refused for a reason of its own.
 	}
 	limit, batchWindow := t.options.Window, t.publisher.Pipeline()
 	if t.reader != nil && t.reader.Alone() {
@@ -357,7 +357,7 @@ func eventOf(row *store.Row) stream.Event {
 	}
 }
 
-// collect takes in what became of published events.
+// collect takes the outcomes of the events that were sent.
 func (t *term) collect(ctx context.Context) {
 	outcomes, trouble := t.publisher.Collect(t.outcomes[:0])
 	t.outcomes = outcomes
@@ -398,7 +398,7 @@ func (t *term) collect(ctx context.Context) {
 	}
 }
 
-// resolve tells core about one outcome, and everybody else if it was no success.
+// resolve tells core one outcome, and log, status and hooks if the event was not stored.
 func (t *term) resolve(ctx context.Context, o stream.Outcome, now time.Time) {
 	switch {
 	case o.Err != nil:
@@ -474,7 +474,7 @@ func (t *term) openPublisher(ctx context.Context, now time.Time) {
 	})
 }
 
-// publisherOpened takes the answer to the opening under way.
+// publisherOpened takes the result of opening the publisher.
 func (t *term) publisherOpened(ctx context.Context, o opening) {
 	lost := t.lost
 	t.opening, t.lost = false, nil
@@ -495,11 +495,11 @@ func (t *term) publisherOpened(ctx context.Context, o opening) {
 	}
 }
 
-// proceed follows the opening of the publisher and, in doubt, reading the stream back. It closes the breaker unless an event
-// has to try first.
+// proceed closes the half-open breaker once the stream has been read back, if that was needed, unless an event has to try
+// first.
 func (t *term) proceed(ctx context.Context) {
 	if t.troubles == 0 || t.core.heldRows == 0 {
-		t.resume(ctx) // Nothing speaks against it, or nothing is there to try it with.
+		t.resume(ctx) // There was no trouble, or there is no event to try first.
 	}
 }
 
@@ -568,7 +568,7 @@ func (t *term) answered(ctx context.Context, answer store.Reply) {
 // keptFault is a fault of the database's set-up that stops publishing.
 func keptFault(err error) *stream.Error { return &stream.Error{Fault: stream.FaultSetup, Err: err} }
 
-// kept tells of a row for which the database refused what was asked.
+// kept tells of a row that the database did not let go, or whose refusal it did not record.
 func (t *term) kept(ctx context.Context, k store.Kept) {
 	if k.Settle {
 		t.log.LogAttrs(ctx, slog.LevelError, "the database does not let a published event's row go; trying again later",
