@@ -5,7 +5,7 @@ package relay
 type oldRows struct {
 	gathering bool // They are still being fetched: the first fetch that leaves none out has the last of them.
 	left      int  // Those held that are not stored.
-	lost      bool // Some went another way than being stored, so nobody knows when the last of them is settled.
+	lost      bool // The relay let go of some that were not stored, so it does not know when the last of them is settled.
 }
 
 // hold marks a row that the relay holds from now on.
@@ -23,7 +23,7 @@ func (o *oldRows) stored(it *item) {
 	}
 }
 
-// dropped takes note that the relay lets go of a row otherwise.
+// dropped takes note that the relay lets go of a row that is not stored.
 func (o *oldRows) dropped(it *item) {
 	if it.old {
 		o.left--

@@ -14,11 +14,11 @@ const (
 	valueShown = 100
 )
 
-// refusalLog tells of refused events. A thousand of them at once are one trouble, and not a thousand.
+// refusalLog logs refused events, and sums up many of them: a thousand at once have one cause, not a thousand.
 type refusalLog struct {
 	since            time.Time // When the present span began.
 	told             int
-	refused, givenUp int         // That were not told one by one.
+	refused, givenUp int         // How many were not told one by one.
 	last             []slog.Attr // The latest of them.
 }
 
@@ -64,7 +64,7 @@ func (l *refusalLog) due() time.Time {
 	return l.since.Add(refusalsSpan)
 }
 
-// cut shortens a value that somebody else made for the log.
+// cut shortens, for the log, a value that somebody else made.
 func cut(value string) string {
 	const mark = "…"
 	if len(value) <= valueShown {

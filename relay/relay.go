@@ -39,7 +39,7 @@ type Options struct {
 	BatchBytes int
 	// Window is how many events may be on their way to the broker at once. The default is DefaultWindow.
 	Window int
-	// PollInterval is how often an idle relay looks for events of which it was not notified. The default is
+	// PollInterval is how often an idle relay looks for events that no notification told of. The default is
 	// DefaultPollInterval.
 	PollInterval time.Duration
 	// MaxAttempts is how often the broker may refuse an event, for a reason that is the event's own, before it
@@ -139,7 +139,7 @@ var ErrRunning = errors.New("relay: already running")
 // Run may be called again after it has returned.
 func (r *Relay) Run(ctx context.Context) (err error) {
 	if !r.claim() {
-		return ErrRunning // Whose session is not ours to close.
+		return ErrRunning // The session belongs to the first Run, so it is not closed here.
 	}
 	r.status.set(Status{State: Campaigning, Since: time.Now(), Trouble: notPrepared})
 	defer func() { r.end(ctx, err) }()
@@ -197,17 +197,17 @@ func (r *Relay) run(ctx context.Context) error {
 	return nil
 }
 
-// missed returns what tells of a time in which this process did not run.
+// missed returns a function that logs that this process did not run for a while.
 func (r *Relay) missed(ctx context.Context) func(gap time.Duration) {
 	return func(gap time.Duration) {
 		r.log.WarnContext(ctx, "this process did not run for a while: it or its machine was stopped, or it got no processor", slog.Duration("for", gap.Round(time.Millisecond)))
 	}
 }
 
-// campaign takes part in elections, and serves the terms, until ctx ends or no further term can be served.
+// campaign takes part in elections and serves the terms, until ctx ends or no further term can begin.
 func (r *Relay) campaign(ctx context.Context, terms *termLatch, abort func()) error {
 	scout := &scout{Relay: r, working: make(chan struct{}, 1)}
-	var unfit *unfitError // That ended the latest term; nil for another reason.
+	var unfit *unfitError // Why the latest term made way for another relay; nil if it did not.
 	setbacks := backoff{first: 100 * time.Millisecond, most: 5 * time.Second}
 	failures := 0
 	lead := func(leading context.Context, lease *election.Lease) error {
