@@ -6,42 +6,42 @@
 //	…
 //	r.Status() // Always says why: also while another leads, without Postgres, paused.
 //
-// [New] takes a [Config], of which only Postgres is needed: what is left zero has the default of the command outbox-relay, so
-// that relays in a program and in a container work for one outbox. Package config fills one from a file and the environment.
-// New connects to nothing. [Relay.Run] blocks until its context ends; any number of relays may run for one outbox, one of
-// which leads. [Relay.Prepare] makes the tables before Run does, [Relay.PrepareStream] the stream, and [Relay.Outbox] has the
-// operator's verbs: dead letters, replay, inspection. Signals, HTTP (package admin) and metrics (package metrics, by way of
-// Config.Hooks) are left to the program.
+// [New] takes a [Config]. Only Config.Postgres is needed. Fields that are zero have the defaults of the command outbox-relay,
+// so that a relay in a program and one in a container can work for the same outbox. Package config fills a Config from a file
+// and the environment. New connects to nothing. [Relay.Run] blocks until its context ends. Any number of relays may run for
+// one outbox; one of them leads. [Relay.Prepare] makes the tables before Run does, [Relay.PrepareStream] the stream, and
+// [Relay.Outbox] has the operator's verbs: dead letters, replay, inspection. Signals, HTTP (package admin) and metrics
+// (package metrics, through Config.Hooks) are left to the program.
 //
 // [Assemble] makes a relay of three parts that a program has made, wrapped or replaced: a [Store] (package store), a
 // [Publisher] (package stream) and an [Elector] (package election). A type that embeds one of them keeps all that it can do.
-// [PublishOnly] adapts a publisher that can only send. The relay says at start what is given up by the choice of parts.
+// [PublishOnly] adapts a publisher that can only send. At start the relay logs which guarantees the chosen parts weaken.
 //
 // # What stops Run, and what does not
 //
-// Run returns nil when its context has ended, and an error only for what waiting does not mend:
+// Run returns nil when its context has ended. It returns an error only if waiting does not help:
 //
-//   - One that store.Fatal knows, from the [Store] or the [Elector]: store.ErrForeignTable, ErrNewSchema, ErrPooler,
+//   - An error of the [Store] or the [Elector] that store.Fatal knows: store.ErrForeignTable, ErrNewSchema, ErrPooler,
 //     ErrServerVersion, ErrParameter or ErrOtherStream.
 //   - stream.ErrRefused, from Open: Config.Strict is set, and the stream does not meet a condition of exactly-once delivery.
-//   - Whatever else ends the Elector's Run, such as an election's bucket that is not fit.
+//   - Any other error that ends the Elector's Run, such as a bucket that cannot be used for elections.
 //   - [ErrRunning]: the relay runs already.
 //
-// All others it waits out, and says so in Status and log:
+// Run waits until every other error is over, and tells it in Status and log:
 //
 //   - Tables that cannot be prepared are tried again after 100 ms, doubling to a second.
 //   - After an error of Stand or, while it does not lead, of Open, the relay does not campaign: see Fit to lead.
-//   - An error of Begin, Exchange or Standbys ends the term. The next one begins after 100 ms, doubling to 5 s. After one of
-//     Listen the relay polls.
-//   - An error of Open or Publish, and an outcome that is one, pauses publishing, until it is tried again after 50 ms,
-//     doubling to a second. Only a *stream.Error with stream.FaultRow is the row's own: see Refusals.
+//   - An error of Begin, Exchange or Standbys ends the term. The next term begins after 100 ms, doubling to 5 s. After an
+//     error of Listen the relay polls.
+//   - An error of Open or Publish, or in an outcome, pauses publishing. The relay tries again after 50 ms, doubling to a
+//     second. Only a *stream.Error with stream.FaultRow is the row's own fault: see Refusals.
 //   - While the stream is read back, a *stream.Error pauses publishing, and another error ends the term. So does a
 //     *stream.DeposedError: the stream has seen a later term.
 //   - store.ErrKept and store.ErrUnarchived pause publishing: somebody's trigger changes what the relay does.
 //
-// So a Store of a program's own stops the relay by an error that store.Fatal knows, and a Publisher by stream.ErrRefused. A
-// Publisher says by a *stream.Error whose fault a failure is; any other error of Open or Publish is what stream.Classify
-// makes of it.
+// So a program's own Store stops the relay by an error that store.Fatal knows, and its own Publisher by stream.ErrRefused. A
+// Publisher returns a *stream.Error to tell whose fault a failure is; stream.Classify decides that for any other error of Open
+// or Publish.
 //
 // # Guarantees
 //
