@@ -90,9 +90,8 @@ type Publisher interface {
 	Sender
 
 	// ReadsBack reports whether the publisher can tell what the stream holds: whether Fence, Unfenced, Scan, Alone,
-	// VerifyFirst, Find and Verify work. The answer does not change. If it
-	// is false, the relay calls none of them and publishes again the events that are in doubt: only the stream's duplicate window
-	// keeps them from being stored twice.
+	// VerifyFirst, Find and Verify work. The answer does not change. If it is false, the relay calls none of them and publishes
+	// events that are in doubt again: only the stream's duplicate window keeps them from being stored twice.
 	ReadsBack() bool
 	// Fence keeps out of the stream what was sent before, for an outbox's term: see stream.Publisher.Fence.
 	Fence(ctx context.Context, outbox string, term int64) (stream.Fence, error)
