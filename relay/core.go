@@ -111,7 +111,7 @@ type roundTrip struct {
 	epochs  []uint64    // The epoch of each of request.Settled.
 }
 
-// aside is a row for which the database refused what was asked, so that it is still in the outbox.
+// aside is a row that the database did not let go, or whose refusal it did not record: it is still in the outbox.
 type aside struct {
 	seq     int64
 	epoch   uint64      // The epoch in which it was sent, if it is stored.
@@ -728,7 +728,7 @@ func (c *core) answered(reply store.Reply, now time.Time) {
 	}
 }
 
-// keep deals with rows for which the database refused what was asked.
+// keep deals with the rows that the database did not let go, or whose refusal it did not record.
 func (c *core) keep(done *roundTrip, kept []store.Kept, now time.Time) {
 	for _, k := range kept {
 		switch {
