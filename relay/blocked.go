@@ -7,10 +7,10 @@ import (
 
 const (
 	// namesMost is how many blocked aggregates a fetch leaves out by name, and nameBytes how long their names may be together.
-	// The rows of others are fetched once, and passed over by their seqs from then on.
+	// The rows of other blocked aggregates are fetched once, and from then on left out by their seqs.
 	namesMost = 1000
 	nameBytes = 256 << 10
-	// releasedAtOnce is how many aggregates go on at a time: what was refused before shares a page with what is new.
+	// releasedAtOnce is how many aggregates go on at a time, so that their rows share a page with new rows.
 	releasedAtOnce = 100
 )
 
@@ -18,9 +18,9 @@ const (
 type block struct {
 	aggregate aggregate
 	until     time.Time
-	recording bool    // Until its dead letter is recorded, rather than until a time.
-	from      int64   // None of its rows was passed over below this seq.
-	passed    []int64 // Of its other rows that were fetched meanwhile.
+	recording bool    // The block ends when its dead letter is recorded, rather than at a time.
+	from      int64   // No row of the aggregate with a lower seq was passed over.
+	passed    []int64 // The seqs of its other rows that were fetched meanwhile, and passed over.
 	place     int     // In blocks.due; not used while recording.
 }
 
@@ -69,7 +69,7 @@ func (b *blocks) pass(a aggregate, seq int64) bool {
 	return true
 }
 
-// recorded lets an aggregate go on whose dead letter is recorded, and returns the seq from which on its rows are wanted.
+// recorded ends the block of an aggregate whose dead letter is recorded, and returns the seq to fetch its rows from.
 func (b *blocks) recorded(a aggregate) (from int64, ok bool) {
 	bl := b.of[a]
 	if bl == nil || !bl.recording {
@@ -78,7 +78,7 @@ func (b *blocks) recorded(a aggregate) (from int64, ok bool) {
 	return b.release(bl), true
 }
 
-// next lets an aggregate go on whose time has come, and returns the seq from which on its rows are wanted.
+// next ends the block of an aggregate whose time has come, and returns the seq to fetch its rows from.
 func (b *blocks) next(now time.Time) (from int64, ok bool) {
 	if len(b.due) == 0 || now.Before(b.due[0].until) {
 		return 0, false
@@ -114,7 +114,7 @@ func (b *blocks) names() (types, ids []string) {
 	return types, ids
 }
 
-// lowest returns from which seq on rows will be wanted; nil if there are no blocked aggregates.
+// lowest returns the lowest seq to fetch rows from once blocks end; nil if no aggregate is blocked.
 func (b *blocks) lowest() (from *int64) {
 	for _, bl := range b.of {
 		if from == nil || bl.from < *from {

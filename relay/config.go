@@ -29,17 +29,17 @@ const (
 // NoArchive is the Config.Retain of a relay without an archive.
 const NoArchive time.Duration = -1
 
-// Config is all that a relay can be told. Only Postgres is needed, and NATS unless that is at [DefaultNATS]: what is left zero
-// has the default of the command outbox-relay. Package config fills one from a file and the environment. It has passwords in
-// plain text: nothing here prints them.
+// Config is all that a relay can be told. Only Postgres is needed, and NATS unless that is at [DefaultNATS]: fields that are
+// zero have the defaults of the command outbox-relay. Package config fills a Config from a file and the environment. A Config
+// has passwords in plain text: nothing here prints them.
 type Config struct {
 	// Postgres says how to reach Postgres itself, not a pooler: a URL or a keyword string, as store.Open takes it.
 	Postgres string
 	// PostgresFile names a file that has that instead, PasswordFile one that has the password. Both are read again at each
 	// connection: see store.Options.
 	PostgresFile, PasswordFile string
-	// BeforeConnect may change how the next connection to Postgres is made, above all the password, as for tokens that are
-	// drawn for each: see store.Options.BeforeConnect.
+	// BeforeConnect may change how the next connection to Postgres is made, above all its password, for example if each
+	// connection needs a token of its own: see store.Options.BeforeConnect.
 	BeforeConnect func(ctx context.Context, config *pgx.ConnConfig) error
 	// Table names the outbox. The default is public.outbox.
 	Table store.Table
@@ -63,11 +63,11 @@ type Config struct {
 	// Strict makes Run return an error, rather than warn, where a condition of exactly-once delivery does not hold.
 	Strict bool
 
-	// Retain is for how long, at least, published events stay in the archive, from which what the broker loses after it
-	// acknowledged it is published again. The default is DefaultRetain; NoArchive keeps none.
+	// Retain is for how long, at least, settled events stay in the archive. From there the relay publishes again the events
+	// that the broker acknowledged and lost. The default is DefaultRetain; NoArchive keeps none.
 	Retain time.Duration
-	// HoldDead keeps back the later events of an aggregate of which one was given up, until a person decides. The default,
-	// false, lets them go on.
+	// HoldDead keeps back the later events of an aggregate after one of its events was given up, until a person decides. The
+	// default, false, lets them go on.
 	HoldDead bool
 	// AckTimeout is how long the broker may take to acknowledge. The default is stream.DefaultAckTimeout.
 	AckTimeout time.Duration
@@ -110,13 +110,13 @@ type Stream struct {
 	Replicas int
 	// Memory keeps the stream in memory rather than in files, and Compress compresses it.
 	Memory, Compress bool
-	// PlacementTags are what the servers must be tagged with that keep the stream. The default is any servers.
+	// PlacementTags are the tags that the servers with the stream must have. The default is any servers.
 	PlacementTags []string
 }
 
 // Election is the part of a [Config] that says how relays agree on the one that publishes.
 type Election struct {
-	// Kind is by what they agree. The default is ElectionPostgres.
+	// Kind is the means by which they agree. The default is ElectionPostgres.
 	Kind ElectionKind
 	// Lock is the number they compete for with ElectionPostgres, together with the table's name. The default, nil, is
 	// DefaultAdvisoryLock.
@@ -126,7 +126,7 @@ type Election struct {
 	Key string
 }
 
-// ElectionKind is by what relays agree on the one that publishes.
+// ElectionKind is the means by which relays agree on the one that publishes.
 type ElectionKind string
 
 // The kinds of election.
@@ -209,11 +209,11 @@ type plan struct {
 // embeddedNATS is what outbox-relay's nats_url may be, and a URL is not.
 const embeddedNATS = "embedded"
 
-// errEmbedded is one program's fault and not another's.
+// errEmbedded is a fault only in a program that has no embedded server.
 var errEmbedded = errors.New(`NATS: got "embedded", but this program runs no NATS server of its own: set OUTBOX_NATS_URL to that of one`)
 
-// planOf translates a configuration. Its error has the faults that nobody can find in the plan any more: it goes on with
-// what could have been meant, so that the others are found too.
+// planOf translates a configuration. Its error has the faults that the plan no longer shows: in their place the plan has
+// what could have been meant, so that the other faults are found too.
 func planOf(c Config) (plan, error) {
 	var faults []error
 	template, err := stream.ParseTemplate(cmp.Or(c.Stream.Subject, stream.DefaultTemplate))
@@ -306,7 +306,7 @@ func planOf(c Config) (plan, error) {
 	return p, errors.Join(faults...)
 }
 
-// elector makes the one that the relays of outbox agree by.
+// elector makes the elector by which the relays of outbox agree.
 func (p plan) elector(outbox *store.Outbox) (Elector, error) {
 	switch {
 	case outbox == nil: // Nobody will campaign.

@@ -10,75 +10,76 @@ import (
 	"github.com/go-outbox/go-outbox/stream"
 )
 
-// core decides what a leader does next: which row to publish, what to record, when to fetch, when to sleep, when to
-// read back what the stream holds. It does no I/O, starts no goroutine and reads no clock: a term feeds it what happened and carries out what it
-// answers, so that every interleaving can be tested. It lasts for one term.
+// core decides what a leader does next: which row to publish, what to settle, when to fetch, when to sleep, when to read
+// the stream back. It does no I/O, starts no goroutine and reads no clock: the term tells it what happened and carries out
+// what it decides, so that every interleaving can be tested. A core lasts for one term.
 //
-// A row in the relay's hands is in one of these states:
+// A row that the relay holds is in one of two states:
 //
-//	waiting    for another row of its aggregate, or for a place in the window
-//	in flight  handed to the publisher, outcome open; at most one an aggregate, unless pipelined
+//	waiting    for an earlier row of its aggregate, or for room in the window
+//	in flight  sent and unanswered; at most one row of each aggregate, except in an ordered batch
 //
-// It leaves the relay's hands when it is stored, that is, acknowledged: the next exchange removes it from the table before
-// it fetches, and one under way does not return it. Or when its aggregate is blocked because one of its rows was refused;
-// then it is fetched again later.
+// The relay lets go of a row for one of two reasons:
 //
-// A term begins in doubt, and any open outcome brings it back there: the stream may hold rows that are still in the
-// table. In doubt nothing is published or fetched. Once nothing is in flight the stream is read back, what it holds is
-// removed from the table, and all that was in hand is fetched again.
+//   - The row is stored: the broker has acknowledged it. The next round trip settles it, that is, removes it from the outbox,
+//     before it fetches. The answer to a round trip that is under way does not bring it back.
+//   - Its aggregate is blocked, because one of the aggregate's rows was refused. Then the row is fetched again later.
+//
+// A term begins in doubt, and an unknown outcome puts it in doubt again: the stream may hold rows that are still in the
+// outbox. In doubt the relay neither publishes nor fetches. Once nothing is in flight, it reads the stream back, settles the
+// rows that it finds there, and fetches all rows anew.
 type core struct {
 	batch, batchBytes int
 	window            int
-	pipeFrom          int // How many rows make an ordered pipe worth while.
+	orderedFrom       int // How many held rows make an ordered batch worth while.
 	maxAttempts       int
 	retry             backoff
 	poll              time.Duration
 
-	hands     map[int64]*item // Every row in the relay's hands, by seq.
+	held      map[int64]*item // Every row that the relay holds, by seq.
 	lanes     map[aggregate]*lane
 	spare     []*lane     // To be used again.
 	ready     fifo[*lane] // Lanes whose first row may be published.
-	open      int         // Rows waiting or in flight,
-	openBytes int         // and their payloads.
-	flying    int         // Rows in flight.
-	highest   int64       // The highest seq ever in hands.
+	heldRows  int         // Rows waiting or in flight,
+	heldBytes int         // and their payloads.
+	inFlight  int         // Rows in flight.
+	highest   int64       // The highest seq ever held.
 
-	// pipelined is how rows in flight were sent: in one ordered pipe, where nothing after a failed row is
-	// stored, or each by itself. It changes only while none is in flight. Closing: no more of them are to be sent
-	// until then.
-	pipelined bool
-	closing   bool
+	// ordered tells how the rows in flight were sent: in one ordered batch, of which the broker stores nothing after a row that
+	// failed, or each by itself. It changes only while none is in flight. Closing tells that no more are to be sent until then.
+	ordered bool
+	closing bool
 
-	// succeeded tells that an event was stored in this term. Until then a denied subject gives no event up: it may be that
-	// the user may publish nothing at all, and not every event of the outbox is to become a dead letter for that.
+	// succeeded tells that an event was stored in this term. Until then no event is given up because its subject is denied: if
+	// the user may publish nothing at all, every event of the outbox would become a dead letter.
 	succeeded bool
 
 	floor   int64 // See store.Reply.
 	blocked blocks
-	back    bool  // The next fetch must go back, since aggregates were let go on:
-	backTo  int64 // to this seq.
+	back    bool  // The next fetch must go back to backTo, since aggregates are no longer blocked.
+	backTo  int64 // A seq.
 	maxData int   // The largest payload that the broker takes; 0 if that is not known.
-	noted   int   // What of that the table says.
+	noted   int   // The maxData that the table of the relay's state has.
 
-	ledger ledger
-	old    oldRows
+	checkpoints checkpoints
+	old         oldRows
 
-	readsBack  bool // The publisher can: otherwise there is no doubt, only the stream's duplicate window.
+	readsBack  bool // The publisher reads back. Otherwise doubt is never set: only the stream's duplicate window helps.
 	doubt      bool // The stream may hold rows that are in the table.
-	recovering bool // It is being read back.
-	stale      bool // There was reason for doubt since that began.
+	recovering bool // The stream is being read back.
+	stale      bool // There was new reason for doubt since that began.
 
-	stored   [2][]int64 // To be recorded by the next exchange, by the parity of the epoch in which they were sent.
+	stored   [2][]int64 // To be settled by the next round trip, by the parity of the epoch in which they were sent.
 	storedAt time.Time  // When the first of them was acknowledged.
-	oldest   time.Time  // When the oldest was created that was stored since takeOldest; zero if none was.
+	oldest   time.Time  // When the oldest row stored since takeOldest was created; zero if none was stored.
 	failed   []store.Failure
-	dead     []burial
+	dead     []deadLetter
 	unfit    []refusal  // Rows that were not read, since they can never be published: for the log.
-	doubles  []double   // Rows whose id the stream had already, to be looked at.
-	twice    [2][]int64 // Those of them that are not in the stream: to be settled, and not archived.
-	aside    []aside    // Rows that the database refused to let go, each for a reason of its own.
-	asideAt  time.Time  // When that is tried again.
-	under    *exchange  // Under way; nil for none.
+	doubles  []double   // Rows whose id the stream had already, to be examined.
+	twice    [2][]int64 // Doubles that are not in the stream: to be settled, and not archived.
+	aside    []aside    // Rows that the database did not let go, each for a reason of its own.
+	asideAt  time.Time  // When to try to remove them again.
+	trip     *roundTrip // The round trip under way; nil for none.
 
 	more   bool      // A fetch may find something.
 	asleep bool      // Producers notify: nothing can be missed.
@@ -87,34 +88,34 @@ type core struct {
 }
 
 const (
-	// shortNap and longNap bound the pauses between attempts to fall asleep, while a producer's transaction is
-	// under way that would not notify. A pause is that part, napShare, of the time for which nothing has been found, so
-	// that what is committed in it has not been delayed by much more than its producer was.
+	// shortNap and longNap bound the pauses between attempts to fall asleep, while the transaction of a producer that would
+	// not notify is under way. A pause is the time for which nothing has been found, divided by napShare. So the relay delays
+	// an event that is committed in a pause by little compared with its producer.
 	shortNap = time.Millisecond / 2
 	longNap  = 50 * time.Millisecond
 	napShare = 4
-	// settleAfter is how long an acknowledged row waits for others that are removed in the same round trip, if
-	// nothing else calls for one.
+	// settleAfter is how long a stored row waits for others, to be settled in one round trip with them, if nothing else calls
+	// for a round trip.
 	settleAfter = 20 * time.Millisecond
-	// asideRetry is when rows that the database did not let go are tried again, and asideMost how many of them there may be
-	// before nothing more is published.
+	// asideRetry is after how long the relay tries again to remove rows that the database did not let go. If there are more
+	// than asideMost of them, nothing more is published.
 	asideRetry = 10 * time.Second
 	asideMost  = 100
 )
 
-// exchange is a round trip under way.
-type exchange struct {
+// roundTrip is a round trip to the outbox that is under way.
+type roundTrip struct {
 	request store.Request
-	buried  []aggregate // Those whose rows are given up.
-	clears  bool        // With it the last of the old rows are settled.
-	epochs  []uint64    // Of each of request.Settled.
+	givenUp []aggregate // The aggregates of the rows that are given up.
+	clears  bool        // It settles the last of the old rows.
+	epochs  []uint64    // The epoch of each of request.Settled.
 }
 
-// aside is a row for which the database refused what was asked, so that it is still in the outbox.
+// aside is a row that the database did not let go, or whose refusal it did not record: it is still in the outbox.
 type aside struct {
 	seq     int64
-	epoch   uint64  // In which it was sent, if it is stored.
-	refused *burial // Otherwise what is to be recorded.
+	epoch   uint64      // The epoch in which it was sent, if it is stored.
+	refused *deadLetter // Otherwise the refusal that is to be recorded.
 }
 
 // refusal is an event that was refused, as the log tells it, and what becomes of it.
@@ -124,33 +125,33 @@ type refusal struct {
 	verdict verdict
 }
 
-// burial is a row to be moved to the dead letters.
-type burial struct {
+// deadLetter is a row to be moved to the dead letters.
+type deadLetter struct {
 	aggregate aggregate
 	nameless  bool // Nobody knows the aggregate.
 	failure   store.Failure
 }
 
-// aggregate is what order is kept within; the topic is no part of it.
+// aggregate names an aggregate: events of one aggregate are stored in order, whatever their topics.
 type aggregate struct{ kind, id string }
 
 // lane holds an aggregate's rows as a list in seq order, those in flight first.
 type lane struct {
 	aggregate   aggregate
 	first, last *item // Nil for none.
-	waiting     *item // The first that is not in flight; nil for none.
-	flying      int
+	waiting     *item // The first row that is not in flight; nil for none.
+	inFlight    int
 	queued      bool // It is in core.ready.
 }
 
-// item is a row in the relay's hands.
+// item is a row that the relay holds.
 type item struct {
-	row    *store.Row
-	lane   *lane
-	next   *item
-	flying bool
-	old    bool   // It was in the table when the stream had been read back.
-	epoch  uint64 // In which it was sent; 0 if it was not.
+	row      *store.Row
+	lane     *lane
+	next     *item
+	inFlight bool
+	old      bool   // It was in the table when the stream had been read back.
+	epoch    uint64 // The epoch in which it was sent; 0 if it was not.
 }
 
 func newCore(o Options) *core {
@@ -158,14 +159,14 @@ func newCore(o Options) *core {
 		batch:       o.BatchSize,
 		batchBytes:  o.BatchBytes,
 		window:      o.Window,
-		pipeFrom:    pipelineFrom,
+		orderedFrom: orderedBatchFrom,
 		maxAttempts: o.MaxAttempts,
 		retry:       backoff{o.RetryBackoff, o.RetryBackoffMax},
 		poll:        o.PollInterval,
-		hands:       make(map[int64]*item),
+		held:        make(map[int64]*item),
 		lanes:       make(map[aggregate]*lane),
 		blocked:     newBlocks(),
-		ledger:      ledger{epoch: 1},
+		checkpoints: checkpoints{epoch: 1},
 		more:        true,
 	}
 }
@@ -180,48 +181,47 @@ func (c *core) begin(term store.Term, readsBack bool, now time.Time) {
 	c.busy = now
 }
 
-// suspect tells that the stream may hold what is in the table, or not hold what it has acknowledged.
-func (c *core) suspect() {
+// markInDoubt notes that the stream may hold rows that are in the table, or may not hold events that it has acknowledged.
+func (c *core) markInDoubt() {
 	c.doubt = c.readsBack
 	c.stale = c.recovering
 }
 
-// recover reports whether it is time to read the stream back, and begins that. The caller reports its end through
-// recovered.
+// recover reports whether the stream is to be read back now. The caller then does so, and reports its end through recovered.
 func (c *core) recover() bool {
-	if !c.doubt || c.recovering || c.flying > 0 || c.under != nil {
+	if !c.doubt || c.recovering || c.inFlight > 0 || c.trip != nil {
 		return false
 	}
 	c.recovering, c.stale = true, false
 	return true
 }
 
-// recovered takes note that no row in the table has been published to the stream up to the fence, if the stream could
-// be read. What was read before there was new reason for doubt is out of date: then it has to be read once more. Kept are
-// events that the stream holds and the database does not let go. InOrder says that the former term had left nothing in
-// flight.
-func (c *core) recovered(fence uint64, ok bool, kept []store.Ref, inOrder bool, now time.Time) {
+// recovered takes the result of reading the stream back. If the stream could be read (ok), no row in the table is stored in it
+// up to the fence. If there was new reason for doubt meanwhile, the answer is out of date, and the stream has to be read back
+// once more. Kept are events that the stream holds and whose rows the database does not let go. Clean tells that the former
+// leader handed over.
+func (c *core) recovered(fence uint64, ok bool, kept []store.Ref, clean bool, now time.Time) {
 	c.recovering = false
 	if !ok {
 		return
 	}
 	c.doubt, c.more, c.busy = c.stale, true, now
-	clear(c.hands)
+	clear(c.held)
 	clear(c.lanes)
 	c.spare = nil
 	c.ready = fifo[*lane]{}
-	c.open, c.openBytes = 0, 0
+	c.heldRows, c.heldBytes = 0, 0
 	c.stored, c.twice, c.doubles = [2][]int64{}, [2][]int64{}, nil
-	c.ledger.restart(fence, now, inOrder)
-	c.old = oldRows{gathering: !inOrder}
+	c.checkpoints.restart(fence, now, clean)
+	c.old = oldRows{gathering: !clean}
 	c.aside = nil
 	for _, ref := range kept {
-		c.setAside(aside{seq: ref.Seq, epoch: c.ledger.epoch}, now)
-		c.ledger.unsettled[c.ledger.epoch&1]++
+		c.setAside(aside{seq: ref.Seq, epoch: c.checkpoints.epoch}, now)
+		c.checkpoints.unsettled[c.checkpoints.epoch&1]++
 	}
 }
 
-// unblock lets aggregates go on whose time has come.
+// unblock ends the blocks whose time has come.
 func (c *core) unblock(now time.Time) {
 	for range releasedAtOnce {
 		from, ok := c.blocked.next(now)
@@ -244,10 +244,10 @@ func (c *core) goBack(to int64) {
 func (c *core) setAside(a aside, now time.Time) {
 	c.aside = append(c.aside, a)
 	c.asideAt = now.Add(asideRetry)
-	c.highest = max(c.highest, a.seq) // It has been held, if perhaps by an earlier term.
+	c.highest = max(c.highest, a.seq) // It has been held, perhaps by an earlier term.
 }
 
-// retryAside has the rows removed again that the database did not let go.
+// retryAside has the rows that the database did not let go removed again, when that is due.
 func (c *core) retryAside(now time.Time) {
 	if len(c.aside) == 0 || now.Before(c.asideAt) {
 		return
@@ -265,33 +265,34 @@ func (c *core) retryAside(now time.Time) {
 // wake tells that a fetch may find something.
 func (c *core) wake() { c.more = true }
 
-// pipelineFrom is how many rows make an ordered pipe worth while: its acknowledgements come in stretches, so that a
-// few rows are sooner known to be stored when each is sent by itself.
-const pipelineFrom = 32
+// orderedBatchFrom is how many rows make an ordered batch worth while. The broker acknowledges many of its messages at once,
+// so a few rows are known to be stored sooner if each is sent by itself.
+const orderedBatchFrom = 32
 
-// engage chooses how the next rows are sent, given how many may be in flight in an ordered pipe: 0 if there can be
-// none.
-func (c *core) engage(pipeline int) {
-	if c.flying > 0 {
-		// The pipe that is open goes on. Rows sent by themselves must have arrived before one may begin.
-		c.closing = c.closing || !c.pipelined && c.worthPipe(pipeline)
+// engage chooses how the next rows are sent. Window is how many rows may be in flight in an ordered batch; 0 if there can
+// be none.
+func (c *core) engage(window int) {
+	if c.inFlight > 0 {
+		// An ordered batch under way goes on. One may begin only once the rows sent by themselves have been answered.
+		c.closing = c.closing || !c.ordered && c.worthOrdering(window)
 		return
 	}
-	if pipelined := c.worthPipe(pipeline); pipelined != c.pipelined {
-		c.pipelined = pipelined
+	if ordered := c.worthOrdering(window); ordered != c.ordered {
+		c.ordered = ordered
 		for _, l := range c.lanes {
-			c.line(l)
+			c.schedule(l)
 		}
 	}
 	c.closing = false
 }
 
-func (c *core) worthPipe(pipeline int) bool { return pipeline > 0 && c.open >= c.pipeFrom }
+// worthOrdering reports whether the next rows are to go in an ordered batch, given how many may be in flight in it.
+func (c *core) worthOrdering(window int) bool { return window > 0 && c.heldRows >= c.orderedFrom }
 
-// publishable returns the next row to hand to the publisher, if there is one and fewer than limit are in flight.
-// The caller reports what became of it through resolved.
+// publishable returns the next row to hand to the publisher, if there is one and fewer than limit are in flight. The caller
+// reports its outcome through resolved.
 func (c *core) publishable(limit int) (*store.Row, bool) {
-	if c.closing || c.doubt || c.flying >= limit {
+	if c.closing || c.doubt || c.inFlight >= limit {
 		return nil, false
 	}
 	l, ok := c.ready.pop()
@@ -301,31 +302,31 @@ func (c *core) publishable(limit int) (*store.Row, bool) {
 	it := l.waiting
 	l.waiting = it.next
 	l.queued = false
-	it.flying = true
-	c.ledger.sent(it)
-	l.flying++
-	c.flying++
-	c.line(l)
+	it.inFlight = true
+	c.checkpoints.sent(it)
+	l.inFlight++
+	c.inFlight++
+	c.schedule(l)
 	return it.row, true
 }
 
-// finish reports whether an open pipe is to be closed, so that the last of its rows become known: because the relay
-// is to stop, or to read the stream back, or because there is nothing more to send, and nothing under way that may
-// bring some.
+// finish reports whether the ordered batch under way is to be closed, so that the outcomes of its last rows become known:
+// because the relay is to stop or to read the stream back, or because it has nothing more to send and no round trip is under
+// way that may fetch more.
 func (c *core) finish(stopping bool) bool {
-	if !c.pipelined || c.closing || c.flying == 0 {
+	if !c.ordered || c.closing || c.inFlight == 0 {
 		return false
 	}
-	c.closing = stopping || c.doubt || c.ready.len() == 0 && c.under == nil
+	c.closing = stopping || c.doubt || c.ready.len() == 0 && c.trip == nil
 	return c.closing
 }
 
-// double takes the outcome of a row whose id the stream had already. It is stored like any other, unless resolvedDouble
-// says otherwise; until then it is not settled.
+// double takes the outcome of a row whose id the stream had already. It is not settled before resolvedDouble tells whether
+// the stream has this row or another one.
 func (c *core) double(seq int64, sequence uint64, now time.Time) {
-	it := c.hands[seq]
+	it := c.held[seq]
 	if it == nil {
-		c.flying--
+		c.inFlight--
 		return
 	}
 	d := double{store.Ref{Seq: seq, ID: it.row.ID}, it.epoch, sequence}
@@ -335,7 +336,7 @@ func (c *core) double(seq int64, sequence uint64, now time.Time) {
 	c.doubles = append(c.doubles, d)
 }
 
-// resolvedDouble tells whether a double is another row than the one that the stream has.
+// resolvedDouble has a double settled. Twice tells that the stream has another row with its id.
 func (c *core) resolvedDouble(d double, twice bool, now time.Time) {
 	if c.recordable() == 0 {
 		c.storedAt = now
@@ -347,17 +348,17 @@ func (c *core) resolvedDouble(d double, twice bool, now time.Time) {
 	}
 }
 
-// resolved takes the outcome of publishing the row with this seq: stored if fault is nil, refused if the fault
-// is the row's, and otherwise open, so that it is published again before anything else of its aggregate.
+// resolved takes the outcome of publishing the row with this seq. The row is stored if fault is nil, and refused if the
+// fault is the row's own. Otherwise it is published again, before any other row of its aggregate.
 func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
-	c.flying--
-	it := c.hands[seq]
+	c.inFlight--
+	it := c.held[seq]
 	if it == nil {
 		return forgotten
 	}
 	l := it.lane
-	it.flying = false
-	l.flying--
+	it.inFlight = false
+	l.inFlight--
 	switch {
 	case fault == nil:
 		if c.recordable() == 0 {
@@ -369,21 +370,21 @@ func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
 		if c.oldest.IsZero() || it.row.CreatedAt.Before(c.oldest) {
 			c.oldest = it.row.CreatedAt
 		}
-		delete(c.hands, seq)
-		c.open--
-		c.openBytes -= it.row.Size()
+		delete(c.held, seq)
+		c.heldRows--
+		c.heldBytes -= it.row.Size()
 		l.first = it.next // Rows are stored in the order in which they were sent.
-		*it = item{}      // It leads to later pages, and others of its own page are still in hand.
-		c.line(l)
-		return published
+		*it = item{}      // It leads to later pages, and others of its own page are still held.
+		c.schedule(l)
+		return stored
 	case fault.Fault != stream.FaultRow:
 		if fault.Ambiguous() {
-			c.suspect()
+			c.markInDoubt()
 		}
-		if l.flying == 0 {
+		if l.inFlight == 0 {
 			l.waiting = l.first
 		}
-		c.line(l)
+		c.schedule(l)
 		return postponed
 	}
 	row, a := it.row, l.aggregate
@@ -395,18 +396,18 @@ func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
 	return c.refuse(row, a, fault.Error(), fault.Permanent(), now)
 }
 
-// refuse notes that a row was refused for a reason of its own: it is tried again later or, if that has been done as often as
-// allowed or cannot help, given up. Its aggregate is blocked meanwhile.
+// refuse notes that a row was refused for a reason of its own. The row is tried again later. It is given up if that cannot
+// help, or has been done as often as allowed. Its aggregate is blocked meanwhile.
 func (c *core) refuse(row *store.Row, a aggregate, reason string, forGood bool, now time.Time) verdict {
 	failure := store.Failure{Ref: store.Ref{Seq: row.Seq, ID: row.ID}, Attempts: row.Attempts + 1, Reason: reason, Size: int64(row.Size()) + row.Unread}
 	if forGood || failure.Attempts >= c.maxAttempts {
-		// Until that is recorded nothing of the aggregate goes on: after a crash the row would be tried once
+		// The aggregate is blocked until the dead letter is recorded. Otherwise, after a crash, the row would be tried once
 		// more, after its successors.
-		if !row.Nameless { // Otherwise every row of its aggregate is as unfit.
+		if !row.Nameless { // A nameless row's aggregate has only rows that are as unfit.
 			c.blocked.record(a, min(row.Seq, c.floor))
 		}
-		c.dead = append(c.dead, burial{a, row.Nameless, failure})
-		return died
+		c.dead = append(c.dead, deadLetter{a, row.Nameless, failure})
+		return givenUp
 	}
 	failure.Wait = c.retry.after(failure.Attempts)
 	return c.again(a, failure, now)
@@ -423,42 +424,42 @@ func (c *core) again(a aggregate, failure store.Failure, now time.Time) verdict 
 type verdict int
 
 const (
-	published verdict = iota
+	stored verdict = iota
 	postponed
 	refused
-	died
+	givenUp
 	forgotten // Fetched again later, as its aggregate was blocked meanwhile.
 )
 
-// takeOldest returns when the oldest row was created that was stored since the last call; zero if none was.
+// takeOldest returns when the oldest row stored since the last call was created; zero if none was stored.
 func (c *core) takeOldest() time.Time {
 	oldest := c.oldest
 	c.oldest = time.Time{}
 	return oldest
 }
 
-// line puts a lane where it belongs after its rows have changed.
-func (c *core) line(l *lane) {
+// schedule puts a lane where it belongs after its rows have changed: into ready, if its next row may be sent.
+func (c *core) schedule(l *lane) {
 	switch {
 	case l.first == nil:
 		delete(c.lanes, l.aggregate)
-		*l = lane{} // It leads to the rows that were in it.
+		*l = lane{} // It would keep its rows in memory.
 		c.spare = append(c.spare, l)
 	case l.queued || l.waiting == nil:
-	case l.flying == 0 || c.pipelined:
+	case l.inFlight == 0 || c.ordered:
 		l.queued = true
 		c.ready.push(l)
 	}
 }
 
-// forget drops the rows of a lane from seq on: they are fetched again when its aggregate is no longer blocked.
-// Those in flight come after a failed row, so they are not stored.
+// forget drops the rows of a lane from seq on: they are fetched again when its aggregate is no longer blocked. Those of them
+// that are in flight were sent after a failed row, in an ordered batch, so they are not stored.
 func (c *core) forget(l *lane, seq int64) {
 	var kept *item
 	n := 0
 	it := l.first
 	for ; it.row.Seq != seq; it = it.next {
-		if it.flying {
+		if it.inFlight {
 			n++
 		}
 		kept = it
@@ -466,11 +467,11 @@ func (c *core) forget(l *lane, seq int64) {
 	for it != nil {
 		gone := it
 		it = it.next
-		c.ledger.unsent(gone)
+		c.checkpoints.unsent(gone)
 		c.old.dropped(gone)
-		delete(c.hands, gone.row.Seq)
-		c.open--
-		c.openBytes -= gone.row.Size()
+		delete(c.held, gone.row.Seq)
+		c.heldRows--
+		c.heldBytes -= gone.row.Size()
 		*gone = item{}
 	}
 	if kept == nil {
@@ -478,25 +479,25 @@ func (c *core) forget(l *lane, seq int64) {
 	} else {
 		kept.next = nil
 	}
-	l.last, l.waiting, l.flying = kept, nil, n
+	l.last, l.waiting, l.inFlight = kept, nil, n
 	if n == 0 {
-		l.waiting = l.first // The outcome of those before it may be open.
+		l.waiting = l.first // The rows before it may have to be sent again.
 	}
 	if l.queued {
 		l.queued = false
 		c.ready.remove(l)
 	}
-	c.line(l)
+	c.schedule(l)
 }
 
-// add takes fetched rows into the relay's hands.
+// add has the relay hold the fetched rows.
 func (c *core) add(rows []store.Row, now time.Time) {
 	items := make([]item, len(rows))
 	for i := range rows {
 		it := &items[i]
 		it.row = &rows[i]
 		a := aggregate{it.row.AggregateType, it.row.AggregateID}
-		if _, held := c.hands[it.row.Seq]; held {
+		if _, held := c.held[it.row.Seq]; held {
 			continue
 		}
 		c.highest = max(c.highest, it.row.Seq)
@@ -508,16 +509,16 @@ func (c *core) add(rows []store.Row, now time.Time) {
 			c.unfit = append(c.unfit, refusal{*it.row, errors.New(it.row.Unfit), c.refuse(it.row, a, it.row.Unfit, true, now)})
 			continue
 		}
-		c.hands[it.row.Seq] = it
+		c.held[it.row.Seq] = it
 		c.old.hold(it)
-		c.open++
-		c.openBytes += it.row.Size()
+		c.heldRows++
+		c.heldBytes += it.row.Size()
 		l := c.lanes[a]
 		if l == nil {
 			l = c.lane(a)
 		}
 		l.insert(it)
-		c.line(l)
+		c.schedule(l)
 	}
 }
 
@@ -571,15 +572,15 @@ func (l *lane) link(it *item) {
 	*at = it
 }
 
-// exchange returns the round trip to make now, if one is due. The caller reports its end through exchanged.
-func (c *core) exchange(now time.Time) (store.Request, bool) {
-	if c.under != nil || c.recovering {
+// nextRoundTrip returns the round trip to make now, if one is due. The caller reports its answer through answered.
+func (c *core) nextRoundTrip(now time.Time) (store.Request, bool) {
+	if c.trip != nil || c.recovering {
 		return store.Request{}, false
 	}
 	c.unblock(now)
 	c.retryAside(now)
 	var (
-		idle     = c.open == 0
+		idle     = c.heldRows == 0
 		room     = c.room()
 		due      = !now.Before(c.next)
 		recorded = c.recordable() + len(c.failed) + len(c.dead)
@@ -604,25 +605,25 @@ func (c *core) exchange(now time.Time) (store.Request, bool) {
 	return c.start(fetch, sleep), true
 }
 
-// room reports whether a further page fits into the relay's hands: the next is fetched while one is published. In
-// doubt there is none: what is in hand will be fetched again.
-func (c *core) room() bool { return !c.doubt && c.open <= c.batch && c.openBytes <= c.batchBytes }
+// room reports whether the relay can hold another page: it fetches the next page while it publishes one. In doubt there is
+// no room: the rows that are held will be fetched again.
+func (c *core) room() bool { return !c.doubt && c.heldRows <= c.batch && c.heldBytes <= c.batchBytes }
 
-// recordable returns how many rows are stored whose removal has not been asked for.
+// recordable returns how many stored rows no round trip has been asked to settle.
 func (c *core) recordable() int {
 	return len(c.stored[0]) + len(c.stored[1]) + len(c.twice[0]) + len(c.twice[1])
 }
 
-// inOrder reports whether nothing that was sent is open, or may still arrive, or is in the table: whoever leads next need
-// not look for it.
-func (c *core) inOrder(now time.Time) bool {
-	return c.readsBack && !c.doubt && !c.recovering && c.under == nil && c.flying == 0 && c.ledger.free(now) && c.ledger.unsettled == [2]int{} &&
+// clean reports whether every row that was sent has a known outcome and is settled, and none has a stray that may still
+// arrive. Then the next leader need not read the stream back.
+func (c *core) clean(now time.Time) bool {
+	return c.readsBack && !c.doubt && !c.recovering && c.trip == nil && c.inFlight == 0 && c.checkpoints.free(now) && c.checkpoints.unsettled == [2]int{} &&
 		c.recordable()+len(c.failed)+len(c.dead)+len(c.doubles)+len(c.aside) == 0
 }
 
 // settle returns the round trip that records what is left at the end of a term.
 func (c *core) settle() (store.Request, bool) {
-	if c.under != nil || c.recovering || c.recordable()+len(c.failed)+len(c.dead) == 0 {
+	if c.trip != nil || c.recovering || c.recordable()+len(c.failed)+len(c.dead) == 0 {
 		return store.Request{}, false
 	}
 	return c.start(false, store.KeepSleep), true
@@ -630,28 +631,28 @@ func (c *core) settle() (store.Request, bool) {
 
 func (c *core) start(fetch bool, sleep store.SleepChange) store.Request {
 	request := store.Request{Failed: c.failed, Sleep: sleep}
-	c.under = &exchange{}
-	for epoch := max(c.ledger.epoch, 2) - 1; epoch <= c.ledger.epoch; epoch++ {
+	c.trip = &roundTrip{}
+	for epoch := max(c.checkpoints.epoch, 2) - 1; epoch <= c.checkpoints.epoch; epoch++ {
 		if seqs := c.stored[epoch&1]; len(seqs) > 0 {
-			request.Settled = append(request.Settled, store.Settled{Seqs: seqs, After: c.ledger.after(epoch)})
-			c.under.epochs = append(c.under.epochs, epoch)
+			request.Settled = append(request.Settled, store.Settled{Seqs: seqs, After: c.checkpoints.after(epoch)})
+			c.trip.epochs = append(c.trip.epochs, epoch)
 		}
 		if seqs := c.twice[epoch&1]; len(seqs) > 0 {
-			request.Settled = append(request.Settled, store.Settled{Seqs: seqs, After: c.ledger.after(epoch), Unarchived: true})
-			c.under.epochs = append(c.under.epochs, epoch)
+			request.Settled = append(request.Settled, store.Settled{Seqs: seqs, After: c.checkpoints.after(epoch), Unarchived: true})
+			c.trip.epochs = append(c.trip.epochs, epoch)
 		}
 	}
-	if request.Checkpoint = c.ledger.checkpoint(); request.Checkpoint > 0 {
+	if request.Checkpoint = c.checkpoints.checkpoint(); request.Checkpoint > 0 {
 		request.ScanFrom = c.blocked.lowest()
 	}
-	c.under.clears = c.old.allStored() && len(c.doubles)+len(c.aside) == 0
+	c.trip.clears = c.old.allStored() && len(c.doubles)+len(c.aside) == 0
 	if c.noted != c.maxData {
 		request.MaxPayload = c.maxData
 	}
 	for _, b := range c.dead {
 		request.Dead = append(request.Dead, b.failure)
 		if !b.nameless {
-			c.under.buried = append(c.under.buried, b.aggregate)
+			c.trip.givenUp = append(c.trip.givenUp, b.aggregate)
 		}
 	}
 	c.stored, c.twice, c.failed, c.dead = [2][]int64{}, [2][]int64{}, nil, nil
@@ -660,15 +661,15 @@ func (c *core) start(fetch bool, sleep store.SleepChange) store.Request {
 		c.back = false
 		c.more = false // A wake-up from now on may be about rows that this fetch does not see.
 	}
-	c.under.request = request
+	c.trip.request = request
 	return request
 }
 
-// fetch describes the page to fetch when all stored rows are removed before.
+// fetch describes the page to fetch once all stored rows are settled.
 func (c *core) fetch() *store.Fetch {
 	f := &store.Fetch{Rows: c.batch, Bytes: c.batchBytes, MaxData: c.maxData, Highest: c.highest, Passed: c.blocked.seqs(), Back: c.back, BackTo: c.backTo}
-	if held := c.open + len(c.aside) + len(c.doubles); held > 0 {
-		f.Held = slices.AppendSeq(make([]int64, 0, held), maps.Keys(c.hands))
+	if held := c.heldRows + len(c.aside) + len(c.doubles); held > 0 {
+		f.Held = slices.AppendSeq(make([]int64, 0, held), maps.Keys(c.held))
 		for _, a := range c.aside {
 			f.Held = append(f.Held, a.seq)
 		}
@@ -680,19 +681,19 @@ func (c *core) fetch() *store.Fetch {
 	return f
 }
 
-// exchanged takes the answer to the exchange under way. There is none if it failed: that ends the term.
-func (c *core) exchanged(reply store.Reply, now time.Time) {
-	done := c.under
-	c.under = nil
+// answered takes the answer to the round trip under way. A round trip that failed has none: it ends the term.
+func (c *core) answered(reply store.Reply, now time.Time) {
+	done := c.trip
+	c.trip = nil
 	c.floor = reply.Floor
-	if reply.Remaining == nil { // Otherwise it is not known which of them are gone.
+	if reply.Remaining == nil { // Otherwise it is not known which of the rows are gone.
 		for i, s := range done.request.Settled {
-			c.ledger.settled(done.epochs[i], len(s.Seqs))
+			c.checkpoints.settled(done.epochs[i], len(s.Seqs))
 		}
 		c.keep(done, reply.Kept, now)
-		c.ledger.clear = c.ledger.clear || done.clears && len(reply.Kept) == 0
+		c.checkpoints.clear = c.checkpoints.clear || done.clears && len(reply.Kept) == 0
 	}
-	for _, a := range done.buried {
+	for _, a := range done.givenUp {
 		if from, ok := c.blocked.recorded(a); ok {
 			c.goBack(from)
 		}
@@ -727,32 +728,31 @@ func (c *core) exchanged(reply store.Reply, now time.Time) {
 	}
 }
 
-// keep deals with rows for which the database refused what was asked.
-func (c *core) keep(done *exchange, kept []store.Kept, now time.Time) {
+// keep deals with the rows that the database did not let go, or whose refusal it did not record.
+func (c *core) keep(done *roundTrip, kept []store.Kept, now time.Time) {
 	for _, k := range kept {
 		switch {
 		case k.Settle:
 			for i, s := range done.request.Settled {
 				if slices.Contains(s.Seqs, k.Seq) {
 					c.setAside(aside{seq: k.Seq, epoch: done.epochs[i]}, now)
-					c.ledger.settled(done.epochs[i], -1)
+					c.checkpoints.settled(done.epochs[i], -1)
 				}
 			}
 		case !k.Marked:
-			// It can neither be moved nor marked. Its aggregate goes on; the row must not be fetched again and again.
+			// The row can neither be moved nor marked. Its aggregate goes on; the row must not be fetched again and again.
 			for _, f := range slices.Concat(done.request.Failed, done.request.Dead) {
 				if f.Seq == k.Seq {
-					c.setAside(aside{seq: k.Seq, refused: &burial{nameless: true, failure: f}}, now)
+					c.setAside(aside{seq: k.Seq, refused: &deadLetter{nameless: true, failure: f}}, now)
 				}
 			}
 		}
 	}
 }
 
-// deadline returns when exchange may have something to do without anything else having happened; zero for
-// never.
+// deadline returns when nextRoundTrip may have something to do although nothing else has happened; zero for never.
 func (c *core) deadline() time.Time {
-	if c.under != nil || c.recovering {
+	if c.trip != nil || c.recovering {
 		return time.Time{}
 	}
 	at := c.blocked.deadline()

@@ -33,12 +33,12 @@ func row(seq int64, aggregateID string) store.Row {
 	return store.Row{Seq: seq, AggregateType: "A", AggregateID: aggregateID}
 }
 
-// exchange demands that a round trip is due, and returns it.
-func (c *core) mustExchange(t *testing.T, now time.Time) store.Request {
+// mustRoundTrip demands that a round trip is due, and returns it.
+func (c *core) mustRoundTrip(t *testing.T, now time.Time) store.Request {
 	t.Helper()
-	request, due := c.exchange(now)
+	request, due := c.nextRoundTrip(now)
 	if !due {
-		t.Fatal("no exchange is due")
+		t.Fatal("no round trip is due")
 	}
 	return request
 }
@@ -73,10 +73,10 @@ func settled(request store.Request) (seqs []int64) {
 func loaded(t *testing.T, options Options, now time.Time, rows ...store.Row) *core {
 	t.Helper()
 	c := newTestCore(t, options)
-	if request := c.mustExchange(t, now); request.Fetch == nil {
-		t.Fatal("the first exchange does not fetch")
+	if request := c.mustRoundTrip(t, now); request.Fetch == nil {
+		t.Fatal("the first round trip does not fetch")
 	}
-	c.exchanged(store.Reply{Floor: 1, Rows: rows}, now)
+	c.answered(store.Reply{Floor: 1, Rows: rows}, now)
 	return c
 }
 
@@ -110,10 +110,10 @@ func TestLateRow(t *testing.T) {
 	c := loaded(t, Options{}, now, row(5, "a"), row(7, "a"), row(8, "a"))
 	expect(t, "first", c.drain(), []int64{5})
 	c.wake()
-	request := c.mustExchange(t, now)
+	request := c.mustRoundTrip(t, now)
 	slices.Sort(request.Fetch.Held)
 	expect(t, "held", request.Fetch.Held, []int64{5, 7, 8})
-	c.exchanged(store.Reply{Rows: []store.Row{row(4, "a"), row(6, "a")}}, now)
+	c.answered(store.Reply{Rows: []store.Row{row(4, "a"), row(6, "a")}}, now)
 	var order []int64
 	for seq := int64(5); seq != 0; {
 		c.resolved(seq, nil, now)
@@ -133,53 +133,53 @@ func TestRefusedRowBlocksItsAggregateOnly(t *testing.T) {
 	if v := c.resolved(1, errRow, now); v != refused {
 		t.Errorf("got verdict %v, want refused", v)
 	}
-	request := c.mustExchange(t, now)
+	request := c.mustRoundTrip(t, now)
 	want := []store.Failure{{Ref: store.Ref{Seq: 1}, Attempts: 1, Wait: time.Second, Reason: "too large", Size: 2}}
 	if !slices.Equal(request.Failed, want) {
 		t.Errorf("got %+v, want %+v", request.Failed, want)
 	}
-	c.exchanged(store.Reply{Floor: 1}, now)
+	c.answered(store.Reply{Floor: 1}, now)
 	c.resolved(3, nil, now)
 
 	c.wake()
-	request = c.mustExchange(t, now)
+	request = c.mustRoundTrip(t, now)
 	if got := fmt.Sprint(request.Fetch.BlockedTypes, request.Fetch.BlockedIDs); got != "[A] [a]" {
 		t.Errorf("blocked: %s", got)
 	}
-	c.exchanged(store.Reply{Floor: 1, Rows: []store.Row{row(2, "a"), row(4, "b")}}, now) // 2 by a snapshot from before.
+	c.answered(store.Reply{Floor: 1, Rows: []store.Row{row(2, "a"), row(4, "b")}}, now) // 2 by a snapshot from before.
 	expect(t, "while a is blocked", c.drain(), []int64{4})
 	c.resolved(4, nil, now)
 
 	// It is let go at its time, not before.
-	c.mustExchange(t, now)
-	c.exchanged(store.Reply{Floor: 1, Asleep: true}, now)
+	c.mustRoundTrip(t, now)
+	c.answered(store.Reply{Floor: 1, Asleep: true}, now)
 	later := now.Add(time.Second)
-	if request, due := c.exchange(later.Add(-1)); due {
+	if request, due := c.nextRoundTrip(later.Add(-1)); due {
 		t.Errorf("1 ns early: %+v", request)
 	}
 	if at := c.deadline(); !at.Equal(later) {
 		t.Errorf("deadline %v, want %v", at, later)
 	}
-	request = c.mustExchange(t, later)
+	request = c.mustRoundTrip(t, later)
 	if len(request.Fetch.BlockedIDs) != 0 || !request.Fetch.Back || request.Fetch.BackTo != 1 {
 		t.Errorf("at its time: %+v", request)
 	}
 	again := row(1, "a")
 	again.Attempts = 1
-	c.exchanged(store.Reply{Floor: 1, Rows: []store.Row{again, row(2, "a")}}, later)
+	c.answered(store.Reply{Floor: 1, Rows: []store.Row{again, row(2, "a")}}, later)
 	expect(t, "again", c.drain(), []int64{1})
 
 	// Given up: the rest of the aggregate waits until that is recorded.
-	if v := c.resolved(1, errRow, later); v != died {
-		t.Errorf("got verdict %v, want died", v)
+	if v := c.resolved(1, errRow, later); v != givenUp {
+		t.Errorf("got verdict %v, want givenUp", v)
 	}
 	expect(t, "before it is recorded", c.drain(), nil)
-	request = c.mustExchange(t, later)
+	request = c.mustRoundTrip(t, later)
 	if len(request.Dead) != 1 || request.Dead[0].Seq != 1 || request.Dead[0].Attempts != 2 {
 		t.Errorf("dead: %+v", request.Dead)
 	}
-	c.exchanged(store.Reply{Floor: 1}, later)
-	request = c.mustExchange(t, later)
+	c.answered(store.Reply{Floor: 1}, later)
+	request = c.mustRoundTrip(t, later)
 	if request.Fetch == nil || !request.Fetch.Back || request.Fetch.BackTo != 1 || len(request.Fetch.BlockedIDs) != 0 {
 		t.Errorf("after it was recorded: %+v", request)
 	}
@@ -199,8 +199,8 @@ func TestDeniedIsNotGivenUpAlone(t *testing.T) {
 			t.Errorf("of %d attempts, nothing stored: got verdict %v, want refused", maxAttempts, v)
 		}
 		c.resolved(2, nil, now)
-		if v := c.resolved(3, denied, now); v != died {
-			t.Errorf("of %d attempts, beside others: got verdict %v, want died", maxAttempts, v)
+		if v := c.resolved(3, denied, now); v != givenUp {
+			t.Errorf("of %d attempts, beside others: got verdict %v, want givenUp", maxAttempts, v)
 		}
 	}
 }
@@ -210,27 +210,27 @@ func TestDeniedIsNotGivenUpAlone(t *testing.T) {
 func TestBlockedAggregateGoesOnFromTheFloor(t *testing.T) {
 	now := time.Now()
 	c := newTestCore(t, Options{MaxAttempts: 2, RetryBackoff: time.Second})
-	c.mustExchange(t, now)
-	c.exchanged(store.Reply{Floor: 95, Rows: []store.Row{row(101, "a"), row(102, "b")}}, now)
+	c.mustRoundTrip(t, now)
+	c.answered(store.Reply{Floor: 95, Rows: []store.Row{row(101, "a"), row(102, "b")}}, now)
 	c.drain()
 	c.resolved(102, nil, now)
 	c.resolved(101, errRow, now)
-	c.ledger.unrecorded, c.ledger.unsettled, c.ledger.start = true, [2]int{}, [2]uint64{7, 7}
-	request := c.mustExchange(t, now)
+	c.checkpoints.unrecorded, c.checkpoints.unsettled, c.checkpoints.start = true, [2]int{}, [2]uint64{7, 7}
+	request := c.mustRoundTrip(t, now)
 	if request.ScanFrom == nil || *request.ScanFrom != 95 || request.Checkpoint == 0 {
 		t.Errorf("a checkpoint is recorded with %+v, want one that has the next term look from 95 on", request)
 	}
-	c.exchanged(store.Reply{Floor: 150}, now)
-	if request = c.mustExchange(t, now.Add(time.Second)); !request.Fetch.Back || request.Fetch.BackTo != 95 {
+	c.answered(store.Reply{Floor: 150}, now)
+	if request = c.mustRoundTrip(t, now.Add(time.Second)); !request.Fetch.Back || request.Fetch.BackTo != 95 {
 		t.Errorf("it goes on with %+v, want a fetch from 95 on", request.Fetch)
 	}
 
 	// The same where a term begins with it.
 	c = newTestCore(t, Options{RetryBackoffMax: time.Second})
 	c.begin(store.Term{Floor: 95, Blocked: []store.Blocked{{AggregateType: "A", AggregateID: "a", For: time.Hour}}}, false, now)
-	c.mustExchange(t, now)
-	c.exchanged(store.Reply{Floor: 150}, now)
-	if request = c.mustExchange(t, now.Add(time.Second)); !request.Fetch.Back || request.Fetch.BackTo != 95 {
+	c.mustRoundTrip(t, now)
+	c.answered(store.Reply{Floor: 150}, now)
+	if request = c.mustRoundTrip(t, now.Add(time.Second)); !request.Fetch.Back || request.Fetch.BackTo != 95 {
 		t.Errorf("in the next term it goes on with %+v, want a fetch from 95 on", request.Fetch)
 	}
 }
@@ -244,7 +244,7 @@ func TestRefusedBehindOpen(t *testing.T) {
 	}
 	c := loaded(t, Options{}, now, rows...)
 	c.engage(1000)
-	expect(t, "piped", c.drain()[:3], []int64{1, 2, 3})
+	expect(t, "in an ordered batch", c.drain()[:3], []int64{1, 2, 3})
 	for seq := range int64(40) {
 		switch seq++; seq {
 		case 3:
@@ -280,8 +280,8 @@ func TestStoredPagesAreLetGo(t *testing.T) {
 			}
 		}
 		pages = append(pages, weak.Make(&page[0]))
-		c.mustExchange(t, now)
-		c.exchanged(store.Reply{Rows: page, Full: true}, now)
+		c.mustRoundTrip(t, now)
+		c.answered(store.Reply{Rows: page, Full: true}, now)
 		c.engage(4 * size)
 		for it, ok := c.publishable(4 * size); ok; it, ok = c.publishable(4 * size) {
 			flying = append(flying, it.Seq)
@@ -304,8 +304,8 @@ func TestSleep(t *testing.T) {
 	now := time.Now()
 	c := newTestCore(t, Options{PollInterval: time.Minute})
 	c.begin(store.Term{}, false, now)
-	c.mustExchange(t, now)
-	c.exchanged(store.Reply{}, now)
+	c.mustRoundTrip(t, now)
+	c.answered(store.Reply{}, now)
 	begun, nap := now, shortNap
 	for range 30 { // A producer's transaction is under way.
 		at := c.deadline()
@@ -313,35 +313,35 @@ func TestSleep(t *testing.T) {
 			t.Errorf("nap of %v after one of %v, %v after the beginning", at.Sub(now), nap, now.Sub(begun))
 		}
 		nap = at.Sub(now)
-		if _, due := c.exchange(at.Add(-1)); due {
+		if _, due := c.nextRoundTrip(at.Add(-1)); due {
 			t.Error("1 ns early")
 		}
 		now = at
-		if request := c.mustExchange(t, now); request.Sleep != store.FallAsleep || request.Fetch == nil {
+		if request := c.mustRoundTrip(t, now); request.Sleep != store.FallAsleep || request.Fetch == nil {
 			t.Fatalf("got %+v, want to fall asleep with a fetch", request)
 		}
-		c.exchanged(store.Reply{}, now)
+		c.answered(store.Reply{}, now)
 	}
 	if nap != longNap {
 		t.Errorf("the longest nap is %v, want %v", nap, longNap)
 	}
 	now = c.deadline()
-	c.mustExchange(t, now)
-	c.exchanged(store.Reply{Asleep: true}, now)
+	c.mustRoundTrip(t, now)
+	c.answered(store.Reply{Asleep: true}, now)
 	if at := c.deadline(); !at.Equal(now.Add(time.Minute)) {
 		t.Errorf("asleep: deadline in %v, want the poll", at.Sub(now))
 	}
-	if request := c.mustExchange(t, now.Add(time.Minute)); request.Sleep != store.KeepSleep || request.Fetch == nil {
+	if request := c.mustRoundTrip(t, now.Add(time.Minute)); request.Sleep != store.KeepSleep || request.Fetch == nil {
 		t.Errorf("poll: %+v", request)
 	}
-	c.exchanged(store.Reply{}, now)
+	c.answered(store.Reply{}, now)
 	c.wake()
-	if request := c.mustExchange(t, now); request.Sleep != store.WakeUp || request.Fetch == nil {
+	if request := c.mustRoundTrip(t, now); request.Sleep != store.WakeUp || request.Fetch == nil {
 		t.Errorf("woken: %+v", request)
 	}
 	c.wake() // While the fetch is under way: it may not see what this is about.
-	c.exchanged(store.Reply{}, now)
-	if request := c.mustExchange(t, now); request.Fetch == nil || request.Sleep != store.KeepSleep {
+	c.answered(store.Reply{}, now)
+	if request := c.mustRoundTrip(t, now); request.Fetch == nil || request.Sleep != store.KeepSleep {
 		t.Errorf("woken during a fetch: %+v", request)
 	}
 }
@@ -354,14 +354,14 @@ func TestPageBounds(t *testing.T) {
 		return r
 	}
 	c := newTestCore(t, Options{BatchSize: 10, BatchBytes: 1000})
-	c.mustExchange(t, now)
-	c.exchanged(store.Reply{Rows: []store.Row{large(1), large(2)}, Full: true}, now)
-	if request, due := c.exchange(now); due {
+	c.mustRoundTrip(t, now)
+	c.answered(store.Reply{Rows: []store.Row{large(1), large(2)}, Full: true}, now)
+	if request, due := c.nextRoundTrip(now); due {
 		t.Errorf("fetches beyond its bytes: %+v", request)
 	}
 	c.drain()
 	c.resolved(1, nil, now)
-	request := c.mustExchange(t, now)
+	request := c.mustRoundTrip(t, now)
 	expect(t, "settled", settled(request), []int64{1})
 	expect(t, "held", request.Fetch.Held, []int64{2})
 }
@@ -377,13 +377,13 @@ type simulation struct {
 	seq     int64
 	poison  map[int64]bool
 
-	stored  map[int64]int // Position by seq: what a broker with duplicate detection holds.
-	order   map[string]int64
-	flight  map[int64]bool
-	piped   int
-	pipe    []int64 // What is in flight, in order, while the core is pipelined.
-	dead    map[int64]bool
-	request *store.Request
+	stored      map[int64]int // Position by seq: what a broker with duplicate detection holds.
+	order       map[string]int64
+	flight      map[int64]bool
+	sentOrdered int
+	ordered     []int64 // What is in flight, in order, while an ordered batch is under way.
+	dead        map[int64]bool
+	request     *store.Request
 
 	readsBack  bool // The relay looks what is stored after an open outcome; the broker does not know a message again.
 	recoveries int
@@ -393,7 +393,7 @@ type simulation struct {
 // most one row of an aggregate is ever in flight. With half of the seeds the broker recognises no message: then reading
 // back the stream is what keeps everything from being stored twice.
 func TestSimulation(t *testing.T) {
-	piped, recoveries := 0, 0
+	sentOrdered, recoveries := 0, 0
 	for seed := range uint64(300) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			s := &simulation{
@@ -403,15 +403,15 @@ func TestSimulation(t *testing.T) {
 				order: map[string]int64{}, flight: map[int64]bool{}, dead: map[int64]bool{},
 			}
 			s.run()
-			piped += s.piped
+			sentOrdered += s.sentOrdered
 			recoveries += s.recoveries
 		})
 	}
 	if recoveries < 1000 {
 		t.Errorf("only %d times the stream was read back: the simulation shows nothing about it", recoveries)
 	}
-	if piped < 1000 {
-		t.Errorf("only %d rows went through an ordered pipe: the simulation shows nothing about it", piped)
+	if sentOrdered < 1000 {
+		t.Errorf("only %d rows went in ordered batches: the simulation shows nothing about it", sentOrdered)
 	}
 }
 
@@ -432,11 +432,11 @@ func (s *simulation) run() {
 		case 1:
 			s.answer(c)
 		case 2:
-			if request, due := c.exchange(s.now); due {
+			if request, due := c.nextRoundTrip(s.now); due {
 				s.request = &request
 			}
 		case 3:
-			s.exchange(c)
+			s.roundTrip(c)
 		}
 	}
 	for range 20000 {
@@ -447,13 +447,13 @@ func (s *simulation) run() {
 		s.readBack(c)
 		s.send(c)
 		s.answer(c)
-		if request, due := c.exchange(s.now); due {
+		if request, due := c.nextRoundTrip(s.now); due {
 			s.request = &request
 		}
-		s.exchange(c)
+		s.roundTrip(c)
 	}
-	if len(s.rows) > 0 || c.open > 0 || c.flying > 0 {
-		s.t.Errorf("left over: %d rows, %d open, %d in flight", len(s.rows), c.open, c.flying)
+	if len(s.rows) > 0 || c.heldRows > 0 || c.inFlight > 0 {
+		s.t.Errorf("left over: %d rows, %d open, %d in flight", len(s.rows), c.heldRows, c.inFlight)
 	}
 	for seq := int64(1); seq <= s.seq; seq++ {
 		if _, stored := s.stored[seq]; stored == s.dead[seq] {
@@ -464,7 +464,7 @@ func (s *simulation) run() {
 
 // produce draws a seq, or commits one that was drawn: an aggregate's own transactions never overlap.
 func (s *simulation) produce(c *core) {
-	if s.random.IntN(200) == 0 { // A burst, for which a pipe is worth while.
+	if s.random.IntN(200) == 0 { // A burst, for which an ordered batch is worth while.
 		for len(s.pending) > 0 {
 			s.commit(c, 0)
 		}
@@ -500,7 +500,7 @@ func (s *simulation) commit(c *core, i int) {
 }
 
 func (s *simulation) send(c *core) {
-	if c.flying == 0 || s.random.IntN(4) == 0 {
+	if c.inFlight == 0 || s.random.IntN(4) == 0 {
 		c.engage(s.random.IntN(2) * 1000)
 	}
 	r, ok := c.publishable(c.window)
@@ -508,9 +508,9 @@ func (s *simulation) send(c *core) {
 	case !ok:
 		c.finish(false)
 		return
-	case c.pipelined:
-		s.piped++
-		s.pipe = append(s.pipe, r.Seq)
+	case c.ordered:
+		s.sentOrdered++
+		s.ordered = append(s.ordered, r.Seq)
 	default:
 		for seq := range s.flight {
 			if s.rows[seq].AggregateID == r.AggregateID {
@@ -539,8 +539,8 @@ func (s *simulation) store(seq int64) {
 
 // answer gives events in flight an outcome: some are stored although the answer is lost.
 func (s *simulation) answer(c *core) {
-	if c.pipelined {
-		s.answerPipe(c)
+	if c.ordered {
+		s.answerOrdered(c)
 		return
 	}
 	for seq := range s.flight {
@@ -562,32 +562,32 @@ func (s *simulation) answer(c *core) {
 	}
 }
 
-// answerPipe acknowledges a first part of the pipe, and may end it there.
-func (s *simulation) answerPipe(c *core) {
-	if len(s.pipe) == 0 {
+// answerOrdered acknowledges a first part of the ordered batch, and may end it there.
+func (s *simulation) answerOrdered(c *core) {
+	if len(s.ordered) == 0 {
 		return
 	}
-	count := s.random.IntN(len(s.pipe) + 1)
-	if i := slices.IndexFunc(s.pipe, func(seq int64) bool { return s.poison[seq] }); i >= 0 {
+	count := s.random.IntN(len(s.ordered) + 1)
+	if i := slices.IndexFunc(s.ordered, func(seq int64) bool { return s.poison[seq] }); i >= 0 {
 		count = min(count, i)
 	}
-	for _, seq := range s.pipe[:count] {
+	for _, seq := range s.ordered[:count] {
 		s.store(seq)
 	}
 	known := count // What is stored but not known to be is the last part.
-	ends := s.random.IntN(4) == 0 || count < len(s.pipe) && s.poison[s.pipe[count]]
+	ends := s.random.IntN(4) == 0 || count < len(s.ordered) && s.poison[s.ordered[count]]
 	if ends {
 		known -= s.random.IntN(count + 1)
 	}
-	for _, seq := range s.pipe[:known] {
+	for _, seq := range s.ordered[:known] {
 		delete(s.flight, seq)
 		c.resolved(seq, nil, s.now)
 	}
-	s.pipe = s.pipe[known:]
+	s.ordered = s.ordered[known:]
 	if !ends {
 		return
 	}
-	for i, seq := range s.pipe {
+	for i, seq := range s.ordered {
 		delete(s.flight, seq)
 		fault := errWeather
 		if s.poison[seq] && known+i == count && known == count {
@@ -595,7 +595,7 @@ func (s *simulation) answerPipe(c *core) {
 		}
 		c.resolved(seq, fault, s.now)
 	}
-	s.pipe = nil
+	s.ordered = nil
 }
 
 // readBack reads back the stream when the core wants that, and sometimes fails to.
@@ -616,8 +616,8 @@ func (s *simulation) readBack(c *core) {
 	c.recovered(uint64(len(s.stored)+s.recoveries), ok, nil, false, s.now)
 }
 
-// exchange carries out the round trip under way.
-func (s *simulation) exchange(c *core) {
+// roundTrip carries out the round trip under way.
+func (s *simulation) roundTrip(c *core) {
 	if s.request == nil {
 		return
 	}
@@ -648,7 +648,7 @@ func (s *simulation) exchange(c *core) {
 		}
 		reply.Full = len(reply.Rows) == f.Rows
 	}
-	c.exchanged(reply, s.now)
+	c.answered(reply, s.now)
 }
 
 // A row that can never be published was not read: it is given up at once, and blocks nobody whose name it does not tell.
@@ -664,12 +664,12 @@ func TestUnfitRows(t *testing.T) {
 	if len(c.unfit) != 3 {
 		t.Errorf("%d refusals are to be told, want 3", len(c.unfit))
 	}
-	request := c.mustExchange(t, now)
+	request := c.mustRoundTrip(t, now)
 	if len(request.Dead) != 3 || request.Dead[0].Size < 1<<20 || request.Dead[0].Attempts != 1 {
 		t.Errorf("dead: %+v", request.Dead)
 	}
-	c.exchanged(store.Reply{Floor: 1}, now)
-	request = c.mustExchange(t, now)
+	c.answered(store.Reply{Floor: 1}, now)
+	request = c.mustRoundTrip(t, now)
 	if !request.Fetch.Back || request.Fetch.BackTo != 1 {
 		t.Errorf("after they were recorded: %+v, want to go back to row 1", request.Fetch)
 	}
@@ -680,19 +680,19 @@ func TestBlockedRowsArePassedOver(t *testing.T) {
 	now := time.Now()
 	c := newTestCore(t, Options{RetryBackoff: time.Second})
 	c.begin(store.Term{}, false, now)
-	c.mustExchange(t, now)
+	c.mustRoundTrip(t, now)
 	var rows []store.Row
 	for i := range int64(namesMost + 500) {
 		rows = append(rows, row(i+1, fmt.Sprint(i)))
 	}
-	c.exchanged(store.Reply{Rows: rows}, now)
+	c.answered(store.Reply{Rows: rows}, now)
 	for _, seq := range c.drain() {
 		c.resolved(seq, errRow, now)
 	}
-	c.mustExchange(t, now)
-	c.exchanged(store.Reply{}, now)
+	c.mustRoundTrip(t, now)
+	c.answered(store.Reply{}, now)
 	c.wake()
-	request := c.mustExchange(t, now)
+	request := c.mustRoundTrip(t, now)
 	if len(request.Fetch.BlockedIDs) != namesMost || len(request.Fetch.Passed) != 0 {
 		t.Fatalf("%d names and %d seqs are left out, want %d and none", len(request.Fetch.BlockedIDs), len(request.Fetch.Passed), namesMost)
 	}
@@ -706,16 +706,16 @@ func TestBlockedRowsArePassedOver(t *testing.T) {
 			again = append(again, row(10_000+i, id))
 		}
 	}
-	c.exchanged(store.Reply{Rows: again}, now)
+	c.answered(store.Reply{Rows: again}, now)
 	expect(t, "published while blocked", c.drain(), nil)
 	c.wake()
-	if request = c.mustExchange(t, now); len(request.Fetch.Passed) != len(again) {
+	if request = c.mustRoundTrip(t, now); len(request.Fetch.Passed) != len(again) {
 		t.Errorf("%d seqs are left out, want the %d that were passed over", len(request.Fetch.Passed), len(again))
 	}
-	c.exchanged(store.Reply{}, now)
+	c.answered(store.Reply{}, now)
 	// They go on some at a time, beside what is new.
 	later := now.Add(time.Second)
-	request = c.mustExchange(t, later)
+	request = c.mustRoundTrip(t, later)
 	if got := namesMost + 500 - len(c.blocked.of); got != releasedAtOnce || !request.Fetch.Back {
 		t.Errorf("%d aggregates go on at once, want %d, and a fetch that goes back", got, releasedAtOnce)
 	}
@@ -729,19 +729,19 @@ func TestKeptRowsAreSetAside(t *testing.T) {
 	for _, seq := range c.drain() {
 		c.resolved(seq, nil, now)
 	}
-	c.mustExchange(t, now)
-	unsettled := c.ledger.unsettled[c.ledger.epoch&1]
-	c.exchanged(store.Reply{Kept: []store.Kept{{Ref: store.Ref{Seq: 1}, Settle: true, Err: errors.New("no")}}}, now)
-	if got := c.ledger.unsettled[c.ledger.epoch&1]; unsettled != 2 || got != 1 {
+	c.mustRoundTrip(t, now)
+	unsettled := c.checkpoints.unsettled[c.checkpoints.epoch&1]
+	c.answered(store.Reply{Kept: []store.Kept{{Ref: store.Ref{Seq: 1}, Settle: true, Err: errors.New("no")}}}, now)
+	if got := c.checkpoints.unsettled[c.checkpoints.epoch&1]; unsettled != 2 || got != 1 {
 		t.Errorf("unsettled were %d and are %d rows, want 2 and 1", unsettled, got)
 	}
 	c.wake()
-	expect(t, "held", c.mustExchange(t, now).Fetch.Held, []int64{1})
-	c.exchanged(store.Reply{Asleep: true}, now)
+	expect(t, "held", c.mustRoundTrip(t, now).Fetch.Held, []int64{1})
+	c.answered(store.Reply{Asleep: true}, now)
 	if at := c.deadline(); at.After(now.Add(asideRetry)) {
 		t.Errorf("the deadline is in %v, want when it is tried again", at.Sub(now))
 	}
-	expect(t, "tried again", settled(c.mustExchange(t, now.Add(asideRetry))), []int64{1})
+	expect(t, "tried again", settled(c.mustRoundTrip(t, now.Add(asideRetry))), []int64{1})
 }
 
 // A term that finds such a row when it reads back the stream holds it, too.
@@ -753,10 +753,10 @@ func TestRowsKeptByRecoveryAreHeld(t *testing.T) {
 		t.Fatal("no recovery at the beginning of a term")
 	}
 	c.recovered(100, true, []store.Ref{{Seq: 24}}, false, now)
-	fetch := c.mustExchange(t, now).Fetch
+	fetch := c.mustRoundTrip(t, now).Fetch
 	expect(t, "held", fetch.Held, []int64{24})
-	if fetch.Highest < 24 || c.ledger.unsettled[c.ledger.epoch&1] != 1 {
-		t.Errorf("the highest seq held is %d, and %d rows are unsettled; want 24 and 1", fetch.Highest, c.ledger.unsettled[c.ledger.epoch&1])
+	if fetch.Highest < 24 || c.checkpoints.unsettled[c.checkpoints.epoch&1] != 1 {
+		t.Errorf("the highest seq held is %d, and %d rows are unsettled; want 24 and 1", fetch.Highest, c.checkpoints.unsettled[c.checkpoints.epoch&1])
 	}
 }
 
@@ -769,16 +769,16 @@ func TestTwoRowsWithOneID(t *testing.T) {
 	c.double(2, 18, now)
 	expect(t, "the aggregate goes on", c.drain(), []int64{3})
 	c.wake()
-	request := c.mustExchange(t, now)
+	request := c.mustRoundTrip(t, now)
 	expect(t, "settled before it is known", settled(request), nil)
 	expect(t, "held", slices.Sorted(slices.Values(request.Fetch.Held)), []int64{1, 2, 3})
-	c.exchanged(store.Reply{}, now)
+	c.answered(store.Reply{}, now)
 	for _, d := range c.doubles {
 		c.resolvedDouble(d, d.ref.Seq == 2, now)
 	}
 	c.doubles = nil
 	c.wake()
-	request = c.mustExchange(t, now)
+	request = c.mustRoundTrip(t, now)
 	if len(request.Settled) != 2 || request.Settled[0].Unarchived || !request.Settled[1].Unarchived {
 		t.Fatalf("settled: %+v, want one archived and one not", request.Settled)
 	}

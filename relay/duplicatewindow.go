@@ -9,11 +9,10 @@ import (
 
 // What [MinDuplicateWindow] adds to the lease and to the wait for an acknowledgement.
 const (
-	// brokerPatience is how long a message may be on its way although the relay has let go of it: a write to a frozen
-	// server blocks for 10 s before package stream gives the connection up, and a server keeps an ordered batch that
-	// is idle for 10 s.
+	// brokerPatience is how long a message may be on its way after the relay has let go of it: a write to a frozen server
+	// blocks for 10 s before package stream gives the connection up, and a server keeps an idle ordered batch for 10 s.
 	brokerPatience = 10 * time.Second
-	// windowMargin is for what takes no time by itself: the processes' turns on a busy machine, the network.
+	// windowMargin is for delays that have no limit of their own: by a busy machine, by the network.
 	windowMargin = 2 * time.Second
 )
 
@@ -24,15 +23,16 @@ const (
 //
 // Whatever the new leader stores, the old one may send again until all of this has passed since Postgres last heard of it:
 //
-//	election.LeaseDuration   it looks at its lease before each write, and stops
+//	election.LeaseDuration   the old leader looks at its lease before each write, and stops
 //	+ 10 s                   a write to a frozen server blocks that long, or a server keeps a batch open
 //	+ ackTimeout             its last message is acknowledged, or counts as lost
 //	+ 2 s                    margin
 //
-// which makes 22 s by default. For that long the stream has to recognise an event's id, and then for as long as the new
-// leader takes to publish that event: an event whose message arrives late, after the fence, and which then waits for
-// longer than the window, as for a backlog of hours or for an event that is refused again and again, is stored twice. An
-// interruption between publishing an event and settling it, such as an outage of Postgres or NATS, may last for any time.
+// which makes 22 s by default. For that long the stream has to recognise an event's id, and then until the new leader has
+// published that event. One sequence of faults goes on for longer and stores an event twice: its message arrives late, after
+// the fence, and its row then waits for longer than the window, because of a backlog of hours or because an event before it
+// is refused again and again (see "The open hole" in README.md). An interruption between publishing an event and settling
+// it, such as an outage of Postgres or NATS, may last for any time.
 func MinDuplicateWindow(ackTimeout time.Duration) time.Duration {
 	if ackTimeout == 0 {
 		ackTimeout = stream.DefaultAckTimeout

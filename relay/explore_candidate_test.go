@@ -36,10 +36,10 @@ type candidate struct {
 	reconnecting bool // The connection broke, which it has not been told.
 	fence        uint64
 	fenced       bool
-	flying       []int64 // Plain messages on their way.
+	inFlight     []int64 // Plain messages on their way.
 	silent       []int64 // Those whose answer will not come.
-	pipe         *pipe
-	severed      bool // The pipe ended, which it has not been told.
+	ordered      *orderedBatch
+	severed      bool // The ordered batch ended, which it has not been told.
 	outcomes     []stream.Outcome
 	trouble      *stream.Error // That of the connection; nil for none.
 	mark         int           // The stamp of the last message that it saw, when it looked.
@@ -61,7 +61,7 @@ type glance struct {
 // where it was, with the answers that it got, to find out what it asks for next.
 type readingBack struct {
 	checkpoint store.Checkpoint
-	untouched  bool
+	first      bool
 	leaving    bool // It hands over.
 	acked      uint64
 	answers    []answer // Never changed in place.
@@ -87,8 +87,8 @@ type answer struct {
 
 func (o *candidate) clone() *candidate {
 	n := *o
-	n.flying, n.silent, n.outcomes, n.looks = slices.Clone(o.flying), slices.Clone(o.silent), slices.Clone(o.outcomes), slices.Clone(o.looks)
-	n.pipe = o.pipe.clone()
+	n.inFlight, n.silent, n.outcomes, n.looks = slices.Clone(o.inFlight), slices.Clone(o.silent), slices.Clone(o.outcomes), slices.Clone(o.looks)
+	n.ordered = o.ordered.clone()
 	if o.recovery != nil {
 		r := *o.recovery
 		r.answers = slices.Clip(r.answers)
@@ -97,10 +97,10 @@ func (o *candidate) clone() *candidate {
 	if t := o.term; t != nil {
 		n.term = &term{
 			Relay: t.Relay, lease: t.lease, core: t.core.clone(), stop: t.stop, healthy: t.healthy,
-			number: t.number, checkpoint: t.checkpoint, untouched: t.untouched, id: t.id,
-			woken: t.woken, replies: t.replies, opened: t.opened, read: t.read, looked: t.looked, originals: t.originals,
-			audit: t.audit, gate: t.gate, opening: t.opening, lost: t.lost, reopenAt: t.reopenAt, troubles: t.troubles,
-			piped: t.piped, reason: t.reason, stopping: t.stopping, handed: t.handed, handing: t.handing,
+			number: t.number, checkpoint: t.checkpoint, first: t.first, id: t.id,
+			woken: t.woken, replies: t.replies, opened: t.opened, read: t.read, verifications: t.verifications, originals: t.originals,
+			detector: t.detector, breaker: t.breaker, opening: t.opening, lost: t.lost, reopenAt: t.reopenAt, troubles: t.troubles,
+			orderedTold: t.orderedTold, reason: t.reason, stopping: t.stopping, handed: t.handed, handing: t.handing,
 		}
 	}
 	return &n
@@ -124,11 +124,11 @@ func (c *core) clone() *core {
 		lanes = append(lanes, pair{l, &m})
 		return &m
 	}
-	n.hands = make(map[int64]*item, len(c.hands))
-	for seq, it := range c.hands {
+	n.held = make(map[int64]*item, len(c.held))
+	for seq, it := range c.held {
 		m := *it
 		m.lane = lookup(it.lane)
-		n.hands[seq] = &m
+		n.held[seq] = &m
 	}
 	n.lanes = make(map[aggregate]*lane, len(c.lanes))
 	for a, l := range c.lanes {
@@ -142,9 +142,9 @@ func (c *core) clone() *core {
 		if it == nil {
 			return nil
 		}
-		return n.hands[it.row.Seq]
+		return n.held[it.row.Seq]
 	}
-	for _, it := range n.hands {
+	for _, it := range n.held {
 		it.next = again(it.next)
 	}
 	for _, p := range lanes {
@@ -169,21 +169,21 @@ type port struct {
 	world     *world
 	candidate *candidate
 
-	woken     chan struct{}
-	replies   chan reply
-	opened    chan opening
-	read      chan recovery
-	looked    chan inspection
-	handed    chan error
-	originals chan original
-	forever   time.Time
-	outboxID  uuid.UUID
+	woken         chan struct{}
+	replies       chan reply
+	opened        chan opening
+	read          chan recovery
+	verifications chan verification
+	handed        chan error
+	originals     chan original
+	forever       time.Time
+	outboxID      uuid.UUID
 }
 
 func newPort(s *scenario) *port {
 	p := &port{
 		woken: make(chan struct{}, 1), replies: make(chan reply, 1), opened: make(chan opening, 1),
-		read: make(chan recovery, 1), looked: make(chan inspection, 1), handed: make(chan error, 1), originals: make(chan original, 1), forever: time.Now().Add(24 * time.Hour), outboxID: uuid.UUID{1},
+		read: make(chan recovery, 1), verifications: make(chan verification, 1), handed: make(chan error, 1), originals: make(chan original, 1), forever: time.Now().Add(24 * time.Hour), outboxID: uuid.UUID{1},
 	}
 	options, err := Options{BatchSize: s.batch, Window: 16, Name: "relay", Logger: slog.New(slog.DiscardHandler)}.validated()
 	if err != nil {
@@ -213,9 +213,9 @@ func (p *port) newTerm() *term {
 	lease := election.NewLease(func() (time.Time, bool) { return p.forever, p.candidate.lease || p.world.sabotage.anyLease })
 	t := &term{
 		Relay: p.relay, lease: lease, core: newCore(p.relay.options), healthy: func() {},
-		woken: p.woken, replies: p.replies, opened: p.opened, read: p.read, looked: p.looked, handed: p.handed, originals: p.originals,
+		woken: p.woken, replies: p.replies, opened: p.opened, read: p.read, verifications: p.verifications, handed: p.handed, originals: p.originals,
 	}
-	t.core.pipeFrom = max(p.world.pipeFrom, 1)
+	t.core.orderedFrom = max(p.world.orderedFrom, 1)
 	return t
 }
 
@@ -223,28 +223,28 @@ func (p *port) newTerm() *term {
 func (p *port) pump(now time.Time) (done bool) {
 	ctx, t := context.Background(), p.candidate.term
 	if !p.world.slow {
-		t.core.ledger.began = time.Time{} // A second has passed since.
+		t.core.checkpoints.began = time.Time{} // A second has passed since.
 	} else {
-		t.core.ledger.began = now
+		t.core.checkpoints.began = now
 	}
 	if p.world.drifting() {
-		t.core.ledger.from = now.Add(time.Hour) // What the ledger waits for has not happened.
+		t.core.checkpoints.from = now.Add(time.Hour) // What checkpoints waits for has not happened.
 	} else {
-		t.core.ledger.from = time.Time{}
+		t.core.checkpoints.from = time.Time{}
 	}
 	if p.world.sabotage.strayBlind {
-		t.core.ledger.clear = true
+		t.core.checkpoints.clear = true
 	}
 	if p.world.sabotage.earlyBound {
-		t.core.ledger.unsettled = [2]int{}
+		t.core.checkpoints.unsettled = [2]int{}
 	}
-	t.open(ctx, now)
+	t.openPublisher(ctx, now)
 	t.recover(ctx)
 	p.join()
-	t.look(ctx, now)
+	t.verify(ctx, now)
 	p.find(ctx, now)
 	t.publish(ctx, now)
-	done = t.exchange(ctx, now)
+	done = t.startRoundTrip(ctx, now)
 	p.join()
 	return done
 }
@@ -277,7 +277,7 @@ func (p *port) join() {
 		case <-p.replies:
 		case <-p.opened:
 		case <-p.read:
-		case <-p.looked:
+		case <-p.verifications:
 		case <-p.handed: //nolint:errcheck // As the others.
 		default:
 			return
@@ -326,7 +326,7 @@ func (p *port) Verify(_ context.Context, before stream.State, acked uint64) (str
 func (p *port) ask(request answer) answer {
 	o := p.candidate
 	if o.recovery == nil {
-		o.recovery = &readingBack{checkpoint: o.term.checkpoint, untouched: o.term.untouched, leaving: o.term.handing == handingOver, acked: o.term.audit.acked}
+		o.recovery = &readingBack{checkpoint: o.term.checkpoint, first: o.term.first, leaving: o.term.handing == handingOver, acked: o.term.detector.acked}
 	}
 	r := o.recovery
 	if r.at < len(r.answers) {
@@ -379,7 +379,7 @@ func (p *port) answered(a answer) (recovery, bool) {
 	r := o.recovery
 	r.answers, r.at, r.next = append(r.answers, a), 0, answer{}
 	if r.leaving {
-		err := o.term.leaveInOrder(context.Background(), o.term.audit.sight, r.acked)
+		err := o.term.recordHandOver(context.Background(), o.term.detector.sight, r.acked)
 		if errors.Is(err, errUnanswered) {
 			return recovery{}, false
 		}
@@ -387,7 +387,7 @@ func (p *port) answered(a answer) (recovery, bool) {
 		o.term.left(context.Background(), err)
 		return recovery{err: err}, true
 	}
-	result := o.term.readBack(context.Background(), r.checkpoint, r.untouched)
+	result := o.term.readBack(context.Background(), r.checkpoint, r.first)
 	if errors.Is(result.err, errUnanswered) {
 		return recovery{}, false
 	}
@@ -400,7 +400,7 @@ func (p *port) Publish(event *stream.Event) error {
 	if o.reconnecting || !o.connected {
 		return errNotSent
 	}
-	o.flying = append(o.flying, event.Seq)
+	o.inFlight = append(o.inFlight, event.Seq)
 	p.world.aside("it sends row %d", event.Seq)
 	return nil
 }
@@ -410,7 +410,7 @@ func (p *port) VerifyFirst() bool { return false }
 func (p *port) Alone() bool { return false } // That is covered by what a stream acknowledges.
 
 func (p *port) Pipeline() int {
-	if p.world.pipeFrom == 0 || !p.candidate.connected {
+	if p.world.orderedFrom == 0 || !p.candidate.connected {
 		return 0
 	}
 	return 8
@@ -425,13 +425,13 @@ func (p *port) PublishInOrder(event *stream.Event) error {
 	case o.reconnecting || !o.connected:
 		return errNotSent
 	}
-	if o.pipe != nil && len(o.pipe.unacked) == 0 && o.pipe.ending {
-		o.pipe = nil
+	if o.ordered != nil && len(o.ordered.unacked) == 0 && o.ordered.ending {
+		o.ordered = nil
 	}
-	if o.pipe == nil {
-		o.pipe = &pipe{fence: o.fence, fenced: o.fenced}
+	if o.ordered == nil {
+		o.ordered = &orderedBatch{fence: o.fence, fenced: o.fenced}
 	}
-	o.pipe.queue, o.pipe.unacked = append(o.pipe.queue, event.Seq), append(o.pipe.unacked, event.Seq)
+	o.ordered.queue, o.ordered.unacked = append(o.ordered.queue, event.Seq), append(o.ordered.unacked, event.Seq)
 	p.world.aside("it sends row %d in an ordered batch", event.Seq)
 	return nil
 }
@@ -439,9 +439,9 @@ func (p *port) PublishInOrder(event *stream.Event) error {
 func (p *port) Flush() {} // What is on its way is in the queue.
 
 func (p *port) Finish() {
-	if o := p.candidate; o.pipe != nil && !o.pipe.ending {
-		o.pipe.ending = true
-		o.pipe.queue = append(o.pipe.queue, 0)
+	if o := p.candidate; o.ordered != nil && !o.ordered.ending {
+		o.ordered.ending = true
+		o.ordered.queue = append(o.ordered.queue, 0)
 	}
 }
 
@@ -494,7 +494,7 @@ func (e *encoder) set(seqs []int64) {
 	e.seqs(seqs)
 }
 
-func (e *encoder) pipe(p *pipe) {
+func (e *encoder) orderedBatch(p *orderedBatch) {
 	e.flag(p != nil)
 	if p != nil {
 		e.number(p.fence, p.last)
@@ -526,7 +526,7 @@ func (e *encoder) world(w *world) {
 	// What is on its way of former terms, and the two relays, have no order.
 	e.unordered(len(w.strays), func(e *encoder, i int) {
 		e.number(uint64(w.strays[i].seq))
-		e.pipe(w.strays[i].pipe)
+		e.orderedBatch(w.strays[i].ordered)
 	})
 	e.unordered(len(w.candidates), func(e *encoder, i int) { e.candidate(w, w.candidates[i]) })
 }
@@ -563,9 +563,9 @@ func (e *encoder) candidate(w *world, o *candidate) {
 	}
 	e.flag(o.session, o.lease, o.frozen, o.opening, o.connected, o.reconnecting, o.fenced, o.severed)
 	e.number(o.fence)
-	e.set(o.flying)
+	e.set(o.inFlight)
 	e.set(o.silent)
-	e.pipe(o.pipe)
+	e.orderedBatch(o.ordered)
 	e.flag(o.trouble != nil)
 	e.number(uint64(len(o.outcomes)))
 	for _, x := range o.outcomes {
@@ -582,19 +582,19 @@ func (e *encoder) candidate(w *world, o *candidate) {
 	e.flag(o.recovery != nil)
 	if r := o.recovery; r != nil {
 		e.checkpoint(r.checkpoint)
-		e.flag(r.untouched, r.leaving)
+		e.flag(r.first, r.leaving)
 		e.number(uint64(len(r.answers)))
 		for i := range r.answers {
 			e.answer(w, &r.answers[i])
 		}
 	}
-	a := &t.audit
+	a := &t.detector
 	e.created(w, a.sight)
-	e.flag(!a.sight.Created.IsZero() && w.marked(a.sight.Last) == o.mark, a.looking, a.void, a.failed, a.busy, a.due.IsZero(),
-		a.epoch == 0, a.epoch == t.core.ledger.epoch)
+	e.flag(!a.sight.Created.IsZero() && w.marked(a.sight.Last) == o.mark, a.verifying, a.void, a.failed, a.busy, a.due.IsZero(),
+		a.epoch == 0, a.epoch == t.core.checkpoints.epoch)
 	e.number(a.sight.Last, a.acked)
-	e.number(uint64(t.gate), uint64(t.number), uint64(t.handing))
-	e.flag(t.opening, t.lost != nil, t.reopenAt.IsZero(), t.troubles > 0, t.reason != "", t.untouched, t.stopping)
+	e.number(uint64(t.breaker), uint64(t.number), uint64(t.handing))
+	e.flag(t.opening, t.lost != nil, t.reopenAt.IsZero(), t.troubles > 0, t.reason != "", t.first, t.stopping)
 	e.checkpoint(t.checkpoint)
 	e.core(t.core, int64(len(w.rows)))
 }
@@ -622,16 +622,16 @@ func (e *encoder) core(c *core, rows int64) {
 		if epoch == 0 {
 			return 9
 		}
-		return c.ledger.epoch - epoch
+		return c.checkpoints.epoch - epoch
 	}
 	for seq := int64(1); seq <= rows; seq++ {
-		it := c.hands[seq]
+		it := c.held[seq]
 		if it == nil {
 			e.number(0)
 			continue
 		}
 		e.number(1, age(it.epoch))
-		e.flag(it.flying, it.old, it.lane.waiting == it, it.lane.first == it, it.lane.queued)
+		e.flag(it.inFlight, it.old, it.lane.waiting == it, it.lane.first == it, it.lane.queued)
 		if it.next != nil {
 			e.number(uint64(it.next.row.Seq))
 		}
@@ -640,9 +640,9 @@ func (e *encoder) core(c *core, rows int64) {
 	for _, l := range c.ready.items[c.ready.head:] {
 		e.number(uint64(l.aggregate.id[0]))
 	}
-	e.number(uint64(c.open), uint64(c.flying))
-	e.flag(c.pipelined, c.closing, c.readsBack, c.doubt, c.recovering, c.stale, c.more, c.asleep, c.next.IsZero(), c.back)
-	l := &c.ledger
+	e.number(uint64(c.heldRows), uint64(c.inFlight))
+	e.flag(c.ordered, c.closing, c.readsBack, c.doubt, c.recovering, c.stale, c.more, c.asleep, c.next.IsZero(), c.back)
+	l := &c.checkpoints
 	for back := range uint64(2) {
 		parity := (l.epoch - back) & 1
 		e.number(l.start[parity], uint64(l.unsettled[parity]))
@@ -651,10 +651,10 @@ func (e *encoder) core(c *core, rows int64) {
 	}
 	e.number(min(l.epoch, 2))
 	e.number(uint64(c.old.left))
-	e.flag(l.unrecorded, l.clear, c.old.gathering, c.old.lost, c.under != nil)
-	if c.under != nil {
-		e.flag(c.under.clears)
-		r := &c.under.request
+	e.flag(l.unrecorded, l.clear, c.old.gathering, c.old.lost, c.trip != nil)
+	if c.trip != nil {
+		e.flag(c.trip.clears)
+		r := &c.trip.request
 		e.number(uint64(len(r.Settled)))
 		for _, s := range r.Settled {
 			e.set(s.Seqs)

@@ -55,14 +55,14 @@ func partsOfState() map[string]partOfState {
 			notEncoded: map[string]string{"stamp": "see world"},
 		},
 		"stray": {of: func(w *world) any { return &w.strays[0] }},
-		"pipe": {
-			of:         func(w *world) any { return w.candidates[0].pipe },
-			notEncoded: map[string]string{"stray": "a candidate's pipe is none, and one in world.strays always is"},
+		"orderedBatch": {
+			of:         func(w *world) any { return w.candidates[0].ordered },
+			notEncoded: map[string]string{"stray": "a candidate's ordered batch is none, and one in world.strays always is"},
 		},
 		"candidate": {
 			of: func(w *world) any { return w.candidates[0] },
 			notEncoded: map[string]string{
-				"request": "it is that of term.core.under", "mark": "it is compared with the stream's, and that is encoded with audit.sight",
+				"request": "it is that of term.core.trip", "mark": "it is compared with the stream's, and that is encoded with detector.sight",
 			},
 			shared: map[string]string{"request": replaced, "trouble": replaced},
 		},
@@ -74,7 +74,7 @@ func partsOfState() map[string]partOfState {
 		},
 		"readingBack": {
 			of:         func(w *world) any { return w.candidates[0].recovery },
-			notEncoded: map[string]string{"acked": "it is term.audit.acked", "at": inStep, "next": "it follows from the answers"},
+			notEncoded: map[string]string{"acked": "it is term.detector.acked", "at": inStep, "next": "it follows from the answers"},
 			shared:     map[string]string{"answers": "none is changed, and what is added to a copy goes elsewhere: see slices.Clip"},
 		},
 		"answer": {
@@ -90,9 +90,9 @@ func partsOfState() map[string]partOfState {
 			of: func(w *world) any { return w.candidates[0].term },
 			notEncoded: map[string]string{
 				"Relay": constant, "lease": constant, "stop": constant, "healthy": constant, "id": constant, "workers": inStep, "woken": inStep,
-				"replies": inStep, "opened": inStep, "read": inStep, "looked": inStep, "handed": inStep, "standbys": inStep, "originals": inStep,
+				"replies": inStep, "opened": inStep, "read": inStep, "verifications": inStep, "handed": inStep, "standbys": inStep, "originals": inStep,
 				"examining": inStep, "findings": inStep, "outcomes": inStep, "event": inStep, "skipped": telling,
-				"guarded": "the explorer's publisher does not look at the lease", "refusals": noRefusal, "piped": telling, "blind": noClock, "report": telling,
+				"guarded": "the explorer's publisher does not look at the lease", "refusals": noRefusal, "orderedTold": telling, "blind": noClock, "report": telling,
 			},
 			notCopied: map[string]string{
 				"workers": inStep, "standbys": "nobody is asked for standbys: see blind", "examining": inStep, "findings": inStep, "outcomes": inStep, "event": inStep,
@@ -100,56 +100,56 @@ func partsOfState() map[string]partOfState {
 			},
 			shared: map[string]string{"Relay": constant, "lease": constant, "lost": replaced},
 		},
-		"audit": {
-			of: func(w *world) any { return &w.candidates[0].term.audit },
+		"lossDetector": {
+			of: func(w *world) any { return &w.candidates[0].term.detector },
 		},
 		"core": {
 			of: func(w *world) any { return core(w) },
 			notEncoded: map[string]string{
-				"batch": constant, "batchBytes": constant, "window": constant, "pipeFrom": constant, "maxAttempts": constant, "retry": constant,
-				"poll": constant, "succeeded": noRefusal, "lanes": "they are those of the rows in hands", "spare": "which of them is used does not matter",
-				"openBytes": "all rows are of one size", "highest": "the explorer's outbox does without it", "floor": "the explorer's outbox has none",
+				"batch": constant, "batchBytes": constant, "window": constant, "orderedFrom": constant, "maxAttempts": constant, "retry": constant,
+				"poll": constant, "succeeded": noRefusal, "lanes": "they are those of the rows held", "spare": "which of them is used does not matter",
+				"heldBytes": "all rows are of one size", "highest": "the explorer's outbox does without it", "floor": "the explorer's outbox has none",
 				"blocked": noRefusal, "backTo": "the explorer's outbox does without it", "maxData": constant, "noted": constant,
 				"storedAt": noClock, "oldest": telling, "failed": noRefusal, "dead": noRefusal, "unfit": noRefusal, "doubles": inStep,
 				"aside": noRefusal, "asideAt": noClock, "busy": noClock,
 			},
 			notCopied: map[string]string{"spare": "as many others", "blocked": noRefusal, "aside": noRefusal},
-			shared:    map[string]string{"failed": noRefusal, "dead": noRefusal, "unfit": noRefusal, "under": replaced},
+			shared:    map[string]string{"failed": noRefusal, "dead": noRefusal, "unfit": noRefusal, "trip": replaced},
 		},
 		"item": {
-			of: func(w *world) any { return core(w).hands[1] },
+			of: func(w *world) any { return core(w).held[1] },
 			notEncoded: map[string]string{
 				"row": "it is that of its seq",
 			},
 			shared: map[string]string{"row": constant},
 		},
 		"lane": {
-			of: func(w *world) any { return core(w).hands[1].lane },
+			of: func(w *world) any { return core(w).held[1].lane },
 			notEncoded: map[string]string{
-				"aggregate": "it is that of its rows", "last": "it follows from item.next", "flying": "it follows from item.flying",
+				"aggregate": "it is that of its rows", "last": "it follows from item.next", "inFlight": "it follows from item.inFlight",
 			},
 		},
-		"ledger": {
-			of: func(w *world) any { return &core(w).ledger },
+		"checkpoints": {
+			of: func(w *world) any { return &core(w).checkpoints },
 			notEncoded: map[string]string{
 				"began": noClock, "from": noClock, "rows": "only how long an epoch lasts depends on it",
 			},
 		},
 		"oldRows": {of: func(w *world) any { return &core(w).old }},
-		"exchange": {
-			of:         func(w *world) any { return core(w).under },
-			notEncoded: map[string]string{"buried": noRefusal, "epochs": "they follow from what is settled"},
-			shared:     map[string]string{"buried": replaced, "epochs": replaced},
+		"roundTrip": {
+			of:         func(w *world) any { return core(w).trip },
+			notEncoded: map[string]string{"givenUp": noRefusal, "epochs": "they follow from what is settled"},
+			shared:     map[string]string{"givenUp": replaced, "epochs": replaced},
 		},
 		"Request": {
-			of: func(w *world) any { return &core(w).under.request },
+			of: func(w *world) any { return &core(w).trip.request },
 			notEncoded: map[string]string{
 				"Failed": noRefusal, "Dead": noRefusal, "ScanFrom": noRefusal, "MaxPayload": constant,
 			},
 			shared: map[string]string{"Settled": replaced, "Failed": replaced, "Dead": replaced, "ScanFrom": replaced, "Fetch": replaced},
 		},
 		"Settled": {
-			of:         func(w *world) any { return &core(w).under.request.Settled[0] },
+			of:         func(w *world) any { return &core(w).trip.request.Settled[0] },
 			notEncoded: map[string]string{"Unarchived": "which rows are doubles is encoded with core.twice"},
 			shared:     map[string]string{"Seqs": replaced},
 		},
@@ -167,13 +167,13 @@ func fullState(t *testing.T) *world {
 	w.strays = []stray{{seq: 1}}
 	o.term = p.newTerm()
 	o.looks = []glance{{}}
-	o.pipe = &pipe{}
+	o.ordered = &orderedBatch{}
 	o.recovery = &readingBack{answers: []answer{{}}}
 	c := o.term.core
 	c.doubt = false
 	rows := []store.Row{{Seq: 1, AggregateID: "a"}, {Seq: 2, AggregateID: "a"}}
 	c.add(rows, time.Now())
-	c.under = &exchange{request: store.Request{Settled: []store.Settled{{Seqs: []int64{2}}}, Fetch: &store.Fetch{}}}
+	c.trip = &roundTrip{request: store.Request{Settled: []store.Settled{{Seqs: []int64{2}}}, Fetch: &store.Fetch{}}}
 	return w
 }
 

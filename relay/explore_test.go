@@ -276,10 +276,10 @@ func (w *world) possible(faults int) (steps []step) {
 				add(takesLook, i, 0)
 			}
 		}
-		for n := range o.flying {
+		for n := range o.inFlight {
 			add(delivers, i, n)
 		}
-		if o.pipe != nil && len(o.pipe.queue) > 0 {
+		if o.ordered != nil && len(o.ordered.queue) > 0 {
 			add(pours, i, 0)
 		}
 		if o.request != nil {
@@ -312,13 +312,13 @@ func (w *world) possible(faults int) (steps []step) {
 		if o.term == nil {
 			continue
 		}
-		if len(o.flying)+len(o.silent) > 0 || o.pipe != nil && len(o.pipe.queue) > 0 {
+		if len(o.inFlight)+len(o.silent) > 0 || o.ordered != nil && len(o.ordered.queue) > 0 {
 			calm = false
 		}
-		if w.sabotage.looseOrder && o.pipe != nil && len(o.pipe.queue) > 1 {
+		if w.sabotage.looseOrder && o.ordered != nil && len(o.ordered.queue) > 1 {
 			add(losesOne, i, 0)
 		}
-		for n := range o.flying {
+		for n := range o.inFlight {
 			add(ackLost, i, n)
 			add(delayed, i, n)
 			add(duplicated, i, n)
@@ -406,8 +406,8 @@ func (x *explorer) take(w *world, s step) {
 	}
 	// fly takes a plain message off the list of those under way.
 	fly := func() int64 {
-		seq := o.flying[s.n]
-		o.flying = slices.Delete(o.flying, s.n, s.n+1)
+		seq := o.inFlight[s.n]
+		o.inFlight = slices.Delete(o.inFlight, s.n, s.n+1)
 		return seq
 	}
 	if !s.kind.around() {
@@ -457,10 +457,10 @@ func (x *explorer) take(w *world, s step) {
 		o.silent = append(o.silent, seq)
 	case pours:
 		w.tell("the next message of relay %d's batch arrives", name)
-		o.pipe.stray = !o.session
-		outcomes, ended := w.pour(o.pipe)
+		o.ordered.stray = !o.session
+		outcomes, ended := w.pour(o.ordered)
 		if ended {
-			o.pipe = nil
+			o.ordered = nil
 		}
 		o.outcomes = append(o.outcomes, outcomes...)
 		collect()
@@ -484,18 +484,18 @@ func (x *explorer) take(w *world, s step) {
 			failed(errSessionGone)
 			break
 		}
-		reply := w.exchange(o, request)
+		reply := w.roundTrip(o, request)
 		if s.kind == exchangeUnanswered {
 			w.aside("the answer is lost with the session")
 			failed(errSessionGone)
 			break
 		}
-		t.exchanged(context.Background(), reply)
+		t.answered(context.Background(), reply)
 		pump(now)
 	case opens:
-		w.tell("relay %d finds the stream in order", name)
+		w.tell("relay %d finds that the former leader handed over", name)
 		o.opening, o.connected = false, true
-		t.openedOrNot(ctx, opening{})
+		t.publisherOpened(ctx, opening{})
 		pump(now)
 	case readsOn, readsOnUnanswered, readingFails:
 		a := o.recovery.next
@@ -525,7 +525,7 @@ func (x *explorer) take(w *world, s step) {
 			pump(now)
 			break
 		}
-		w.aside("that was all: %d found, %d put back, in order: %v", result.Found, result.Lost, result.inOrder)
+		w.aside("that was all: %d found, %d put back, handed over: %v", result.Found, result.Lost, result.clean)
 		if err := t.recovered(ctx, result); err != nil {
 			failed(err)
 			break
@@ -541,13 +541,13 @@ func (x *explorer) take(w *world, s step) {
 		if g.err == nil {
 			o.mark = g.mark
 		}
-		t.inspected(ctx, inspection{g.sight, g.err})
+		t.verified(ctx, verification{g.sight, g.err})
 		pump(now)
 	case leaseEnds:
 		w.tell("relay %d's lease ends by its own clock", name)
 		o.lease = false
 	case resigns:
-		w.tell("relay %d notices that it is out of office", name)
+		w.tell("relay %d notices that its term is over", name)
 		w.end(s.who, o.atLeast)
 	case strayArrives, strayVanishes:
 		w.arrive(s.n, s.kind == strayArrives)
@@ -555,8 +555,8 @@ func (x *explorer) take(w *world, s step) {
 		w.tell("time passes for relay %d", name)
 		pump(now.Add(time.Hour))
 	case losesOne:
-		w.tell("row %d of relay %d's batch gets lost", o.pipe.queue[0], name)
-		o.pipe.queue = o.pipe.queue[1:]
+		w.tell("row %d of relay %d's batch gets lost", o.ordered.queue[0], name)
+		o.ordered.queue = o.ordered.queue[1:]
 	case breaks:
 		w.tell("relay %d's connection to the broker breaks", name)
 		w.cut(o, true)
@@ -564,10 +564,10 @@ func (x *explorer) take(w *world, s step) {
 		w.tell("relay %d crashes", name)
 		w.end(s.who, 0)
 	case freezes:
-		w.tell("relay %d is frozen, and loses its session and with it its office", name)
+		w.tell("relay %d is frozen, and loses its session and with it its lease", name)
 		o.session, o.frozen = false, true
 	case losesSession:
-		w.tell("relay %d loses its session, and with it its office, and does not know", name)
+		w.tell("relay %d loses its session, and with it its lease, and does not know", name)
 		o.session = false
 	case stops:
 		w.tell("relay %d is to stop", name)
@@ -578,11 +578,11 @@ func (x *explorer) take(w *world, s step) {
 		for i := range w.messages {
 			w.messages[i].known = false
 		}
-		w.strays = slices.DeleteFunc(w.strays, func(s stray) bool { return s.pipe == nil || s.pipe.begun })
+		w.strays = slices.DeleteFunc(w.strays, func(s stray) bool { return s.ordered == nil || s.ordered.begun })
 		for _, o := range w.candidates {
 			o.lease = o.session
-			if o.pipe != nil && len(o.pipe.unacked) == 0 {
-				o.pipe = nil
+			if o.ordered != nil && len(o.ordered.unacked) == 0 {
+				o.ordered = nil
 			}
 		}
 	case rollsBack, createdAnew:
@@ -612,37 +612,37 @@ func (w *world) end(i int, atLeast int64) {
 
 // adrift makes strays of what a relay has sent.
 func (w *world) adrift(o *candidate) {
-	for _, seq := range o.flying {
+	for _, seq := range o.inFlight {
 		w.strays = append(w.strays, stray{seq: seq})
 	}
-	if p := o.pipe; p != nil && len(p.queue) > 0 && p.queue[0] != 0 {
+	if p := o.ordered; p != nil && len(p.queue) > 0 && p.queue[0] != 0 {
 		rest := p.clone()
 		rest.unacked, rest.held, rest.stray = nil, false, true
 		rest.queue = slices.DeleteFunc(rest.queue, func(seq int64) bool { return seq == 0 })
-		w.strays = append(w.strays, stray{pipe: rest})
+		w.strays = append(w.strays, stray{ordered: rest})
 	}
 }
 
 // cut breaks a relay's connection, and leaves open what became of all that it waits for.
 func (w *world) cut(o *candidate, adrift bool) {
 	if w.sabotage.deaf && !adrift {
-		o.flying, o.pipe = nil, nil
+		o.inFlight, o.ordered = nil, nil
 		return
 	}
 	if adrift {
 		w.adrift(o)
 	}
 	o.trouble = errCut
-	if o.pipe != nil {
-		for _, seq := range o.pipe.unacked {
+	if o.ordered != nil {
+		for _, seq := range o.ordered.unacked {
 			o.outcomes = append(o.outcomes, stream.Outcome{Seq: seq, Err: errBehind})
 			o.severed = true
 		}
 	}
-	for _, seq := range slices.Concat(o.silent, o.flying) {
+	for _, seq := range slices.Concat(o.silent, o.inFlight) {
 		o.outcomes = append(o.outcomes, stream.Outcome{Seq: seq, Err: errCut})
 	}
-	o.flying, o.silent, o.pipe, o.reconnecting = nil, nil, nil, true
+	o.inFlight, o.silent, o.ordered, o.reconnecting = nil, nil, nil, true
 }
 
 // arrive brings a stray, or the next message of one, to the broker, or lets it get lost.
@@ -650,14 +650,14 @@ func (w *world) arrive(n int, arrives bool) {
 	s := &w.strays[n]
 	over := true
 	switch {
-	case !arrives && s.pipe != nil:
-		w.tell("what is left of the batch with rows %v gets lost", s.pipe.queue)
+	case !arrives && s.ordered != nil:
+		w.tell("what is left of the batch with rows %v gets lost", s.ordered.queue)
 	case !arrives:
 		w.tell("row %d, held up on its way, gets lost", s.seq)
-	case s.pipe != nil:
+	case s.ordered != nil:
 		w.tell("the next message of a batch that nobody waits for arrives")
-		_, over = w.pour(s.pipe)
-		over = over || len(s.pipe.queue) == 0
+		_, over = w.pour(s.ordered)
+		over = over || len(s.ordered.queue) == 0
 	default:
 		w.tell("row %d, held up on its way, arrives", s.seq)
 		w.store(s.seq, true)
@@ -688,7 +688,7 @@ func (w *world) readOn(o *candidate, a *answer) {
 		a.found, a.err = w.scan(a.above, a.fence)
 		w.aside("from %d to %d it finds %d", a.above, a.fence.Sequence, len(a.found))
 	case "look":
-		g := glance{before: o.term.audit.sight, remembered: o.mark, acked: a.above}
+		g := glance{before: o.term.detector.sight, remembered: o.mark, acked: a.above}
 		w.look(&g)
 		a.sight, a.err = g.sight, g.err
 	case "settle":
@@ -734,11 +734,11 @@ func TestExplore(t *testing.T) {
 		{aggregates: "aba", late: 2, batch: 10, bounds: bounds{0, 99}},
 		{aggregates: "aba", late: 2, batch: 10, bounds: bounds{1, 2}},
 		{aggregates: "aba", late: 2, batch: 10, bounds: bounds{2, 0}},
-		{aggregates: "aba", late: 2, batch: 10, pipeFrom: 1, bounds: bounds{0, 99}},
-		{aggregates: "aba", late: 2, batch: 10, pipeFrom: 1, bounds: bounds{1, 1}},
-		{aggregates: "aba", late: 2, batch: 10, pipeFrom: 1, bounds: bounds{2, 0}},
+		{aggregates: "aba", late: 2, batch: 10, orderedFrom: 1, bounds: bounds{0, 99}},
+		{aggregates: "aba", late: 2, batch: 10, orderedFrom: 1, bounds: bounds{1, 1}},
+		{aggregates: "aba", late: 2, batch: 10, orderedFrom: 1, bounds: bounds{2, 0}},
 		{aggregates: "aab", late: 3, batch: 1, bounds: bounds{1, 1}},
-		{aggregates: "aba", late: 2, batch: 2, pipeFrom: 2, bounds: bounds{1, 1}},
+		{aggregates: "aba", late: 2, batch: 2, orderedFrom: 2, bounds: bounds{1, 1}},
 		{aggregates: "aba", late: 2, batch: 10, slow: true, bounds: bounds{1, 1}},
 	} {
 		switch {
@@ -770,8 +770,8 @@ func (s *scenario) skipped() bool {
 func (s *scenario) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s, %d late, pages of %d", s.aggregates, s.late, s.batch)
-	if s.pipeFrom > 0 {
-		fmt.Fprintf(&b, ", pipes from %d", s.pipeFrom)
+	if s.orderedFrom > 0 {
+		fmt.Fprintf(&b, ", ordered batches from %d", s.orderedFrom)
 	}
 	if s.slow {
 		b.WriteString(", within a second")
@@ -783,17 +783,17 @@ func (s *scenario) String() string {
 // Whatever safeguard is switched off, the explorer finds out.
 func TestExploreSabotaged(t *testing.T) {
 	for name, s := range map[string]scenario{
-		"never reads back":              {durable: true, bounds: bounds{2, 0}, sabotage: sabotage{neverReadBack: true}},
-		"takes orders of a former term": {bounds: bounds{2, 0}, sabotage: sabotage{anySession: true}},
-		"no fence":                      {bounds: bounds{2, 0}, pipeFrom: 1, durable: true, sabotage: sabotage{anyFence: true}},
-		"no lease":                      {durable: true, bounds: bounds{2, 0}, sabotage: sabotage{anyLease: true}},
-		"settles by range":              {aggregates: "aba", late: 2, bounds: bounds{0, 0}, sabotage: sabotage{settleByRange: true}},
-		"a pipe without order":          {bounds: bounds{1, 0}, pipeFrom: 1, sabotage: sabotage{looseOrder: true}},
-		"deaf":                          {bounds: bounds{1, 0}, sabotage: sabotage{deaf: true}},
-		"no archive":                    {bounds: bounds{1, 0}, sabotage: sabotage{noArchive: true}},
-		"blind for strays":              {durable: true, bounds: bounds{2, 0}, sabotage: sabotage{strayBlind: true}},
-		"trusts a fence unseen":         {bounds: bounds{2, 0}, sabotage: sabotage{trustsFence: true}},
-		"early checkpoint":              {aggregates: "ab", bounds: bounds{2, 0}, sabotage: sabotage{earlyBound: true}},
+		"never reads back":               {durable: true, bounds: bounds{2, 0}, sabotage: sabotage{neverReadBack: true}},
+		"takes orders of a former term":  {bounds: bounds{2, 0}, sabotage: sabotage{anySession: true}},
+		"no fence":                       {bounds: bounds{2, 0}, orderedFrom: 1, durable: true, sabotage: sabotage{anyFence: true}},
+		"no lease":                       {durable: true, bounds: bounds{2, 0}, sabotage: sabotage{anyLease: true}},
+		"settles by range":               {aggregates: "aba", late: 2, bounds: bounds{0, 0}, sabotage: sabotage{settleByRange: true}},
+		"an ordered batch without order": {bounds: bounds{1, 0}, orderedFrom: 1, sabotage: sabotage{looseOrder: true}},
+		"deaf":                           {bounds: bounds{1, 0}, sabotage: sabotage{deaf: true}},
+		"no archive":                     {bounds: bounds{1, 0}, sabotage: sabotage{noArchive: true}},
+		"blind for strays":               {durable: true, bounds: bounds{2, 0}, sabotage: sabotage{strayBlind: true}},
+		"trusts a fence unseen":          {bounds: bounds{2, 0}, sabotage: sabotage{trustsFence: true}},
+		"early checkpoint":               {aggregates: "ab", bounds: bounds{2, 0}, sabotage: sabotage{earlyBound: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if t.Parallel(); s.skipped() {

@@ -16,14 +16,14 @@ import (
 
 // scenario is what an exploration is about. What is in it does not change.
 type scenario struct {
-	aggregates string // That of each row, by seq: "aba".
-	late       int64  // The row that becomes visible after higher ones; 0 for none.
-	pipeFrom   int    // How many rows go in an ordered pipe; 0 for no pipes.
-	batch      int    // Rows in a page.
-	slow       bool   // Less than a second passes: no epoch of the ledger ends.
-	durable    bool   // The broker never forgets.
-	lenient    bool   // Only what a consumer sees counts, not what the relay keeps for itself.
-	bounds     bounds
+	aggregates  string // That of each row, by seq: "aba".
+	late        int64  // The row that becomes visible after higher ones; 0 for none.
+	orderedFrom int    // How many rows go in an ordered batch; 0 for no such batches.
+	batch       int    // Rows in a page.
+	slow        bool   // Less than a second passes: no epoch ends.
+	durable     bool   // The broker never forgets.
+	lenient     bool   // Only what a consumer sees counts, not what the relay keeps for itself.
+	bounds      bounds
 
 	sabotage sabotage
 	limits   limits
@@ -58,7 +58,7 @@ type sabotage struct {
 //   - A plain message of whoever has let go of it (a stray) may arrive at any later time, but not after the window
 //     has expired since: a relay sends until its lease ends, and a message gets lost, or arrives, within the 10 s and
 //     the acknowledgement's time that MinDuplicateWindow adds up. So when the window expires no stray is left, nothing
-//     waits for an answer, and the lease of whoever has lost its office has ended. The same goes for the rest of an
+//     waits for an answer, and the lease of whoever no longer leads has ended. The same goes for the rest of an
 //     ordered batch that the broker has begun to store. One that it has not begun may arrive whenever it likes: that
 //     is what the fence is for.
 //   - A broker that forgets has crashed: what was on its way to it is gone, and connections break. A relay sends none
@@ -111,12 +111,12 @@ type message struct {
 
 // stray is a message, or what is left of an ordered batch, of whoever does not wait for it any more.
 type stray struct {
-	seq  int64
-	pipe *pipe
+	seq     int64
+	ordered *orderedBatch
 }
 
-// pipe is an ordered batch. What is sent in it arrives in that order or not at all.
-type pipe struct {
+// orderedBatch is what is sent in an ordered batch: it arrives in that order or not at all.
+type orderedBatch struct {
 	fence   uint64
 	fenced  bool
 	queue   []int64 // On its way; 0 is the end.
@@ -128,7 +128,7 @@ type pipe struct {
 	last    uint64 // Where the last one is stored.
 }
 
-func (p *pipe) clone() *pipe {
+func (p *orderedBatch) clone() *orderedBatch {
 	if p == nil {
 		return nil
 	}
@@ -173,7 +173,7 @@ func (w *world) clone() *world {
 	n.messages = slices.Clone(w.messages)
 	n.strays = slices.Clone(w.strays)
 	for i := range n.strays {
-		n.strays[i].pipe = n.strays[i].pipe.clone()
+		n.strays[i].ordered = n.strays[i].ordered.clone()
 	}
 	for i, o := range w.candidates {
 		n.candidates[i] = o.clone()
@@ -279,8 +279,9 @@ func (w *world) scan(above uint64, fence stream.Fence) ([]stream.Found, error) {
 	return found, nil
 }
 
-// pour delivers the first message of a pipe, and returns what the broker answers: outcomes, and whether the pipe ends.
-func (w *world) pour(p *pipe) (outcomes []stream.Outcome, ended bool) {
+// pour delivers the first message of an ordered batch, and returns what the broker answers: outcomes, and whether the batch
+// ends.
+func (w *world) pour(p *orderedBatch) (outcomes []stream.Outcome, ended bool) {
 	seq := p.queue[0]
 	p.queue = p.queue[1:]
 	ack := func(stored uint64) {
@@ -319,7 +320,7 @@ func (w *world) pour(p *pipe) (outcomes []stream.Outcome, ended bool) {
 // drifting tells whether there may be messages in the stream, now or later, behind what their rows' leader thinks.
 func (w *world) drifting() bool {
 	for _, o := range w.candidates {
-		if !o.session && (o.lease || len(o.flying) > 0 || o.pipe != nil && len(o.pipe.queue) > 0) {
+		if !o.session && (o.lease || len(o.inFlight) > 0 || o.ordered != nil && len(o.ordered.queue) > 0) {
 			return true
 		}
 	}
@@ -337,7 +338,7 @@ func (w *world) settle(seq int64, after uint64) bool {
 	return true
 }
 
-func (w *world) exchange(o *candidate, request *store.Request) (reply store.Reply) {
+func (w *world) roundTrip(o *candidate, request *store.Request) (reply store.Reply) {
 	for _, s := range request.Settled {
 		w.aside("rows %v leave the outbox", s.Seqs)
 		if w.sabotage.settleByRange {

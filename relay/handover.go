@@ -10,20 +10,20 @@ import (
 	"github.com/go-outbox/go-outbox/stream"
 )
 
-// A leader that stops in order has had everything acknowledged that it sent, and everything settled. It says so, and its
-// successor need not read back the stream.
+// When a leader stops gracefully, everything it sent has been acknowledged and settled. It hands over, that is, it records a
+// checkpoint that says so, and its successor need not read the stream back.
 //
-// Invariant: if the checkpoint is handed over, no row in the table has been published to the stream, and every event settled
-// before is stored before the fence at the checkpoint.
+// Invariant: if the checkpoint is handed over, no row in the table is stored in the stream, and every event settled before
+// is stored before the fence at the checkpoint.
 //
 // Why:
-//  1. core.inOrder: nothing is in flight, in doubt or unsettled, and no stray of a row in the table can arrive.
+//  1. core.clean: nothing is in flight, in doubt or unsettled, and no stray of a row in the table can arrive.
 //  2. The fence is put up after that, and recorded by the term that put it up: a later term would have deposed it.
-//  3. The fence is higher than all that was acknowledged, and the look after it finds the stream as it was. A broker loses
-//     only a suffix, so when the fence was stored nothing before it was lost.
-//  4. The successor's own fence finds this one as its former, still there: so nothing before it was lost since. Otherwise,
-//     or if the stream is another one, it reads back as after a crash.
-//  5. It overwrites the checkpoint before it publishes anything.
+//  3. The fence's sequence is higher than every sequence acknowledged, and verifying the stream after the fence finds it
+//     unchanged. A broker loses only a suffix of the stream, so nothing before the fence was lost when it was stored.
+//  4. The successor's own fence finds this fence as the former one, still there: so nothing before it was lost since.
+//     Otherwise, or if the stream is another one, the successor reads the stream back as after a crash.
+//  5. The successor overwrites the checkpoint before it publishes anything.
 //
 // Test: TestExplore, TestHandOver.
 
@@ -39,8 +39,8 @@ const (
 	handedOver
 )
 
-// handOverOf is the checkpoint of a leader that leaves in order. Relays of older versions take it for the two bounds that
-// it consists of, which are true.
+// handOverOf is the checkpoint of a leader that hands over. Relays of older versions read it as two bounds, and both of
+// these are true.
 func handOverOf(fence stream.Fence) store.Checkpoint {
 	return store.Checkpoint{Created: createdAt(fence), Sequence: fence.Sequence, Before: fence.Sequence + 1}
 }
@@ -55,21 +55,21 @@ func createdAt(fence stream.Fence) time.Time { return fence.Created.Truncate(tim
 func (t *term) handOver(ctx context.Context, now time.Time) bool {
 	if t.handing == notHandedOver {
 		t.handing = handedOver // Or never.
-		if t.reader != nil && t.gate == wide && !t.opening && t.lease.Valid() && t.core.inOrder(now) {
+		if t.reader != nil && t.breaker == breakerClosed && !t.opening && t.lease.Valid() && t.core.clean(now) {
 			t.handing = handingOver
-			before, acked := t.audit.sight, t.audit.acked
+			before, acked := t.detector.sight, t.detector.acked
 			t.workers.Go(func() {
 				ctx, cancel := context.WithTimeout(ctx, handOverPatience)
 				defer cancel()
-				t.handed <- t.leaveInOrder(ctx, before, acked)
+				t.handed <- t.recordHandOver(ctx, before, acked)
 			})
 		}
 	}
 	return t.handing == handingOver
 }
 
-// leaveInOrder puts up a last fence and records it, if the stream is as it was.
-func (t *term) leaveInOrder(ctx context.Context, before stream.State, acked uint64) error {
+// recordHandOver puts up a last fence and records it, if the stream has not changed.
+func (t *term) recordHandOver(ctx context.Context, before stream.State, acked uint64) error {
 	fence, err := t.reader.Fence(ctx, t.id, t.number)
 	switch {
 	case err != nil:

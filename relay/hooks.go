@@ -10,18 +10,18 @@ import (
 // Hooks are called when something happens; those that are nil are not. They are called from the relay's own
 // goroutine, so they must return quickly and not call the relay.
 type Hooks struct {
-	// Elected begins a term of office, Resigned ends it.
+	// Elected begins a term, Resigned ends it.
 	Elected  func(term int64)
 	Resigned func()
 	// Published tells of events that the stream acknowledged, some at a time.
 	Published func(Published)
-	// Refused tells of an event that the broker refused for a reason of its own.
+	// Refused tells of an event that the broker refused for a reason of the event's own.
 	Refused func(Refused)
 	// Paused tells that publishing is not possible and why, Resumed that it is again. Paused may be called
 	// several times, for changing reasons.
 	Paused  func(fault *stream.Error)
 	Resumed func()
-	// Recovered tells that the stream was read back, at the beginning of a term or after an open outcome.
+	// Recovered tells that the stream was read back, at the beginning of a term or because an outcome was in doubt.
 	Recovered func(Recovered)
 	// Exchanged tells of a round trip to the outbox.
 	Exchanged func(Exchanged)
@@ -30,7 +30,8 @@ type Hooks struct {
 	Database func(store.Finding)
 	// Twice tells of a row that has another's id, so that the stream did not store it.
 	Twice func(Twice)
-	// Kept tells of a row for which the database refused what was asked, for a reason of that row's own.
+	// Kept tells of a row that the database does not let go, or whose refusal it does not record, for a reason of that row's
+	// own.
 	Kept func(store.Kept)
 }
 
@@ -38,9 +39,9 @@ type Hooks struct {
 type Published struct {
 	// Events is how many were acknowledged; Duplicates of them were stored by an earlier attempt.
 	Events, Duplicates int
-	// InOrder tells that they went in an ordered pipe, rather than each by itself: see [Publisher].
+	// InOrder tells that they went in an ordered batch, rather than each by itself: see [Publisher].
 	InOrder bool
-	// Oldest is when the oldest of them was inserted, by the database's clock; zero if the relay has let go of them.
+	// Oldest is when the oldest of them was inserted, by the database's clock; zero if the relay no longer holds them.
 	Oldest time.Time
 }
 
@@ -56,12 +57,12 @@ type Refused struct {
 
 // Recovered is what [Hooks.Recovered] is told.
 type Recovered struct {
-	// Read events were looked at, Found ones of them were still in the outbox and have been settled.
+	// Read is how many events were read, and Found how many of them were still in the outbox and have been settled.
 	Read, Found int
-	// Skipped tells that this was for an ordered batch of which the stream has skipped events, since it had their ids.
+	// Skipped tells that the reason was an ordered batch: the stream had skipped events of it, since it had their ids.
 	Skipped bool
-	// Lost events had been acknowledged, and are not in the stream any more: they are in the outbox again. Deeper tells
-	// that there may be more of them than the archive has.
+	// Lost is how many events had been acknowledged and are no longer in the stream: they are in the outbox again. Deeper
+	// tells that the broker may have lost more events than the archive has.
 	Lost   int
 	Deeper bool
 	// Took is how long it took.
@@ -70,7 +71,7 @@ type Recovered struct {
 
 // Exchanged is what [Hooks.Exchanged] is told.
 type Exchanged struct {
-	// Settled rows were removed from the outbox, Fetched ones read.
+	// Settled is how many rows were removed from the outbox, and Fetched how many were read.
 	Settled, Fetched int
 	// Asleep tells that producers notify the relay from now on.
 	Asleep bool

@@ -32,25 +32,26 @@ type Store interface {
 	// Close ends the session on which the relay led. The store may be used again after it.
 	Close(ctx context.Context) error
 
-	// Begin prepares for a term of office: it verifies that the outbox is fit to be worked on, records who
-	// leads, and returns the term's number, at least atLeast, and what the former leader left.
+	// Begin begins a term: it checks that the outbox can be worked on, records who leads, and returns the term's number, at
+	// least atLeast, and what the former leader left.
 	Begin(ctx context.Context, stream, leader string, atLeast int64) (store.Term, error)
-	// Stand tells others whether this relay, which does not lead, could publish to stream. Its error says why it could not
-	// lead, as far as the database is concerned, and obstacle why nobody can be elected; empty for nothing.
+	// Stand tells the other relays whether this one, which does not lead, could publish to stream. Its error says why this
+	// relay could not lead, as far as the database is concerned. Obstacle says why no relay can be elected; empty for nothing.
 	Stand(ctx context.Context, stream string, fit bool) (obstacle string, err error)
 	// Standbys returns how many other relays say that they could publish to the term's stream.
 	Standbys(ctx context.Context) (int, error)
-	// Report records why the leader cannot publish, since so long ago, for those who look at the outbox only; an empty
-	// reason records that it can.
+	// Report records why the leader cannot publish, and for how long that has been so, for those who look at the outbox only.
+	// An empty reason records that it can publish.
 	Report(ctx context.Context, reason string, since time.Duration) error
-	// End ends it, if the session is still there that it rested on.
+	// End ends the term, if its session is still there.
 	End(ctx context.Context) error
 	// Exchange records outcomes and fetches rows, in one transaction.
 	Exchange(ctx context.Context, request store.Request) (store.Reply, error)
-	// Archive returns what is in the archive as published to the stream after a sequence, for all from this one on.
+	// Archive returns the archived events that were published to the term's stream with an After of at least from, and perhaps
+	// others.
 	Archive(ctx context.Context, from uint64) ([]store.Archived, error)
-	// Settle removes those of the events found in the stream, all after the sequence after, that are still in the outbox, and returns
-	// how many those were, and which of them the database does not let go, each for a reason of its own.
+	// Settle removes the events found in the stream, all after the sequence after, from the outbox. It returns how many of them
+	// were still in the outbox, and which the database does not let go, each for a reason of its own.
 	Settle(ctx context.Context, found []store.Ref, after uint64) (settled int, kept []store.Ref, err error)
 	// PutBack puts archived events that the stream has lost back into the outbox, and records the checkpoint unless it
 	// is zero.
@@ -65,19 +66,19 @@ type Store interface {
 
 // Sender sends events and tells what became of them. It is what every [Publisher] can do.
 type Sender interface {
-	// Open makes it ready, or says why it is not; called again after trouble. The warnings say which guarantees are weakened.
-	// An error that is stream.ErrRefused stops the relay, every other one is waited out.
+	// Open makes the sender ready, or says why it is not; it is called again after trouble. The warnings say which guarantees
+	// are weakened. An error that is stream.ErrRefused stops the relay; after any other error the relay tries again.
 	Open(ctx context.Context) (warnings []string, err error)
 	// Publish sends an event without waiting. Its error says that nothing was sent. Publish must not keep event
 	// after it returns: the relay reuses it. Data and Headers are not modified.
 	Publish(event *stream.Event) error
 	// Outcomes is signalled when Collect has something to return.
 	Outcomes() <-chan struct{}
-	// Collect appends what became of published events: one outcome for each that Publish took. Trouble is what is no one
-	// event's, such as a lost connection; nil for none.
+	// Collect appends the outcomes of published events: one for each event that Publish took. Trouble is a failure that concerns
+	// no single event, such as a lost connection; nil for none.
 	Collect(to []stream.Outcome) (outcomes []stream.Outcome, trouble *stream.Error)
-	// Close drops the connection and whatever is not sent yet, and ends a Publish that waits for the network. It
-	// may be called at any time, from anywhere.
+	// Close drops the connection and the events that are not sent yet, and ends a Publish that waits for the network. It may be
+	// called at any time, from anywhere.
 	Close()
 	// Stream names where the events go.
 	Stream() string
@@ -89,20 +90,20 @@ type Publisher interface {
 	Sender
 
 	// ReadsBack reports whether the publisher can tell what the stream holds: whether Fence, Unfenced, Scan, Alone,
-	// VerifyFirst, Find and Verify work. It does not change. Of one that does not, the relay calls none of them: what is in doubt it publishes again,
-	// and only the stream's duplicate window keeps that from being stored twice.
+	// VerifyFirst, Find and Verify work. The answer does not change. If it is false, the relay calls none of them and publishes
+	// events that are in doubt again: only the stream's duplicate window keeps them from being stored twice.
 	ReadsBack() bool
 	// Fence keeps out of the stream what was sent before, for an outbox's term: see stream.Publisher.Fence.
 	Fence(ctx context.Context, outbox string, term int64) (stream.Fence, error)
 	// Unfenced is Fence for an outbox that has never been published to the stream.
 	Unfenced(ctx context.Context, outbox string, term int64) (stream.Fence, error)
-	// Scan passes on the events that are stored above a sequence, up to a fence.
+	// Scan passes on the events that are stored after a sequence, up to a fence.
 	Scan(ctx context.Context, above uint64, fence stream.Fence, visit func(stream.Found) error) error
-	// Alone reports whether the next event is to go alone, to find out whether the stream still is the one that was read
-	// back: see stream.Publisher.Alone. A pipe does so by itself.
+	// Alone reports whether the next event is to go alone, to find out whether the stream is still the one that was read
+	// back: see stream.Publisher.Alone. An ordered batch finds that out by itself.
 	Alone() bool
-	// VerifyFirst reports whether the stream is to be looked at before the next event is sent, for the same purpose: the event
-	// would find out by being stored. See stream.Publisher.VerifyFirst.
+	// VerifyFirst reports whether the stream is to be verified before the next event is sent. It is for the case in
+	// which the event itself would find out only by being stored. See stream.Publisher.VerifyFirst.
 	VerifyFirst() bool
 	// Find returns the event of the message at a sequence.
 	Find(ctx context.Context, sequence uint64) (stream.Found, error)
@@ -110,25 +111,25 @@ type Publisher interface {
 	Verify(ctx context.Context, before stream.State, acked uint64) (stream.State, error)
 
 	// Guards reports whether the publisher asks what Guard sets before it puts anything on the network. It does not change.
-	// Of one that does not, the relay only knows that its lease was valid before each event: what it hands over may lie in a
-	// buffer, and a process can be stopped for any time before that is written.
+	// A publisher that does not ask may still send events from a buffer after the lease has ended: the relay looks at the
+	// lease before it hands over an event, but its process can be stopped for any time before the buffer is written.
 	Guards() bool
-	// Guard sets what is asked, for connections that are opened from then on; nil for nothing. Once the answer is false
-	// nothing more is sent on them.
+	// Guard sets the question that connections opened from then on ask before they send; nil for none. Once valid returns
+	// false, nothing more is sent on them.
 	Guard(valid func() bool)
 	// RequireWindow sets the least duplicate window that the stream must have, as a function of the time for which the
 	// publisher waits for an acknowledgement: [MinDuplicateWindow]. Open tells if it is shorter.
 	RequireWindow(least func(ackTimeout time.Duration) time.Duration)
 
-	// Pipeline returns how many events may be in flight in a pipe, an ordered batch in which nothing after an event that
-	// failed is stored; 0 if there can be none now. In a pipe the relay need not wait for the outcome of an aggregate's former
-	// event.
+	// Pipeline returns how many events may be in flight in an ordered batch; 0 if there can be no such batch now. The broker
+	// stores nothing of an ordered batch after an event that failed. So the relay need not wait for the outcome of an
+	// aggregate's event before it sends the next one.
 	Pipeline() int
-	// PublishInOrder is Publish into the pipe, which it opens if need be. It may keep the event back until Flush, which
-	// follows when there are no more just now, or Finish.
+	// PublishInOrder is Publish into the ordered batch, which it begins if need be. It may hold the event back until Flush,
+	// which the relay calls when it has no more events just now, or Finish.
 	PublishInOrder(event *stream.Event) error
 	Flush()
-	// Finish closes the pipe, so that the outcomes of all events in it become known.
+	// Finish closes the ordered batch, so that the outcomes of all events in it become known.
 	Finish()
 
 	// MaxData returns the size in bytes of the largest payload that can be stored, so that larger ones are never read; 0 if
@@ -182,7 +183,7 @@ func (publishOnly) MaxData() int                                    { return 0 }
 
 // Elector decides who may publish. Package election has some.
 type Elector interface {
-	// Run calls lead for each term of office, with a context that ends with the lease, until ctx ends or lead
+	// Run calls lead for each term, with a context that ends with the lease, until ctx ends or lead
 	// returns an error.
 	Run(ctx context.Context, lead func(ctx context.Context, lease *election.Lease) error) error
 	// Standby reports whether another is known to lead: then a relay that could lead is ready.

@@ -54,7 +54,7 @@ func (r *Relay) release() {
 	r.running = false
 }
 
-// end closes the session, and waits for that: a restarted relay is not to find this one's lock.
+// end closes the session and waits until it is closed, so that a restarted relay does not find this one's lock.
 func (r *Relay) end(ctx context.Context, failure error) {
 	trouble := "it was stopped"
 	if failure != nil {
@@ -70,7 +70,7 @@ func (r *Relay) end(ctx context.Context, failure error) {
 	r.release()
 }
 
-// warnOfParts tells what is given up by the choice of the parts.
+// warnOfParts logs which guarantees the chosen parts weaken.
 func (r *Relay) warnOfParts(ctx context.Context) {
 	if !r.store.Retains() {
 		r.warn(ctx, retainIsZero)
@@ -84,8 +84,8 @@ func (r *Relay) warnOfParts(ctx context.Context) {
 }
 
 // Prepare returns nil once the outbox's tables are ready: it creates or upgrades them or, with NoMigrate, waits until somebody
-// else did. Run does so by itself; a program calls Prepare that wants to insert events before it does, or without. Only what
-// waiting does not mend is an error, and that ctx has ended.
+// else has done so. Run does so by itself. A program calls Prepare if it wants to insert events before Run, or without Run.
+// Prepare returns an error only if waiting does not help, or if ctx has ended.
 func (r *Relay) Prepare(ctx context.Context) error {
 	if r.isPrepared() {
 		return nil
@@ -108,9 +108,9 @@ func (r *Relay) Prepare(ctx context.Context) error {
 	return nil
 }
 
-// PrepareStream returns nil once the stream is there: it creates it, if it may, and verifies it. A leader does so by itself; a
-// program calls PrepareStream that wants to have consumers before the relay runs. It returns [ErrRunning] while the relay runs.
-// Only what waiting does not mend is another error, and that ctx has ended.
+// PrepareStream returns nil once the stream is there: it creates the stream, if it may, and checks it. A leader does so by
+// itself. A program calls PrepareStream if it wants to create consumers before the relay runs. It returns [ErrRunning] while
+// the relay runs, and another error only if waiting does not help, or if ctx has ended.
 func (r *Relay) PrepareStream(ctx context.Context) error {
 	if !r.claim() {
 		return ErrRunning
@@ -122,7 +122,7 @@ func (r *Relay) PrepareStream(ctx context.Context) error {
 		defer cancel()
 		r.publisher.Guard(nil)
 		warnings, err := r.publisher.Open(opening)
-		_, _ = r.publisher.Collect(nil) // What came of attempts before is in the error, if it still matters.
+		_, _ = r.publisher.Collect(nil) // Trouble of earlier attempts is in the error, if it still matters.
 		for _, warning := range warnings {
 			r.warn(ctx, warning)
 		}
@@ -143,8 +143,8 @@ func (r *Relay) PrepareStream(ctx context.Context) error {
 	return nil
 }
 
-// until repeats an attempt until it succeeds, and returns its error if that is fatal, or that ctx has ended. Each other
-// error is told once.
+// until repeats an attempt until it succeeds, fails with a fatal error, or ctx has ended. It tells every other error once,
+// until another one follows.
 func (r *Relay) until(ctx context.Context, attempt func(context.Context) error, fatal func(error) bool, tell func(error)) error {
 	said := ""
 	for wait := prepareWait; ; wait = min(2*wait, prepareWaitMax) {

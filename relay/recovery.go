@@ -15,14 +15,14 @@ import (
 	"github.com/go-outbox/go-outbox/stream"
 )
 
-// The stream is the truth: what it holds is published, what it does not hold is not. So a term begins, and goes on
-// after an open outcome, by putting up a fence, after which nothing comes any more that was sent before, and reading
-// back what is stored up to there. Neither a clock nor the stream's duplicate window has a part in that; only the next
-// checkpoint waits for a time, see ledger.
+// The stream is the truth: an event is stored if the stream holds it, and otherwise not. So at the beginning of a term, and
+// after an unknown outcome, the relay puts up a fence, after which no ordered batch that was sent before can begin, and reads
+// the stream back up to the fence. It depends neither on a clock nor on the stream's duplicate window. Only the next
+// checkpoint waits for a time: see checkpoints.
 
 const (
-	// settleChunk is how many events found in the stream are settled in one round trip, putBackChunk how many lost ones
-	// are put back, and chunkBytes what their payloads sum up to in either.
+	// settleChunk is how many events found in the stream are settled in one round trip, and putBackChunk how many lost events
+	// are put back in one. ChunkBytes bounds the bytes of their payloads in both.
 	settleChunk  = 2000
 	putBackChunk = 20_000
 	chunkBytes   = 4 << 20
@@ -30,34 +30,34 @@ const (
 	recoveryPatience = 5 * time.Second
 )
 
-// recovery is what became of reading back the stream.
+// recovery is the result of reading the stream back.
 type recovery struct {
 	Recovered
 
 	fence      stream.Fence
 	checkpoint store.Checkpoint
-	kept       []store.Ref // Events that the stream holds and the database does not let go.
-	inOrder    bool        // The former leader has left in order, so that there was nothing to read.
-	err        error       // An *stream.Error if the stream failed, and otherwise the outbox.
+	kept       []store.Ref // Events that the stream holds and whose rows the database does not let go.
+	clean      bool        // The former leader handed over, so there was nothing to read.
+	err        error       // A *stream.Error if the stream failed; any other error is the outbox's.
 }
 
-// recover has the stream read back when that is due.
+// recover starts reading the stream back when that is due.
 func (t *term) recover(ctx context.Context) {
-	if t.gate == shut || t.opening || t.stopping || !t.lease.Valid() || !t.core.recover() {
+	if t.breaker == breakerOpen || t.opening || t.stopping || !t.lease.Valid() || !t.core.recover() {
 		return
 	}
-	checkpoint, untouched := t.checkpoint, t.untouched
+	checkpoint, first := t.checkpoint, t.first
 	t.workers.Go(func() {
 		start := time.Now()
-		r := t.readBack(ctx, checkpoint, untouched)
+		r := t.readBack(ctx, checkpoint, first)
 		r.Took = time.Since(start)
 		t.read <- r
 	})
 }
 
-// recovered takes the answer to the recovery under way.
+// recovered takes the result of the recovery under way.
 func (t *term) recovered(ctx context.Context, r recovery) error {
-	t.core.recovered(r.fence.Sequence, r.err == nil, r.kept, r.inOrder, time.Now())
+	t.core.recovered(r.fence.Sequence, r.err == nil, r.kept, r.clean, time.Now())
 	if errors.Is(r.err, store.ErrKept) {
 		t.pause(ctx, keptFault(r.err), time.Now())
 		return nil
@@ -73,9 +73,9 @@ func (t *term) recovered(ctx context.Context, r recovery) error {
 	if r.fence.Warning != "" {
 		t.warn(ctx, r.fence.Warning)
 	}
-	t.checkpoint, t.untouched = r.checkpoint, false
+	t.checkpoint, t.first = r.checkpoint, false
 	t.blind.since = time.Time{} // What goes wrong from here on is news.
-	t.audit = audit{looking: t.audit.looking, void: t.audit.looking}
+	t.detector = lossDetector{verifying: t.detector.verifying, void: t.detector.verifying}
 	r.Skipped, t.skipped = t.skipped, false
 	if r.Found+r.Lost > 0 {
 		level := slog.LevelInfo
@@ -89,19 +89,19 @@ func (t *term) recovered(ctx context.Context, r recovery) error {
 		t.log.ErrorContext(ctx, "the broker has lost more than the archive has: what was published before that, if anything, is lost for good")
 	}
 	t.hooks.Recovered(r.Recovered)
-	if t.gate == ajar && !t.core.doubt {
+	if t.breaker == breakerHalfOpen && !t.core.doubt {
 		t.proceed(ctx)
 	}
 	return nil
 }
 
 // readBack makes the table agree with the stream.
-func (t *term) readBack(ctx context.Context, last store.Checkpoint, untouched bool) (r recovery) {
+func (t *term) readBack(ctx context.Context, last store.Checkpoint, first bool) (r recovery) {
 	r.err = func() error {
 		patient, cancel := context.WithTimeout(ctx, recoveryPatience)
 		defer cancel()
 		fence := t.reader.Fence
-		if untouched {
+		if first {
 			fence = t.reader.Unfenced
 		}
 		var err error
@@ -110,20 +110,20 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, untouched bo
 		}
 		created := createdAt(r.fence)
 		r.checkpoint = store.Checkpoint{Created: created, Sequence: r.fence.Sequence, Before: r.fence.Sequence}
-		if untouched || r.fence.Consumed {
+		if first || r.fence.Consumed {
 			_, err := t.store.PutBack(ctx, nil, r.checkpoint)
 			return err
 		}
 		known := last.Created.Equal(created)
 		if isHandOver(last) {
-			if r.inOrder = known && r.fence.Former == last.Sequence; r.inOrder {
+			if r.clean = known && r.fence.Former == last.Sequence; r.clean {
 				_, err := t.store.PutBack(ctx, nil, r.checkpoint)
 				return err
 			}
 			last.Before = last.Sequence
 		}
 		if !known {
-			last.Before = 0 // Of another stream than the last one nothing is known.
+			last.Before = 0 // It is another stream than the last one: nothing is known about it.
 		}
 		archived, err := t.store.Archive(ctx, last.Before)
 		if err != nil {
@@ -133,10 +133,13 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, untouched bo
 		if err != nil {
 			return err
 		}
-		// A broker loses only a suffix of the stream. So if a message is still there that was stored after everything that
-		// was not compared, nothing of that is lost. Each message from the checkpoint on was: what was sent in an epoch is
-		// not stored after the beginning of the next but one (see ledger). Any archived event will do, and so will the
-		// last fence.
+		// Invariant: if sure is set, no event that was not compared is lost.
+		// Why:
+		//  1. A broker loses only a suffix of the stream. So it is enough that one message is still there that was stored
+		//     after every event that was not compared.
+		//  2. Every message from the checkpoint on was stored after them: an event sent in an epoch is not stored after the
+		//     beginning of the epoch after the next (see checkpoints).
+		//  3. Such a message is any archived event that is still there, or the last fence.
 		sure := kept >= last.Sequence || r.fence.Former == last.Sequence
 		if !sure && last.Before > 0 {
 			all, err := t.store.Archive(ctx, 0)
@@ -150,8 +153,8 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, untouched bo
 				}
 			}
 		}
-		// A fence always stood higher than what had been seen before. Where archived events are left, whatever is missing
-		// was after them, and so in the archive.
+		// A fence's sequence was always higher than all that had been seen before. If some of the archived events are still in
+		// the stream, the missing ones were stored after these, and so they are in the archive.
 		gone := !last.Created.IsZero() && (!known || r.fence.Sequence <= last.Sequence) && kept == 0
 		r.Deeper = gone && len(lost) == 0 || !sure && !intact(archived, lost)
 		return t.restore(ctx, &r, lost)
@@ -159,14 +162,15 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, untouched bo
 	return r
 }
 
-// compare settles what the stream holds above a sequence, or after the archived events, and is still in the table. It
-// returns which of those events the stream has not, though it should, and the highest sequence of those that it has.
+// compare settles the rows whose events the stream holds after a sequence, or after the archived events if they begin
+// earlier. It returns the archived events that the stream should have and has not, and the highest sequence of those that
+// it has.
 func (t *term) compare(ctx context.Context, r *recovery, above uint64, archived []store.Archived, known bool) (lost []store.Archived, kept uint64, err error) {
 	if r.fence.Gaps {
 		archived = nil
 	}
 	missing := make(map[uuid.UUID]struct{}, len(archived))
-	// What the stream itself has removed at its beginning is not lost.
+	// Events that the stream's limits have removed at its beginning are not lost.
 	expected := func(a store.Archived) bool { return !known || a.After+1 >= r.fence.First }
 	for _, a := range archived {
 		above = min(above, a.After)
@@ -199,10 +203,10 @@ func older(newest map[int64]int64, a store.Archived) bool {
 	return ok && a.Seq < seq
 }
 
-// newestOf returns the highest seq of each aggregate that the stream has of what is archived. An event of the aggregate
-// with a lower seq was stored before that one. A broker loses only a suffix: so if it is missing from a stream that has
-// holes, a person removed it, or a limit on the messages of a subject did that is not there any more. To publish it again
-// would put it after newer events.
+// newestOf returns, for each aggregate, the highest seq of its archived events that the stream has. An event of the
+// aggregate with a lower seq was stored earlier. If such an event is missing from a stream that has holes, the broker has not
+// lost it, since a broker loses only a suffix: a person removed it, or a limit on messages per subject did that is no longer
+// set. Publishing it again would store it after newer events.
 func newestOf(archived []store.Archived, stored func(store.Archived) bool) map[int64]int64 {
 	newest := make(map[int64]int64)
 	for _, a := range archived {
@@ -216,8 +220,8 @@ func newestOf(archived []store.Archived, stored func(store.Archived) bool) map[i
 	return newest
 }
 
-// intact reports whether nothing is lost of the two oldest epochs of what is archived, which are stored between each
-// other: then nothing is lost of what was published before them.
+// intact reports whether no event of the two oldest archived epochs is lost. Then no event published before them is lost.
+// It takes two, since the events of two neighbouring epochs may be stored among each other.
 func intact(archived, lost []store.Archived) bool {
 	first, second := uint64(math.MaxUint64), uint64(math.MaxUint64)
 	for _, a := range archived {
@@ -231,7 +235,7 @@ func intact(archived, lost []store.Archived) bool {
 	return !slices.ContainsFunc(lost, func(a store.Archived) bool { return a.After <= second })
 }
 
-// restore puts back what was lost, and records the checkpoint with the last of it.
+// restore puts the lost events back into the outbox, and records the checkpoint with the last of them.
 func (t *term) restore(ctx context.Context, r *recovery, lost []store.Archived) error {
 	for {
 		n, size := 0, 0
@@ -245,7 +249,7 @@ func (t *term) restore(ctx context.Context, r *recovery, lost []store.Archived) 
 		switch {
 		case len(lost) > 0:
 		case len(r.kept) > 0:
-			r.checkpoint = t.checkpoint // What is kept is to be found again.
+			r.checkpoint = t.checkpoint // The events whose rows are kept are to be found again.
 		default:
 			checkpoint = r.checkpoint
 		}
@@ -257,8 +261,8 @@ func (t *term) restore(ctx context.Context, r *recovery, lost []store.Archived) 
 	}
 }
 
-// scan reads the stream from above up to the fence, settles what it finds, and strikes it off missing. It returns the
-// highest sequence of what it struck off.
+// scan reads the stream after the sequence above, up to the fence, settles the events that it finds, and deletes them from
+// missing. It returns the highest sequence of those that it deleted.
 func (t *term) scan(ctx context.Context, above uint64, r *recovery, missing map[uuid.UUID]struct{}) (kept uint64, err error) {
 	reading, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -298,95 +302,3 @@ func (t *term) scan(ctx context.Context, above uint64, r *recovery, missing map[
 }
 
 var errStalled = fmt.Errorf("no progress for %v", recoveryPatience)
-
-// audit looks at the stream from time to time: it may have lost what it acknowledged, and it tells after which
-// sequence later events will be stored.
-type audit struct {
-	sight   stream.State // The latest.
-	acked   uint64       // The highest sequence acknowledged.
-	looking bool
-	void    bool // What comes of that is out of date.
-	due     time.Time
-	failed  bool   // The latest look has told nothing.
-	busy    bool   // Something has been published since.
-	epoch   uint64 // The ledger's when the look under way began, if it was drained; otherwise 0.
-}
-
-const (
-	lookBusy = epochLength
-	lookIdle = 5 * time.Second
-)
-
-type inspection struct {
-	sight stream.State
-	err   error
-}
-
-// acknowledged takes note of what the stream has acknowledged; highest is 0 if it told no sequence.
-func (t *term) acknowledged(highest uint64, now time.Time) {
-	if !t.audit.busy {
-		t.audit.busy = true
-		t.audit.due = now.Add(lookBusy)
-	}
-	if highest > t.audit.acked {
-		t.audit.acked = highest
-		if t.core.ledger.drained() {
-			t.core.ledger.seen(highest, now, t.stopping)
-		}
-	}
-}
-
-// lookFirst reports whether nothing may be published before the stream has been looked at, which then is due. Where that
-// fails, publishing tells why.
-func (t *term) lookFirst(now time.Time) bool {
-	if t.reader == nil || t.gate != wide || t.core.doubt || t.stopping || t.audit.failed || t.core.flying > 0 || t.core.ready.len() == 0 || !t.reader.VerifyFirst() {
-		return false
-	}
-	t.audit.due = now
-	return true
-}
-
-// look has the stream looked at when that is due.
-func (t *term) look(ctx context.Context, now time.Time) {
-	if t.reader == nil || t.gate != wide || t.core.doubt || t.audit.looking || t.stopping || now.Before(t.audit.due) {
-		return
-	}
-	t.audit.looking, t.audit.busy, t.audit.epoch = true, false, 0
-	if t.core.ledger.drained() {
-		t.audit.epoch = t.core.ledger.epoch
-	}
-	before, acked := t.audit.sight, t.audit.acked
-	t.workers.Go(func() {
-		ctx, cancel := context.WithTimeout(ctx, openTimeout)
-		defer cancel()
-		sight, err := t.reader.Verify(ctx, before, acked)
-		t.looked <- inspection{sight, err}
-	})
-}
-
-// inspected takes the answer to the look under way.
-func (t *term) inspected(ctx context.Context, i inspection) {
-	now := time.Now()
-	if t.audit.void {
-		t.audit.looking, t.audit.void = false, false
-		return
-	}
-	t.audit.looking = false
-	t.audit.due = now.Add(lookIdle)
-	if t.audit.busy {
-		t.audit.due = now.Add(lookBusy)
-	}
-	var lost *stream.LostError
-	t.audit.failed = i.err != nil
-	switch {
-	case errors.As(i.err, &lost):
-		t.core.suspect()
-		t.pause(ctx, stream.Classify(lost), now)
-	case i.err != nil: // Whatever is wrong, publishing will tell.
-	default:
-		t.audit.sight = i.sight
-		if t.audit.epoch == t.core.ledger.epoch && t.core.ledger.drained() {
-			t.core.ledger.seen(i.sight.Last, now, false)
-		}
-	}
-}

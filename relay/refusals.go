@@ -14,12 +14,12 @@ const (
 	valueShown = 100
 )
 
-// refusalLog tells of refused events. A thousand of them at once are one trouble, and not a thousand.
+// refusalLog logs refused events, and sums up many of them: a thousand at once have one cause, not a thousand.
 type refusalLog struct {
-	since         time.Time // When the present span began.
-	told          int
-	refused, died int         // That were not told one by one.
-	last          []slog.Attr // The latest of them.
+	since            time.Time // When the present span began.
+	told             int
+	refused, givenUp int         // How many were not told one by one.
+	last             []slog.Attr // The latest of them.
 }
 
 // tell logs a refusal, or counts it.
@@ -31,11 +31,11 @@ func (l *refusalLog) tell(ctx context.Context, log *slog.Logger, r refusal, now 
 		slog.Int("attempt", r.row.Attempts+1), slog.String("error", cut(r.err.Error())),
 	}
 	switch {
-	case l.told >= refusalsTold && r.verdict == died:
-		l.died++
+	case l.told >= refusalsTold && r.verdict == givenUp:
+		l.givenUp++
 	case l.told >= refusalsTold:
 		l.refused++
-	case r.verdict == died:
+	case r.verdict == givenUp:
 		log.LogAttrs(ctx, slog.LevelError, "event given up; see `outbox-relay dead`", attributes...)
 	default:
 		log.LogAttrs(ctx, slog.LevelWarn, "event refused; trying again later", attributes...)
@@ -49,22 +49,22 @@ func (l *refusalLog) flush(ctx context.Context, log *slog.Logger, now time.Time)
 	if now.Sub(l.since) < refusalsSpan {
 		return
 	}
-	if l.refused+l.died > 0 {
+	if l.refused+l.givenUp > 0 {
 		log.LogAttrs(ctx, slog.LevelError, "more events refused or given up; see `outbox-relay dead`",
-			append([]slog.Attr{slog.Int("given_up", l.died), slog.Int("to_be_tried_again", l.refused)}, slog.GroupAttrs("latest", l.last...))...)
+			append([]slog.Attr{slog.Int("given_up", l.givenUp), slog.Int("to_be_tried_again", l.refused)}, slog.GroupAttrs("latest", l.last...))...)
 	}
 	*l = refusalLog{since: now}
 }
 
 // due returns when flush has something to say; zero if it has not.
 func (l *refusalLog) due() time.Time {
-	if l.refused+l.died == 0 {
+	if l.refused+l.givenUp == 0 {
 		return time.Time{}
 	}
 	return l.since.Add(refusalsSpan)
 }
 
-// cut shortens a value that somebody else made for the log.
+// cut shortens, for the log, a value that somebody else made.
 func cut(value string) string {
 	const mark = "…"
 	if len(value) <= valueShown {

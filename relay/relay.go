@@ -39,7 +39,7 @@ type Options struct {
 	BatchBytes int
 	// Window is how many events may be on their way to the broker at once. The default is DefaultWindow.
 	Window int
-	// PollInterval is how often an idle relay looks for events of which it was not notified. The default is
+	// PollInterval is how often an idle relay looks for events that no notification told of. The default is
 	// DefaultPollInterval.
 	PollInterval time.Duration
 	// MaxAttempts is how often the broker may refuse an event, for a reason that is the event's own, before it
@@ -119,7 +119,7 @@ type Relay struct {
 	status   status
 	watchdog watchdog
 	pulse    election.Pulse
-	atLeast  int64 // The least number of the next term; belongs to the term in office.
+	atLeast  int64 // The least number of the next term; belongs to the term under way.
 
 	mu       sync.Mutex // Protects what follows.
 	running  bool
@@ -139,7 +139,7 @@ var ErrRunning = errors.New("relay: already running")
 // Run may be called again after it has returned.
 func (r *Relay) Run(ctx context.Context) (err error) {
 	if !r.claim() {
-		return ErrRunning // Whose session is not ours to close.
+		return ErrRunning // The session belongs to the first Run, so it is not closed here.
 	}
 	r.status.set(Status{State: Campaigning, Since: time.Now(), Trouble: notPrepared})
 	defer func() { r.end(ctx, err) }()
@@ -157,11 +157,11 @@ func (r *Relay) Run(ctx context.Context) (err error) {
 
 // run relays until ctx ends.
 func (r *Relay) run(ctx context.Context) error {
-	// A stop must not cut off a term at once, so the elector's context outlives ctx: by the time that a term in
-	// office needs to end, or not at all.
+	// A stop must not cut off a term at once. So the elector's context outlives ctx, for as long as a term under way needs to
+	// end; if no term is under way it ends with ctx.
 	campaign, abort := context.WithCancel(context.WithoutCancel(ctx))
 	defer abort()
-	office := &office{stop: ctx.Done()}
+	terms := &termLatch{stop: ctx.Done()}
 	var watching sync.WaitGroup
 	finished := make(chan struct{})
 	watching.Go(func() {
@@ -170,8 +170,8 @@ func (r *Relay) run(ctx context.Context) error {
 			return
 		case <-ctx.Done():
 		}
-		if office.close() {
-			abort() // Not in office: there is nothing to finish.
+		if terms.close() {
+			abort() // No term is under way: there is nothing to finish.
 			return
 		}
 		deadline := time.NewTimer(r.options.ShutdownTimeout)
@@ -186,7 +186,7 @@ func (r *Relay) run(ctx context.Context) error {
 
 	watching.Go(func() { r.pulse.Run(campaign, r.missed(ctx)) })
 	r.status.set(Status{State: Campaigning, Since: time.Now(), Trouble: "finding out whether Postgres, NATS and the stream can be used"})
-	err := r.campaign(campaign, office, abort)
+	err := r.campaign(campaign, terms, abort)
 	close(finished)
 	abort()
 	watching.Wait()
@@ -197,21 +197,21 @@ func (r *Relay) run(ctx context.Context) error {
 	return nil
 }
 
-// missed returns what tells of a time in which this process did not run.
+// missed returns a function that logs that this process did not run for a while.
 func (r *Relay) missed(ctx context.Context) func(gap time.Duration) {
 	return func(gap time.Duration) {
 		r.log.WarnContext(ctx, "this process did not run for a while: it or its machine was stopped, or it got no processor", slog.Duration("for", gap.Round(time.Millisecond)))
 	}
 }
 
-// campaign takes part in elections, and serves the terms, until ctx ends or no further term can be served.
-func (r *Relay) campaign(ctx context.Context, office *office, abort func()) error {
+// campaign takes part in elections and serves the terms, until ctx ends or no further term can begin.
+func (r *Relay) campaign(ctx context.Context, terms *termLatch, abort func()) error {
 	scout := &scout{Relay: r, working: make(chan struct{}, 1)}
-	var unfit *unfitError // That ended the latest term; nil for another reason.
+	var unfit *unfitError // Why the latest term made way for another relay; nil if it did not.
 	setbacks := backoff{first: 100 * time.Millisecond, most: 5 * time.Second}
 	failures := 0
 	lead := func(leading context.Context, lease *election.Lease) error {
-		if !office.enter() {
+		if !terms.begin() {
 			abort()
 			return nil
 		}
@@ -219,11 +219,11 @@ func (r *Relay) campaign(ctx context.Context, office *office, abort func()) erro
 		defer scout.resume()
 		defer func() {
 			r.status.set(Status{State: Campaigning, Since: time.Now()})
-			if office.leave() {
+			if terms.end() {
 				abort()
 			}
 		}()
-		err := r.lead(leading, lease, office.stop, func() { failures = 0 })
+		err := r.lead(leading, lease, terms.stop, func() { failures = 0 })
 		var setback *setbackError
 		if !errors.As(err, &setback) {
 			errors.As(err, &unfit)
@@ -237,7 +237,7 @@ func (r *Relay) campaign(ctx context.Context, office *office, abort func()) erro
 		}
 		r.status.set(Status{State: Campaigning, Since: time.Now(), Trouble: reason.Error()})
 		r.log.WarnContext(ctx, "term ended early", slog.Any("error", reason), slog.Duration("next_in", wait))
-		sleep(leading, office.stop, wait)
+		sleep(leading, terms.stop, wait)
 		return nil
 	}
 	for {
@@ -271,37 +271,37 @@ func (r *Relay) warn(ctx context.Context, warning string) {
 	r.log.WarnContext(ctx, "a guarantee is weakened", slog.String("because", warning))
 }
 
-// office says whether the relay leads, and lets nobody in once it is to stop.
-type office struct {
+// termLatch says whether a term is under way, and lets none begin once the relay is to stop.
+type termLatch struct {
 	stop <-chan struct{}
 
 	mu     sync.Mutex // Protects what follows.
-	inside bool
+	inTerm bool
 	closed bool
 }
 
-// enter begins a term; false if none may begin any more.
-func (o *office) enter() bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.inside = !o.closed
-	return o.inside
+// begin begins a term; false if none may begin any more.
+func (l *termLatch) begin() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.inTerm = !l.closed
+	return l.inTerm
 }
 
-// leave ends a term and reports whether it was the last.
-func (o *office) leave() bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.inside = false
-	return o.closed
+// end ends a term and reports whether it was the last.
+func (l *termLatch) end() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.inTerm = false
+	return l.closed
 }
 
-// close lets nobody in any more and reports whether nobody is inside.
-func (o *office) close() bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.closed = true
-	return !o.inside
+// close lets no further term begin, and reports whether none is under way.
+func (l *termLatch) close() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	return !l.inTerm
 }
 
 // setbackError ends a term without ending the relay.

@@ -6,23 +6,22 @@ import (
 	"time"
 )
 
-// report is what the outbox has been told of why nothing can be published, so that it shows to those who look at the
-// database only: when the reason changes, and again every few seconds as long as there is one, which tells that the leader
-// is alive.
+// report tells the outbox why nothing can be published, for those who look at the database only. It does so when the reason
+// changes, and repeats the reason every few seconds, which shows that the leader is alive.
 type report struct {
-	since   time.Time // When it began; of no meaning without a reason.
-	said    string    // What has been told.
-	at      time.Time // When that was.
-	telling bool
-	answers chan told // The answer to the telling under way.
+	since   time.Time // When publishing became impossible; without meaning while it is possible.
+	said    string    // The reason that the outbox was told last.
+	at      time.Time // When it was told that.
+	telling bool      // The outbox is being told.
+	answers chan told // The result of telling it.
 }
 
 const (
-	// reportAfter is how long a reason must have lasted,
+	// reportAfter is for how long publishing must have been impossible before the outbox is told.
 	reportAfter = time.Second
-	// reportPause is how soon after one report the next may follow,
+	// reportPause is the least time between two reports.
 	reportPause = 2 * time.Second
-	// and reportAgain after how long the same is said again.
+	// reportAgain is after how long the same reason is told again.
 	reportAgain = 10 * time.Second
 )
 
@@ -31,10 +30,10 @@ type told struct {
 	err    error
 }
 
-// begin takes note that publishing is not possible from now on.
+// begin notes that publishing is not possible from now on.
 func (r *report) begin(now time.Time) { r.since = now }
 
-// due returns when to tell a reason, empty for none; zero for never.
+// due returns when to tell the outbox the reason, which is empty if there is none; zero for never.
 func (r *report) due(reason string) time.Time {
 	switch {
 	case r.telling || reason == "" && r.said == "":
@@ -61,7 +60,8 @@ func (t *term) tellOutbox(ctx context.Context, now time.Time) {
 	t.workers.Go(func() { t.report.answers <- told{reason, t.store.Report(ctx, reason, since)} })
 }
 
-// toldOutbox takes the answer. What could not be told is told later: whether the outbox can be reached, others find out.
+// toldOutbox takes the result. A reason that could not be told is told later. It is not for the report to find out whether
+// the outbox can be reached.
 func (t *term) toldOutbox(ctx context.Context, answer told) {
 	t.report.telling = false
 	if answer.err != nil {

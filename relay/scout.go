@@ -12,14 +12,14 @@ import (
 	"github.com/go-outbox/go-outbox/stream"
 )
 
-// Only a relay that could publish campaigns. As long as it does not lead, a scout looks whether it could: Postgres, the broker
-// and the stream must answer. It says so through the outbox (Store.Stand), and a leader that cannot publish makes way for a
-// relay that says so. A leader without such a standby stays.
+// Only a relay that could publish campaigns. While a relay does not lead, its scout checks whether it could: Postgres, the
+// broker and the stream must answer. A relay that could publish says so through the outbox (Store.Stand). A leader that cannot
+// publish makes way for a relay that says so, and stays if there is none.
 
 const (
-	// scoutEvery is how often a relay that could lead looks whether it still could.
+	// scoutEvery is how often a relay that could lead checks whether it still could.
 	scoutEvery = 2 * time.Second
-	// standPatience bounds one look at the outbox.
+	// standPatience bounds one call of Store.Stand.
 	standPatience = 4 * time.Second
 
 	// unfitAfter is for how long a leader must have been unable to publish before it makes way for another.
@@ -28,9 +28,9 @@ const (
 	standBack = 5 * time.Second
 )
 
-// modesty is for how long a relay that made way does not say that it could publish: it was wrong before. It doubles with
-// each term in a row in which the relay published nothing. So relays that are all kept from publishing, by a full stream
-// for example, do not go on making way for each other.
+// modesty is for how long a relay that made way does not say that it could publish, since it was wrong the last time. The time
+// doubles with each term in a row in which the relay published nothing. So if none of the relays can publish, for example
+// because the stream is full, they do not go on making way for each other.
 var modesty = backoff{first: 10 * time.Second, most: 10 * time.Minute} //nolint:gochecknoglobals // Immutable.
 
 // unfitError ends a term of a leader that cannot publish, while another relay says that it could.
@@ -40,17 +40,17 @@ func (e *unfitError) Error() string {
 	return "another relay says that it could publish, and this one cannot: " + e.reason
 }
 
-// scout looks whether its relay could lead.
+// scout checks whether its relay could lead.
 type scout struct {
 	*Relay
 
-	standFrom time.Time // Before that the relay does not campaign.
-	claimFrom time.Time // Before that it does not say that it could publish.
-	futile    int       // How many terms in a row it made way without having published anything.
-	looks     int       // How many looks in a row found that it could not lead.
-	said      string    // What the log says.
+	standFrom time.Time // Before that time the relay does not campaign.
+	claimFrom time.Time // Before that time it does not say that it could publish.
+	futile    int       // How many terms in a row ended by making way, without having published anything.
+	looks     int       // How many checks in a row found that it could not lead.
+	said      string    // What was logged last.
 
-	// working has a token during a look, and during a term, whose publisher and session they share.
+	// working has a token during a check and during a term: both use the relay's publisher and session.
 	working chan struct{}
 
 	mu        sync.Mutex // Protects what follows.
@@ -78,7 +78,7 @@ func (s *scout) ready(ctx context.Context) error {
 	}
 }
 
-// watch looks again and again, and calls withdraw once the relay could not lead any more.
+// watch checks again and again whether the relay could lead, and calls withdraw once it could not.
 func (s *scout) watch(ctx context.Context, withdraw context.CancelCauseFunc) {
 	for {
 		sleep(ctx, nil, scoutEvery)
@@ -101,10 +101,10 @@ func (s *scout) watch(ctx context.Context, withdraw context.CancelCauseFunc) {
 	}
 }
 
-// errNotFit withdraws a candidate. Why it is not fit is in the log and in the status.
+// errNotFit withdraws a candidate. Log and status say why it is not fit.
 var errNotFit = errors.New("not fit to lead")
 
-// rest ends the look under way, and keeps the scout from the publisher and the session until resume.
+// rest ends the check under way, and keeps the scout from the publisher and the session until resume.
 func (s *scout) rest() {
 	s.mu.Lock()
 	s.resting = true
@@ -129,7 +129,7 @@ func (s *scout) isResting() bool {
 	return s.resting
 }
 
-// look finds out whether the relay could lead now. Its error says that it never can.
+// look checks whether the relay could lead now. Its error says that it never can.
 func (s *scout) look(ctx context.Context) (fit bool, err error) {
 	s.watchdog.turn(time.Now())
 	openErr := s.open(ctx)
@@ -140,8 +140,8 @@ func (s *scout) look(ctx context.Context) (fit bool, err error) {
 		return true, nil // Elected meanwhile.
 	}
 	s.watchdog.turn(time.Now())
-	// A use of the session that is broken off closes it, and the lock that was just won may be on it. So this one ends with
-	// the relay only.
+	// Breaking off a use of the session closes the session, and the lock that was just won may be on it. So rest does not
+	// break this one off.
 	standing, cancel := context.WithTimeout(ctx, standPatience)
 	defer cancel()
 	obstacle, standErr := s.store.Stand(standing, s.publisher.Stream(), openErr == nil && !time.Now().Before(s.claimFrom))
@@ -168,9 +168,9 @@ func (s *scout) open(ctx context.Context) error {
 	}
 	s.interrupt = cancel
 	s.mu.Unlock()
-	s.publisher.Guard(nil) // It is only asked. What a term sends goes over a connection of its own.
+	s.publisher.Guard(nil) // No event is sent over this connection: a term opens its own.
 	warnings, err := s.publisher.Open(ctx)
-	_, _ = s.publisher.Collect(nil) // That it was away counts only if it still is.
+	_, _ = s.publisher.Collect(nil) // An outage that is over does not count.
 	s.mu.Lock()
 	s.interrupt = nil
 	s.mu.Unlock()
@@ -217,7 +217,7 @@ func (s *scout) madeWay(published bool) {
 	s.standFrom, s.claimFrom = now.Add(standBack), now.Add(modesty.after(s.futile))
 }
 
-// campaign takes part in the election until ctx ends, the relay could not lead any more, or lead returns an error.
+// campaign takes part in the election until ctx ends, the relay can no longer lead, or elect returns an error.
 func (s *scout) campaign(ctx context.Context, elect func(ctx context.Context) error) error {
 	standing, withdraw := context.WithCancelCause(ctx)
 	defer withdraw(nil)

@@ -25,22 +25,23 @@ type Status struct {
 	State State
 	// Since is when State began.
 	Since time.Time
-	// Standby reports that a campaigning relay knows another to lead, and Fit that it could lead itself: it has reached
-	// Postgres, the broker and the stream just now. With both all is well.
+	// Standby reports that a campaigning relay knows that another one leads. Fit reports that it could lead itself: it has
+	// reached Postgres, the broker and the stream just now. If both are set, all is well.
 	Standby, Fit bool
-	// Term numbers the terms of office of all relays of an outbox. 0 while not leading.
+	// Term is the number of the term: the terms of all relays of an outbox are numbered together. 0 while not leading.
 	Term int64
-	// Publishing reports that a leading relay has the broker's ear.
+	// Publishing reports that a leading relay can publish: the circuit breaker is closed.
 	Publishing bool
 	// Trouble says why the relay is not ready. It is empty if it is.
 	Trouble string
-	// Stalled is for how long the relay's loop has not turned, if that is too long: then it hangs, and is to be restarted.
+	// Stalled is for how long the relay's loop has not turned, if that is too long: then the relay hangs and has to be
+	// restarted. Otherwise it is 0.
 	Stalled time.Duration
 	// Published counts the events acknowledged since the relay was made.
 	Published int64
 }
 
-// Ready reports whether the relay does what can be expected of it: it publishes, or it could and another one leads.
+// Ready reports whether the relay publishes, or could publish while another one leads.
 func (s Status) Ready() bool { return s.Stalled == 0 && (s.Publishing || s.Standby && s.Fit) }
 
 // Alive reports whether the relay runs and its loop turns.

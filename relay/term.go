@@ -15,75 +15,75 @@ import (
 
 // Time budgets of a term.
 const (
-	// openTimeout bounds connecting to NATS and verifying the stream, and openTimeoutFirst the first attempt after
-	// trouble: a stream without a leader does not answer at all, and mostly has one again within the second.
+	// openTimeout bounds connecting to NATS and checking the stream, and openTimeoutFirst the first attempt after
+	// trouble: a stream without a leader does not answer at all, and mostly has a leader again within a second.
 	openTimeout      = 5 * time.Second
 	openTimeoutFirst = time.Second
 	// endTimeout bounds the last round trip of a term.
 	endTimeout = 400 * time.Millisecond
 )
 
-// reopen spaces out the attempts to publish again after trouble that is nobody's or the set-up's fault.
+// reopen spaces out the attempts to publish again after transient faults and set-up faults.
 var reopen = backoff{first: 50 * time.Millisecond, most: time.Second} //nolint:gochecknoglobals // Immutable.
 
 // resettle spaces out the attempts to remove published events that the database keeps.
 var resettle = backoff{first: time.Second, most: 30 * time.Second} //nolint:gochecknoglobals // Immutable.
 
-// term is one term of office: the single goroutine of loop owns it, feeds core with what happened and carries
-// out what core decides.
+// term is one term of a leader. The single goroutine of loop owns it, tells core what happened and carries out what core
+// decides.
 type term struct {
 	*Relay
 
 	lease   *election.Lease
 	core    *core
 	stop    <-chan struct{}
-	healthy func() // Tells that this term works.
+	healthy func() // Called when a round trip has succeeded: this term works.
 
 	number     int64
-	checkpoint store.Checkpoint // As it was when the stream was last read back.
-	untouched  bool             // The outbox has never been published to this stream.
-	id         string           // The outbox's, in the stream.
+	checkpoint store.Checkpoint // The next read-back begins here.
+	first      bool             // The outbox has never been published to this stream.
+	id         string           // The outbox's id, by which its fences are known in the stream.
 
-	workers sync.WaitGroup
-	woken   chan struct{}   // Holds one token when there may be something to fetch.
-	replies chan reply      // The answer to the exchange under way.
-	opened  chan opening    // The answer to the opening under way.
-	read    chan recovery   // The answer to the recovery under way.
-	looked  chan inspection // The answer to the look at the stream under way.
+	workers       sync.WaitGroup
+	woken         chan struct{}     // Holds one token when there may be something to fetch.
+	replies       chan reply        // The answer to the round trip under way.
+	opened        chan opening      // The result of opening the publisher.
+	read          chan recovery     // The result of reading the stream back.
+	verifications chan verification // The result of verifying the stream.
 
-	handed    chan error    // The answer to the handing over under way.
-	standbys  chan standbys // The answer to the look for standbys under way.
-	originals chan original // The answer to the look at a double under way.
+	handed    chan error    // The result of handing over.
+	standbys  chan standbys // The answer to the question for standbys.
+	originals chan original // The result of examining a double.
 	examining bool
-	findings  int  // How often that has failed, in a row.
+	findings  int  // How many attempts to examine the double have failed, in a row.
 	skipped   bool // The stream has skipped events of an ordered batch, and has not been read back since.
 	outcomes  []stream.Outcome
-	event     stream.Event // The one being handed over.
+	event     stream.Event // The event being handed to the publisher.
 	guarded   bool         // The publisher looks at the lease before it writes.
 
-	audit    audit
-	refusals refusalLog
-	gate     gate
-	opening  bool
-	lost     *stream.Error // That the connection broke during the opening under way, which may not know; nil if not.
-	reopenAt time.Time     // While the gate is shut and the publisher not being opened.
-	troubles int           // In a row.
-	piped    bool          // Ordered batches have been used, and the log says so.
-	reason   string
-	stopping bool
+	detector    lossDetector
+	refusals    refusalLog
+	breaker     breaker
+	opening     bool
+	lost        *stream.Error // The connection broke while the publisher was being opened, which may not have noticed; nil if not.
+	reopenAt    time.Time     // When to open the publisher again, while the breaker is open.
+	troubles    int           // In a row.
+	orderedTold bool          // Ordered batches have been used, and the log says so.
+	reason      string
+	stopping    bool
 
 	blind   blindness
 	handing handing
 	report  report
 }
 
-// gate says which events may be handed to the publisher.
-type gate int
+// breaker is a circuit breaker: it says which events may be handed to the publisher.
+type breaker int
 
 const (
-	shut gate = iota // None, until the publisher has been opened.
-	ajar             // One at a time, until one is stored: there was trouble just now.
-	wide             // All.
+	breakerOpen     breaker = iota // None: there was trouble, and the publisher has not been opened since.
+	breakerHalfOpen                // One at a time, until one of them is stored.
+	breakerClosed                  // All.
 )
 
 type reply struct {
@@ -97,20 +97,20 @@ type opening struct {
 	err      error
 }
 
-// lead serves one term: it returns when the lease has ended or the relay is to stop, with a setbackError if
-// this term could not go on, and with another error if no further one can.
+// lead serves one term. It returns when the lease has ended or the relay is to stop; with a setbackError if this term could
+// not go on, and with another error if no further term can begin.
 func (r *Relay) lead(ctx context.Context, lease *election.Lease, stop <-chan struct{}, healthy func()) (err error) {
 	t := &term{
-		Relay:   r,
-		lease:   lease,
-		core:    newCore(r.options),
-		stop:    stop,
-		woken:   make(chan struct{}, 1),
-		replies: make(chan reply, 1),
-		opened:  make(chan opening, 1),
-		read:    make(chan recovery, 1),
-		looked:  make(chan inspection, 1),
-		healthy: healthy,
+		Relay:         r,
+		lease:         lease,
+		core:          newCore(r.options),
+		stop:          stop,
+		woken:         make(chan struct{}, 1),
+		replies:       make(chan reply, 1),
+		opened:        make(chan opening, 1),
+		read:          make(chan recovery, 1),
+		verifications: make(chan verification, 1),
+		healthy:       healthy,
 
 		handed:    make(chan error, 1),
 		standbys:  make(chan standbys, 1),
@@ -126,22 +126,22 @@ func (r *Relay) lead(ctx context.Context, lease *election.Lease, stop <-chan str
 	defer r.publisher.Close()
 	defer t.workers.Wait()
 	defer cancel()
-	// At once, too: a write to a broker that takes no more would hold up the loop.
+	// Also close it as soon as the lease ends: a write to a broker that takes no more would hold up the loop.
 	t.workers.Go(func() {
 		<-ctx.Done()
 		r.publisher.Close()
 	})
 
 	r.status.set(Status{State: Leading, Since: time.Now(), Trouble: "beginning a term"})
-	t.open(ctx, time.Now()) // Meanwhile.
-	r.watchdog.rest()       // Postgres may take any time, if it says that it needs it.
+	t.openPublisher(ctx, time.Now()) // Meanwhile.
+	r.watchdog.rest()                // Postgres may take any time, if it says that it needs it.
 	number, err := t.begin(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() {
 		if deposed := new(stream.DeposedError); errors.As(err, &deposed) {
-			r.atLeast = deposed.Term + 1 // If we are elected again, that is who we are.
+			r.atLeast = deposed.Term + 1 // The number of our next term must be higher than the one the stream has seen.
 		}
 	}()
 	r.status.set(Status{State: Leading, Since: time.Now(), Term: number, Trouble: "making sure of the stream"})
@@ -166,7 +166,7 @@ func (t *term) begin(ctx context.Context) (number int64, err error) {
 		return 0, &setbackError{fmt.Errorf("begin term: %w", err)}
 	}
 	t.number, t.checkpoint, t.id = term.Number, term.Checkpoint, term.Outbox.String()
-	t.untouched = term.First
+	t.first = term.First
 	if term.Adopted != "" {
 		t.log.WarnContext(ctx, "the outbox goes to another stream from now on, as adopt_stream asks for", slog.String("from", term.Adopted), slog.String("to", t.publisher.Stream()))
 	}
@@ -180,7 +180,7 @@ func (t *term) begin(ctx context.Context) (number int64, err error) {
 	return t.number, nil
 }
 
-// found tells of what the outbox's watcher has seen. It may be called from anywhere.
+// found tells what the outbox's watcher has seen. It may be called from anywhere.
 func (t *term) found(ctx context.Context, f store.Finding) {
 	if !f.Known {
 		t.log.LogAttrs(ctx, f.Level(), "Postgres", append([]slog.Attr{slog.String("finding", f.Text())}, f.Attrs()...)...)
@@ -215,17 +215,17 @@ func (t *term) loop(ctx context.Context) error {
 	for {
 		now := time.Now()
 		t.watchdog.turn(now)
-		t.open(ctx, now)
+		t.openPublisher(ctx, now)
 		t.recover(ctx)
-		lookFirst := t.lookFirst(now)
-		t.look(ctx, now)
+		verifyFirst := t.verifyFirst(now)
+		t.verify(ctx, now)
 		t.seekStandby(ctx, now)
 		t.tellOutbox(ctx, now)
 		t.examine(ctx)
-		if !lookFirst {
+		if !verifyFirst {
 			t.publish(ctx, now)
 		}
-		if done := t.exchange(ctx, now); done {
+		if done := t.startRoundTrip(ctx, now); done {
 			return nil
 		}
 		t.arm(timer, now)
@@ -246,18 +246,18 @@ func (t *term) loop(ctx context.Context) error {
 			if r.err != nil {
 				return &setbackError{r.err}
 			}
-			t.exchanged(ctx, r.Reply)
+			t.answered(ctx, r.Reply)
 		case o := <-t.opened:
 			if errors.Is(o.err, stream.ErrRefused) {
 				return o.err // No waiting mends that.
 			}
-			t.openedOrNot(ctx, o)
+			t.publisherOpened(ctx, o)
 		case r := <-t.read:
 			if err := t.recovered(ctx, r); err != nil {
 				return err
 			}
-		case i := <-t.looked:
-			t.inspected(ctx, i)
+		case v := <-t.verifications:
+			t.verified(ctx, v)
 		case o := <-t.originals:
 			t.examined(ctx, o, time.Now())
 		case err := <-t.handed:
@@ -287,38 +287,38 @@ func (t *term) arm(timer *time.Timer, now time.Time) {
 		}
 	}
 	earlier(t.core.deadline())
-	if t.gate == shut && !t.opening {
+	if t.breaker == breakerOpen && !t.opening {
 		earlier(t.reopenAt)
 	}
-	earlier(t.blind.due(t.gate))
+	earlier(t.blind.due(t.breaker))
 	earlier(t.report.due(t.reason))
-	if t.reader != nil && t.gate == wide && !t.core.doubt && !t.audit.looking {
-		earlier(t.audit.due)
+	if t.reader != nil && t.breaker == breakerClosed && !t.core.doubt && !t.detector.verifying {
+		earlier(t.detector.due)
 	}
 	earlier(t.refusals.due())
 	timer.Reset(max(at.Sub(now), 0))
 }
 
-// publish hands over what may go out. The lease is looked at before each event: this process may have been
-// stopped for any time at any point. A guarded publisher looks before it writes, so that it is enough to look here now and
-// then: that is a tenth of the time that an event takes.
+// publish hands the rows that may go out to the publisher. It looks at the lease before each event, since this process may
+// have been stopped at any point, for any time. A guarded publisher looks at the lease before it writes. Then looking here
+// now and then is enough, and saves a tenth of the time that an event takes.
 func (t *term) publish(ctx context.Context, now time.Time) {
-	if t.gate == ajar && !t.core.doubt && t.core.open == 0 {
-		t.resume(ctx) // What there was to try it with has been refused for a reason of its own.
+	if t.breaker == breakerHalfOpen && !t.core.doubt && t.core.heldRows == 0 {
+		t.resume(ctx) // The event that was to try first has been refused for a reason of its own.
 	}
-	limit, pipeline := t.options.Window, t.publisher.Pipeline()
+	limit, batchWindow := t.options.Window, t.publisher.Pipeline()
 	if t.reader != nil && t.reader.Alone() {
 		limit = 1
 	}
-	if t.gate == ajar {
-		limit, pipeline = 1, 0
+	if t.breaker == breakerHalfOpen {
+		limit, batchWindow = 1, 0
 	}
-	t.core.engage(pipeline)
+	t.core.engage(batchWindow)
 	send := t.publisher.Publish
-	if t.core.pipelined {
-		limit, send = pipeline, t.publisher.PublishInOrder
-		if !t.piped {
-			t.piped = true
+	if t.core.ordered {
+		limit, send = batchWindow, t.publisher.PublishInOrder
+		if !t.orderedTold {
+			t.orderedTold = true
 			t.log.InfoContext(ctx, "publishing backlogs in ordered batches")
 		}
 	}
@@ -326,7 +326,7 @@ func (t *term) publish(ctx context.Context, now time.Time) {
 	if t.guarded {
 		every = 32
 	}
-	for i := 0; t.gate != shut && !t.stopping && (i%every != 0 || t.lease.Valid()); i++ {
+	for i := 0; t.breaker != breakerOpen && !t.stopping && (i%every != 0 || t.lease.Valid()); i++ {
 		row, ok := t.core.publishable(limit)
 		if !ok {
 			break
@@ -338,7 +338,7 @@ func (t *term) publish(ctx context.Context, now time.Time) {
 	}
 	if t.core.finish(t.stopping) {
 		t.publisher.Finish()
-	} else if t.core.pipelined {
+	} else if t.core.ordered {
 		t.publisher.Flush()
 	}
 }
@@ -357,7 +357,7 @@ func eventOf(row *store.Row) stream.Event {
 	}
 }
 
-// collect takes in what became of published events.
+// collect takes the outcomes of the events that were sent.
 func (t *term) collect(ctx context.Context) {
 	outcomes, trouble := t.publisher.Collect(t.outcomes[:0])
 	t.outcomes = outcomes
@@ -371,7 +371,7 @@ func (t *term) collect(ctx context.Context) {
 		}
 		t.pause(ctx, trouble, now)
 	}
-	stored := Published{InOrder: t.core.pipelined}
+	stored := Published{InOrder: t.core.ordered}
 	highest := uint64(0)
 	for i := range t.outcomes {
 		o := &t.outcomes[i]
@@ -387,7 +387,7 @@ func (t *term) collect(ctx context.Context) {
 	}
 	if stored.Oldest = t.core.takeOldest(); stored.Events > 0 {
 		t.acknowledged(highest, now)
-		if t.gate == ajar {
+		if t.breaker == breakerHalfOpen {
 			t.resume(ctx)
 		}
 		t.status.published(stored.Events)
@@ -398,7 +398,7 @@ func (t *term) collect(ctx context.Context) {
 	}
 }
 
-// resolve tells core about one outcome, and everybody else if it was no success.
+// resolve tells core one outcome, and log, status and hooks if the event was not stored.
 func (t *term) resolve(ctx context.Context, o stream.Outcome, now time.Time) {
 	switch {
 	case o.Err != nil:
@@ -410,7 +410,7 @@ func (t *term) resolve(ctx context.Context, o stream.Outcome, now time.Time) {
 		return
 	}
 	var row store.Row // A copy: core lets go of the row if it was refused.
-	if it := t.core.hands[o.Seq]; it != nil {
+	if it := t.core.held[o.Seq]; it != nil {
 		row = *it.row
 	}
 	switch verdict := t.core.resolved(o.Seq, o.Err, now); verdict {
@@ -418,7 +418,7 @@ func (t *term) resolve(ctx context.Context, o stream.Outcome, now time.Time) {
 		if !o.Retry {
 			t.pause(ctx, o.Err, now)
 		}
-	case published, refused, died:
+	case stored, refused, givenUp:
 		t.refused(ctx, refusal{row, o.Err, verdict}, now)
 	}
 }
@@ -426,16 +426,16 @@ func (t *term) resolve(ctx context.Context, o stream.Outcome, now time.Time) {
 // refused tells of an event that was refused for a reason of its own.
 func (t *term) refused(ctx context.Context, r refusal, now time.Time) {
 	t.refusals.tell(ctx, t.log, r, now)
-	t.hooks.Refused(Refused{EventType: r.row.EventType, Attempts: r.row.Attempts + 1, Dead: r.verdict == died, Err: r.err})
+	t.hooks.Refused(Refused{EventType: r.row.EventType, Attempts: r.row.Attempts + 1, Dead: r.verdict == givenUp, Err: r.err})
 }
 
-// pause stops publishing until the publisher has been opened again.
+// pause opens the breaker: nothing is published until the publisher has been opened again.
 func (t *term) pause(ctx context.Context, fault *stream.Error, now time.Time) {
-	if t.gate == shut {
+	if t.breaker == breakerOpen {
 		return // One of many that failed for the same reason.
 	}
-	t.gate = shut
-	t.core.suspect() // Nobody knows what happens to the stream meanwhile.
+	t.breaker = breakerOpen
+	t.core.markInDoubt() // Nobody knows what happens to the stream meanwhile.
 	t.setback(ctx, fault, now)
 }
 
@@ -459,9 +459,9 @@ func (t *term) setback(ctx context.Context, fault *stream.Error, now time.Time) 
 	}
 }
 
-// open has the publisher opened when that is due.
-func (t *term) open(ctx context.Context, now time.Time) {
-	if t.gate != shut || t.opening || t.stopping || now.Before(t.reopenAt) {
+// openPublisher has the publisher opened when that is due.
+func (t *term) openPublisher(ctx context.Context, now time.Time) {
+	if t.breaker != breakerOpen || t.opening || t.stopping || now.Before(t.reopenAt) {
 		return
 	}
 	t.opening = true
@@ -474,8 +474,8 @@ func (t *term) open(ctx context.Context, now time.Time) {
 	})
 }
 
-// openedOrNot takes the answer to the opening under way.
-func (t *term) openedOrNot(ctx context.Context, o opening) {
+// publisherOpened takes the result of opening the publisher.
+func (t *term) publisherOpened(ctx context.Context, o opening) {
 	lost := t.lost
 	t.opening, t.lost = false, nil
 	if o.err != nil {
@@ -489,39 +489,40 @@ func (t *term) openedOrNot(ctx context.Context, o opening) {
 		t.setback(ctx, lost, time.Now())
 		return
 	}
-	t.gate = ajar
+	t.breaker = breakerHalfOpen
 	if !t.core.doubt {
 		t.proceed(ctx)
 	}
 }
 
-// proceed opens the gate once the stream has been read back, if there was need to.
+// proceed closes the half-open breaker once the stream has been read back, if that was needed, unless an event has to try
+// first.
 func (t *term) proceed(ctx context.Context) {
-	if t.troubles == 0 || t.core.open == 0 {
-		t.resume(ctx) // Nothing speaks against it, or nothing is there to try it with.
+	if t.troubles == 0 || t.core.heldRows == 0 {
+		t.resume(ctx) // There was no trouble, or there is no event to try first.
 	}
 }
 
-// resume opens the gate wide.
+// resume closes the breaker.
 func (t *term) resume(ctx context.Context) {
 	if t.reason != "" {
 		t.log.InfoContext(ctx, "publishing again")
 		t.hooks.Resumed()
 	}
-	t.gate, t.troubles, t.reason, t.blind = wide, 0, "", blindness{asking: t.blind.asking}
+	t.breaker, t.troubles, t.reason, t.blind = breakerClosed, 0, "", blindness{asking: t.blind.asking}
 	t.status.publishing()
 }
 
-// exchange starts the round trip to Postgres that is due, if any. It reports whether the relay was to stop and
-// has finished.
-func (t *term) exchange(ctx context.Context, now time.Time) (done bool) {
+// startRoundTrip starts the round trip to Postgres that is due, if any. It reports whether the relay was to stop and has
+// finished.
+func (t *term) startRoundTrip(ctx context.Context, now time.Time) (done bool) {
 	var request store.Request
 	var due bool
 	t.core.maxData = t.publisher.MaxData()
 	switch {
 	case !t.stopping:
-		request, due = t.core.exchange(now)
-	case t.core.flying > 0 || t.core.under != nil:
+		request, due = t.core.nextRoundTrip(now)
+	case t.core.inFlight > 0 || t.core.trip != nil:
 		return false
 	default:
 		request, due = t.core.settle()
@@ -536,10 +537,10 @@ func (t *term) exchange(ctx context.Context, now time.Time) (done bool) {
 	return done
 }
 
-func (t *term) exchanged(ctx context.Context, answer store.Reply) {
+func (t *term) answered(ctx context.Context, answer store.Reply) {
 	now := time.Now()
-	done := t.core.under.request
-	t.core.exchanged(answer, now)
+	done := t.core.trip.request
+	t.core.answered(answer, now)
 	t.healthy()
 	if done.Checkpoint > 0 && len(answer.Kept) == 0 {
 		t.checkpoint.Sequence, t.checkpoint.Before = done.Checkpoint, t.checkpoint.Sequence
@@ -567,7 +568,7 @@ func (t *term) exchanged(ctx context.Context, answer store.Reply) {
 // keptFault is a fault of the database's set-up that stops publishing.
 func keptFault(err error) *stream.Error { return &stream.Error{Fault: stream.FaultSetup, Err: err} }
 
-// kept tells of a row for which the database refused what was asked.
+// kept tells of a row that the database did not let go, or whose refusal it did not record.
 func (t *term) kept(ctx context.Context, k store.Kept) {
 	if k.Settle {
 		t.log.LogAttrs(ctx, slog.LevelError, "the database does not let a published event's row go; trying again later",

@@ -9,21 +9,21 @@ import (
 	"github.com/go-outbox/go-outbox/stream"
 )
 
-// A stream that has an event's id already does not store it, and says so. Either it has this very event, from an attempt
-// whose answer was lost; or two rows have one id, and only the first of them is in the stream. What is stored is looked at
-// to tell them apart.
+// A stream that has an event's id already does not store the event, and says so. Either it has this very event, from an
+// attempt whose answer was lost; or two rows have one id, and only the first of them is in the stream. The relay reads the
+// stored message to tell the two cases apart.
 //
-// The second row is settled like the first, since nothing else can become of it, but not archived: the stream does not
-// have it, so it would seem to be lost.
+// The second row is settled like the first, since the stream will never take it. It is not archived: the stream does not have
+// it, so the broker would seem to have lost it.
 
 // double is a row whose id the stream had already.
 type double struct {
 	ref      store.Ref
-	epoch    uint64 // In which it was sent.
-	sequence uint64 // Of the message with its id.
+	epoch    uint64 // The epoch in which it was sent.
+	sequence uint64 // The sequence of the message that has its id.
 }
 
-// original is what the stream has in a double's place.
+// original is the message that the stream has under a double's id.
 type original struct {
 	double
 
@@ -40,12 +40,12 @@ type Twice struct {
 	Sequence uint64
 }
 
-// findTries is how often it is tried to look at what the stream has in a double's place.
+// findTries is how many attempts may fail to read the message that the stream has under a double's id.
 const findTries = 3
 
-// examine has the next double looked at.
+// examine has the message read whose id the next double has.
 func (t *term) examine(ctx context.Context) {
-	if t.examining || t.stopping || t.gate != wide || len(t.core.doubles) == 0 {
+	if t.examining || t.stopping || t.breaker != breakerClosed || len(t.core.doubles) == 0 {
 		return
 	}
 	t.examining = true
@@ -58,7 +58,7 @@ func (t *term) examine(ctx context.Context) {
 	})
 }
 
-// examined takes the answer to the look at a double.
+// examined takes the result of examining a double.
 func (t *term) examined(ctx context.Context, o original, now time.Time) {
 	t.examining = false
 	if len(t.core.doubles) == 0 || t.core.doubles[0] != o.double {
@@ -70,7 +70,7 @@ func (t *term) examined(ctx context.Context, o original, now time.Time) {
 	}
 	t.findings = 0
 	t.core.doubles = t.core.doubles[1:]
-	// Where nobody can tell, it is taken for the same event: that is what it nearly always is.
+	// If the message cannot be read, the double counts as the same event: it nearly always is.
 	twice := o.err == nil && o.found.Event && o.found.Seq != o.ref.Seq
 	t.core.resolvedDouble(o.double, twice, now)
 	if !twice {

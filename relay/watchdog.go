@@ -6,8 +6,8 @@ import (
 )
 
 const (
-	// turnsEvery is how long the relay's loop waits for events before it turns all the same, and stalledAfter is when it must
-	// have turned: whoever restarts relays that do not then has a reason to.
+	// turnsEvery is for how long the relay's loop waits for something to happen before it turns all the same. A loop that has
+	// not turned for stalledAfter hangs: then the relay has to be restarted.
 	turnsEvery   = 2 * time.Second
 	stalledAfter = 10 * time.Second
 )
@@ -20,7 +20,7 @@ type watchdog struct {
 // turn notes that the loop turns.
 func (w *watchdog) turn(now time.Time) { w.last.Store(&now) }
 
-// rest notes that no loop is to turn: what is waited for now has a limit of its own.
+// rest notes that no loop need turn now: whatever the relay waits for has a time limit of its own.
 func (w *watchdog) rest() { w.last.Store(nil) }
 
 // stalled returns for how long the loop has not turned, if that is too long, and otherwise 0.

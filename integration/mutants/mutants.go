@@ -81,7 +81,7 @@ func All() []Mutant {
 			Without: "the stream is not read back at the beginning of a term",
 			Edits: []Edit{{
 				File: "relay/recovery.go",
-				Old:  "if untouched || r.fence.Consumed {",
+				Old:  "if first || r.fence.Consumed {",
 				New:  "if true {",
 			}},
 			Killer: Killer{"./relay", "^TestExplore$/^aba,_2_late,_pages_of_10,_2_faults", "a counterexample"},
@@ -128,7 +128,7 @@ func All() []Mutant {
 			Without: "an aggregate's next event is sent before the outcome of the one before is known",
 			Edits: []Edit{{
 				File: "relay/core.go",
-				Old:  "case l.flying == 0 || c.pipelined:",
+				Old:  "case l.inFlight == 0 || c.ordered:",
 				New:  "case true:",
 			}},
 			Killer: Killer{"./relay", "^TestOneInFlightPerAggregate$", "first: got"},
@@ -157,9 +157,9 @@ func All() []Mutant {
 			Name:    "audit",
 			Without: "what a look at the stream finds is ignored",
 			Edits: []Edit{{
-				File: "relay/recovery.go",
-				Old:  "case errors.As(i.err, &lost):",
-				New:  "case errors.As(i.err, &lost) && false:",
+				File: "relay/lossdetector.go",
+				Old:  "case errors.As(v.err, &lost):",
+				New:  "case errors.As(v.err, &lost) && false:",
 			}},
 			Killer: Killer{"./relay", "^TestLossWhileIdle$", "0 times after the loss"},
 		},
@@ -178,8 +178,8 @@ func All() []Mutant {
 			Without: "a leader that cannot publish stays",
 			Edits: []Edit{{
 				File: "relay/blindness.go",
-				Old:  "case s.fit == 0 || t.gate != shut",
-				New:  "case true || t.gate != shut",
+				Old:  "case s.fit == 0 || t.breaker != breakerOpen",
+				New:  "case true || t.breaker != breakerOpen",
 			}},
 			Killer: Killer{"./relay", "^TestBlindLeaderMakesWay$", "does not make way"},
 		},
