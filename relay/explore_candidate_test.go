@@ -52,7 +52,7 @@ type glance struct {
 	acked      uint64
 
 	taken bool // It is over, and the answer on its way.
-	sight stream.State
+	state stream.State
 	mark  int
 	err   error
 }
@@ -78,7 +78,7 @@ type answer struct {
 	checkpoint store.Checkpoint
 
 	fence    stream.Fence
-	sight    stream.State
+	state    stream.State
 	found    []stream.Found
 	archived []store.Archived
 	n        int
@@ -316,7 +316,7 @@ func (p *port) Open(context.Context) ([]string, error) {
 func (p *port) Verify(_ context.Context, before stream.State, acked uint64) (stream.State, error) {
 	if p.candidate.term.handing == handingOver {
 		a := p.ask(answer{kind: "look", above: acked})
-		return a.sight, a.err
+		return a.state, a.err
 	}
 	p.candidate.looks = append(p.candidate.looks, glance{before: before, remembered: p.candidate.mark, acked: acked})
 	return stream.State{}, errUnanswered
@@ -379,7 +379,7 @@ func (p *port) answered(a answer) (recovery, bool) {
 	r := o.recovery
 	r.answers, r.at, r.next = append(r.answers, a), 0, answer{}
 	if r.leaving {
-		err := o.term.recordHandOver(context.Background(), o.term.detector.sight, r.acked)
+		err := o.term.recordHandOver(context.Background(), o.term.detector.state, r.acked)
 		if errors.Is(err, errUnanswered) {
 			return recovery{}, false
 		}
@@ -574,10 +574,10 @@ func (e *encoder) candidate(w *world, o *candidate) {
 	}
 	e.number(uint64(len(o.looks)))
 	for _, g := range o.looks {
-		e.flag(w.marked(g.before.Last) == g.remembered, g.taken, g.err != nil, g.taken && w.marked(g.sight.Last) == g.mark)
+		e.flag(w.marked(g.before.Last) == g.remembered, g.taken, g.err != nil, g.taken && w.marked(g.state.Last) == g.mark)
 		e.created(w, g.before)
-		e.created(w, g.sight)
-		e.number(g.before.Last, g.acked, g.sight.Last)
+		e.created(w, g.state)
+		e.number(g.before.Last, g.acked, g.state.Last)
 	}
 	e.flag(o.recovery != nil)
 	if r := o.recovery; r != nil {
@@ -589,10 +589,10 @@ func (e *encoder) candidate(w *world, o *candidate) {
 		}
 	}
 	a := &t.detector
-	e.created(w, a.sight)
-	e.flag(!a.sight.Created.IsZero() && w.marked(a.sight.Last) == o.mark, a.verifying, a.void, a.failed, a.busy, a.due.IsZero(),
+	e.created(w, a.state)
+	e.flag(!a.state.Created.IsZero() && w.marked(a.state.Last) == o.mark, a.verifying, a.void, a.failed, a.busy, a.due.IsZero(),
 		a.epoch == 0, a.epoch == t.core.checkpoints.epoch)
-	e.number(a.sight.Last, a.acked)
+	e.number(a.state.Last, a.acked)
 	e.number(uint64(t.breaker), uint64(t.number), uint64(t.handing))
 	e.flag(t.opening, t.lost != nil, t.reopenAt.IsZero(), t.troubles > 0, t.reason != "", t.first, t.stopping)
 	e.checkpoint(t.checkpoint)
@@ -605,8 +605,8 @@ func (e *encoder) created(w *world, s stream.State) {
 }
 
 func (e *encoder) answer(w *world, a *answer) {
-	e.created(w, a.sight)
-	e.number(a.fence.Sequence, a.fence.First, a.fence.Former, a.above, uint64(a.n), uint64(len(a.found)), a.sight.Last)
+	e.created(w, a.state)
+	e.number(a.fence.Sequence, a.fence.First, a.fence.Former, a.above, uint64(a.n), uint64(len(a.found)), a.state.Last)
 	e.number(uint64(max(a.fence.Created.Sub(birth)/time.Hour, -1) + 1))
 	for _, f := range a.found {
 		e.number(uint64(f.Seq), f.Stored)

@@ -62,7 +62,7 @@ func partsOfState() map[string]partOfState {
 		"candidate": {
 			of: func(w *world) any { return w.candidates[0] },
 			notEncoded: map[string]string{
-				"request": "it is that of term.core.trip", "mark": "it is compared with the stream's, and that is encoded with detector.sight",
+				"request": "it is that of term.core.trip", "mark": "it is compared with the stream's, and that is encoded with detector.state",
 			},
 			shared: map[string]string{"request": replaced, "trouble": replaced},
 		},

@@ -541,7 +541,7 @@ func (x *explorer) take(w *world, s step) {
 		if g.err == nil {
 			o.mark = g.mark
 		}
-		t.verified(ctx, verification{g.sight, g.err})
+		t.verified(ctx, verification{g.state, g.err})
 		pump(now)
 	case leaseEnds:
 		w.tell("relay %d's lease ends by its own clock", name)
@@ -688,9 +688,9 @@ func (w *world) readOn(o *candidate, a *answer) {
 		a.found, a.err = w.scan(a.above, a.fence)
 		w.aside("from %d to %d it finds %d", a.above, a.fence.Sequence, len(a.found))
 	case "look":
-		g := glance{before: o.term.detector.sight, remembered: o.mark, acked: a.above}
+		g := glance{before: o.term.detector.state, remembered: o.mark, acked: a.above}
 		w.look(&g)
-		a.sight, a.err = g.sight, g.err
+		a.state, a.err = g.state, g.err
 	case "settle":
 		for _, ref := range a.refs {
 			if w.settle(ref.Seq, a.above) {

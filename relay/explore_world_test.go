@@ -225,13 +225,13 @@ func (w *world) lastFence() (sequence uint64, term int64) {
 // look is stream.Publisher.Verify.
 func (w *world) look(g *glance) {
 	g.taken = true
-	g.sight = stream.State{Created: w.createdAt(), Last: uint64(len(w.messages))}
-	g.mark = w.marked(g.sight.Last)
+	g.state = stream.State{Created: w.createdAt(), Last: uint64(len(w.messages))}
+	g.mark = w.marked(g.state.Last)
 	seen := !g.before.Created.IsZero()
 	switch {
 	case w.sabotage.deaf:
-	case seen && !g.before.Created.Equal(g.sight.Created), seen && g.sight.Last < g.before.Last,
-		seen && w.marked(g.before.Last) != g.remembered, g.sight.Last < g.acked:
+	case seen && !g.before.Created.Equal(g.state.Created), seen && g.state.Last < g.before.Last,
+		seen && w.marked(g.before.Last) != g.remembered, g.state.Last < g.acked:
 		g.err = &stream.LostError{}
 	}
 }

@@ -57,7 +57,7 @@ func (t *term) handOver(ctx context.Context, now time.Time) bool {
 		t.handing = handedOver // Or never.
 		if t.reader != nil && t.breaker == breakerClosed && !t.opening && t.lease.Valid() && t.core.clean(now) {
 			t.handing = handingOver
-			before, acked := t.detector.sight, t.detector.acked
+			before, acked := t.detector.state, t.detector.acked
 			t.workers.Go(func() {
 				ctx, cancel := context.WithTimeout(ctx, handOverPatience)
 				defer cancel()
@@ -79,11 +79,11 @@ func (t *term) recordHandOver(ctx context.Context, before stream.State, acked ui
 	case fence.Sequence <= acked:
 		return fmt.Errorf("the stream has given the sequence %d, although it had acknowledged %d", fence.Sequence, acked)
 	}
-	sight, err := t.reader.Verify(ctx, before, acked)
+	state, err := t.reader.Verify(ctx, before, acked)
 	switch {
 	case err != nil:
 		return err
-	case !sight.Created.Equal(fence.Created) || sight.Last < fence.Sequence:
+	case !state.Created.Equal(fence.Created) || state.Last < fence.Sequence:
 		return fmt.Errorf("the stream has changed since its fence")
 	}
 	_, err = t.store.PutBack(ctx, nil, handOverOf(fence))

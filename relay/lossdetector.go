@@ -11,7 +11,7 @@ import (
 // lossDetector verifies the stream from time to time: the broker may have lost events that it acknowledged. Besides, the
 // stream's last sequence is one after which later events will be stored: see checkpoints.
 type lossDetector struct {
-	sight     stream.State // What the stream looked like last.
+	state     stream.State // What the stream looked like last.
 	acked     uint64       // The highest sequence acknowledged.
 	verifying bool         // The stream is being verified.
 	void      bool         // The answer to that will be out of date: the stream has been read back meanwhile.
@@ -29,7 +29,7 @@ const (
 
 // verification is the result of an attempt to verify the stream.
 type verification struct {
-	sight stream.State
+	state stream.State
 	err   error
 }
 
@@ -66,12 +66,12 @@ func (t *term) verify(ctx context.Context, now time.Time) {
 	if t.core.checkpoints.drained() {
 		t.detector.epoch = t.core.checkpoints.epoch
 	}
-	before, acked := t.detector.sight, t.detector.acked
+	before, acked := t.detector.state, t.detector.acked
 	t.workers.Go(func() {
 		ctx, cancel := context.WithTimeout(ctx, openTimeout)
 		defer cancel()
-		sight, err := t.reader.Verify(ctx, before, acked)
-		t.verifications <- verification{sight, err}
+		state, err := t.reader.Verify(ctx, before, acked)
+		t.verifications <- verification{state, err}
 	})
 }
 
@@ -95,9 +95,9 @@ func (t *term) verified(ctx context.Context, v verification) {
 		t.pause(ctx, stream.Classify(lost), now)
 	case v.err != nil: // Whatever is wrong, publishing will tell.
 	default:
-		t.detector.sight = v.sight
+		t.detector.state = v.state
 		if t.detector.epoch == t.core.checkpoints.epoch && t.core.checkpoints.drained() {
-			t.core.checkpoints.seen(v.sight.Last, now, false)
+			t.core.checkpoints.seen(v.state.Last, now, false)
 		}
 	}
 }
