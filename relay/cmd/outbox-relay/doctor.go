@@ -512,7 +512,8 @@ func (d *doctor) examineAbsentStream(ctx context.Context, connect stream.Connect
 		d.fail("stream", "%q does not exist and cannot be created, since stream %q listens on subjects of %q: name that stream, or give the subject template another first token", setup.Stream, other, subject)
 		return
 	}
-	d.ok("stream", "%q does not exist yet; the relay creates it, for %q", setup.Stream, subject)
+	d.ok("stream", "%q does not exist yet; the relay creates it, for %q; whether a limit of the server forbids its settings, only that shows: "+
+		"then the relay is not ready, and its log and /readyz name the limit and the setting", setup.Stream, subject)
 	if setup.Memory {
 		d.warn("stream", "%q is to be kept in memory: acknowledged events are lost when its servers restart: set OUTBOX_STREAM_STORAGE to file", setup.Stream)
 	}
