@@ -227,6 +227,8 @@ delete from ` + t.outbox() + ` o where ` + refused + ` and exists (select from `
 update ` + t.outbox() + ` o
    set given_up_at = clock_timestamp(), attempts = ($3::int[])[array_position($1::bigint[], o.seq)], last_error = ($4::text[])[array_position($1::bigint[], o.seq)]
  where ` + refused,
+		// Another scan_from than the one recorded last is a command's, which has put rows back. The result is then one below
+		// both its value and $4: a result below $4 tells the caller.
 		checkpoint: `
 update ` + t.relay() + `
    set checkpoint = $1, checkpoint_before = checkpoint, scan_from = case when scan_from = $5 then $4 else greatest(least(scan_from, $4), -9223372036854775807) - 1 end
