@@ -265,7 +265,7 @@ func (o *Outbox) settleFound(ctx context.Context, on interface {
 		seqs, ids = split(found)
 		batch     = &pgx.Batch{}
 	)
-	o.remove(batch, &n, o.queries.byID, true, after, seqs, ids)
+	o.remove(batch, &n, o.queries.byID, true, after, []any{seqs, ids}, nil)
 	batch.Queue(o.queries.stillThere, seqs, ids).QueryRow(func(row pgx.Row) error { return row.Scan(&remaining) })
 	if err := on.SendBatch(ctx, batch).Close(); err != nil {
 		return 0, err

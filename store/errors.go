@@ -61,6 +61,7 @@ const (
 	codeUndefinedFunction     = "42883"
 	codeUndefinedColumn       = "42703"
 	codeUndefinedObject       = "42704"
+	codeDivisionByZero        = "22012"
 	codeInvalidParameter      = "22023"
 	codeInvalidPassword       = "28P01"
 	codeInvalidDatabase       = "3D000"

@@ -169,18 +169,18 @@ type queries struct {
 // removal takes settled rows out of the outbox.
 type removal struct {
 	archive [archiveParts]string // Copies them to that part of the archive, first; its last parameters are the stream and after.
-	remove  string
+	remove  string               // Its last parameter, if there is a check, is what the check compares.
 }
 
-// removal removes the rows o for which a condition holds. It inserts into the archive's part directly: routing through the
-// partitioned table would cost half as much again for each row. So would DELETE … RETURNING, which goes through a temporary
-// store.
-func (t Table) removal(condition, stream, after string) removal {
-	r := removal{remove: `delete from ` + t.outbox() + ` o where ` + condition}
+// removal removes the rows o for which a condition with so many parameters holds, if a check holds, which only the deletion
+// makes. It inserts into the archive's part directly: routing through the partitioned table would cost half as much again for
+// each row. So would DELETE … RETURNING, which goes through a temporary store.
+func (t Table) removal(condition, check string, parameters int) removal {
+	r := removal{remove: `delete from ` + t.outbox() + ` o where ` + condition + check}
 	for part := range r.archive {
-		r.archive[part] = `
-insert into ` + t.part(part) + ` (part, stream, after, ` + eventColumns + `)
-select ` + strconv.Itoa(part) + `, ` + stream + `, ` + after + `, ` + eventColumns + ` from ` + t.outbox() + ` o where ` + condition
+		r.archive[part] = fmt.Sprintf(`
+insert into %s (part, stream, after, %s)
+select %d, $%d, $%d, %[2]s from %[6]s o where %[7]s`, t.part(part), eventColumns, part, parameters+1, parameters+2, t.outbox(), condition)
 	}
 	return r
 }
@@ -203,12 +203,15 @@ func (t Table) queries(holdDead bool, sequence string) queries {
 		drawn = `(select case when is_called then last_value else last_value - 1 end from ` + sequence + `)`
 	}
 	// A seq names the row that was fetched only as long as the sequence goes on: one that was set back gives the seqs again.
-	goesOn := func(known string) string { return `coalesce(` + drawn + ` >= ` + known + `::bigint, true)` }
+	// Then the division by zero undoes the copies in the archive, too: see isSetBack.
+	goesOn := func(value, known string) string {
+		return `(select ` + value + `::bigint / case when coalesce(` + drawn + ` >= ` + known + `::bigint, true) then 1 else 0 end)`
+	}
 	q := queries{
 		// It is a bound of the scan: as a condition it would be asked of each row.
-		inBitmap: t.removal(inBitmap+` and o.seq <= (select case when `+goesOn("$4")+` then $2::bigint end)`, "$5", "$6"),
-		inList:   t.removal(inList+` and `+goesOn("$2"), "$3", "$4"),
-		byID:     t.removal(byID, "$3", "$4"),
+		inBitmap: t.removal(inBitmap, ` and o.seq <= `+goesOn("$2", "$4"), 3),
+		inList:   t.removal(inList, ` and 1 = `+goesOn("1", "$2"), 1),
+		byID:     t.removal(byID, "", 2),
 		// The parameters are arrays: a row's values have the place in the others that its seq has in $1.
 		fail: `
 update ` + t.outbox() + ` o
@@ -298,8 +301,16 @@ func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
 			}
 			reply, err = o.exchange(ctx, conn, request)
 		}
+		settled := request.Settled
+		if isSetBack(err) {
+			request.Settled = nil
+			reply, err = o.exchange(ctx, conn, request)
+		}
 		if ofRow(err) {
 			reply, err = o.exchangeOneByOne(ctx, conn, request)
+		}
+		if err == nil && len(settled) > 0 && request.Settled == nil {
+			err = o.countRemaining(ctx, conn, settled, &reply)
 		}
 		if err == nil {
 			reply.Floor = o.floor.at
@@ -321,6 +332,13 @@ const repeats = 2
 func undone(err error) bool {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	return ok && (pg.Code == codeDeadlock || pg.Code == codeSerialization || pg.Code == codeCancelled) && !inFunction(pg)
+}
+
+// isSetBack reports whether a removal by seq was refused, since the sequence has been set back and so the seqs may be those
+// of other rows.
+func isSetBack(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pg.Code == codeDivisionByZero && !inFunction(pg)
 }
 
 // errSessionLost ends a term: the lock that made this relay the leader is gone with the session.
@@ -377,17 +395,17 @@ func adding(into *int64) func(tag pgconn.CommandTag) error {
 	}
 }
 
-// remove queues a removal by these parameters, and returns the query that removes.
-func (o *Outbox) remove(batch *pgx.Batch, n *tally, r removal, archive bool, after uint64, keys ...any) {
+// remove queues a removal by these keys. The check's parameters are those of the deletion alone.
+func (o *Outbox) remove(batch *pgx.Batch, n *tally, r removal, archive bool, after uint64, keys, check []any) {
 	if o.retain > 0 && archive {
 		o.filling.Store(int32(o.archive.part))
-		batch.Queue(r.archive[o.archive.part], append(slices.Clone(keys), o.stream, int64(after))...).Exec(func(tag pgconn.CommandTag) error {
+		batch.Queue(r.archive[o.archive.part], slices.Concat(keys, []any{o.stream, int64(after)})...).Exec(func(tag pgconn.CommandTag) error {
 			n.archived += tag.RowsAffected()
 			o.unsummarized.Add(tag.RowsAffected())
 			return nil
 		})
 	}
-	batch.Queue(r.remove, keys...).Exec(func(tag pgconn.CommandTag) error {
+	batch.Queue(r.remove, slices.Concat(keys, check)...).Exec(func(tag pgconn.CommandTag) error {
 		n.removed += tag.RowsAffected()
 		if o.retain > 0 && archive {
 			n.toArchive += tag.RowsAffected()
@@ -401,10 +419,10 @@ func (o *Outbox) removeSettled(batch *pgx.Batch, n *tally, s Settled) {
 	k := keysOf(s.Seqs)
 	n.asked += int64(len(s.Seqs))
 	if len(k.bitmap) > 0 {
-		o.remove(batch, n, o.queries.inBitmap, !s.Unarchived, s.After, k.from, k.to, k.bitmap, o.drawn)
+		o.remove(batch, n, o.queries.inBitmap, !s.Unarchived, s.After, []any{k.from, k.to, k.bitmap}, []any{o.drawn})
 	}
 	if len(k.list) > 0 {
-		o.remove(batch, n, o.queries.inList, !s.Unarchived, s.After, k.list, o.drawn)
+		o.remove(batch, n, o.queries.inList, !s.Unarchived, s.After, []any{k.list}, []any{o.drawn})
 	}
 }
 
@@ -493,6 +511,10 @@ func (o *Outbox) recordCheckpoint(batch *pgx.Batch, request Request) {
 	})
 }
 
+// observeEvery is how often an exchange observes, unless it changes the sleep lock. A tenth of a small exchange's time is the
+// observation, and a floor that rises a little later costs nothing.
+const observeEvery = 5 * time.Millisecond
+
 // observation is what an exchange learns of the transactions and of the sequence before it fetches.
 type observation struct {
 	xid, xmin uint64
@@ -526,18 +548,21 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 	}
 	o.recordFailures(batch, request.Failed, request.Dead, &n)
 	o.recordState(batch, request)
-	if request.Sleep != KeepSleep || request.Fetch != nil {
+	var (
+		f       = request.Fetch
+		now     = time.Now()
+		observe = request.Sleep != KeepSleep || f != nil && now.Sub(o.observed) >= observeEvery
+	)
+	if observe {
 		o.observe(batch, request.Sleep, &reply.Asleep, &seen)
 	}
-	f := request.Fetch
 	if f != nil {
-		now := time.Now()
-		if o.floor.stuck(now) {
+		if observe && o.floor.stuck(now) {
 			batch.Queue(o.queries.noOlderWriter, strconv.FormatUint(o.floor.xid&math.MaxUint32, 10)).QueryRow(func(row pgx.Row) error {
 				return row.Scan(&noOlderWriter)
 			})
 		}
-		if o.took > slowFetch && o.complete {
+		if observe && o.took > slowFetch && o.complete {
 			batch.Queue(o.queries.idle).QueryRow(func(row pgx.Row) error { return row.Scan(&idle) })
 		}
 		o.queueFetch(batch, f, &read)
@@ -578,7 +603,12 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 	if noOlderWriter {
 		seen.xmin = math.MaxUint64
 	}
-	o.passed(seen, f, reply, idle)
+	if observe {
+		o.observed = now
+		o.passed(seen, f, reply, idle)
+	} else {
+		o.complete = !reply.Full && !o.cached
+	}
 	return reply, o.noteHeld(ctx, conn, request)
 }
 

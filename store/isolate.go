@@ -147,7 +147,7 @@ func (o *Outbox) settleOneByOne(ctx context.Context, tx pgx.Tx, s Settled, reply
 		o.removeSettled(batch, &n, s)
 	})
 	switch {
-	case err == nil && n.removed < n.asked:
+	case err == nil && n.removed < n.asked, isSetBack(err):
 		var remaining int
 		if err := tx.QueryRow(ctx, o.queries.remaining, s.Seqs).Scan(&remaining); err != nil {
 			return err

@@ -66,7 +66,8 @@ type Outbox struct {
 	ascii      bool // Only those of ASCII are recorded: another may have been what the database refused.
 	floor      floor
 	scanFrom   int64         // What the table says of the floor.
-	drawn      int64         // The highest seq that the sequence had given out by the latest exchange.
+	drawn      int64         // The highest seq that the sequence had given out by the latest observation,
+	observed   time.Time     // which was then.
 	cached     bool          // The sequence gives each session several numbers at once.
 	complete   bool          // The latest page had all rows.
 	took       time.Duration // The latest fetch.
@@ -236,7 +237,7 @@ select (select format('%I.%I', n.nspname, c.relname) from pg_catalog.pg_class c 
 	if err != nil {
 		return err
 	}
-	o.drawn = math.MinInt64 // Until the first exchange says.
+	o.drawn, o.observed = math.MinInt64, time.Time{} // Until the first exchange says.
 	if sequence == nil {
 		sequence = new(string)
 	}
