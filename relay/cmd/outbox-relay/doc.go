@@ -7,6 +7,7 @@
 //	outbox-relay dead list|show|requeue|discard    look after the events that were given up
 //	outbox-relay replay ID... | --all | FLAGS      publish again what was published, from the archive
 //	outbox-relay status                            tell from the tables who leads, what waits and what was given up
+//	outbox-relay find ID | SEQ | TYPE/ID           tell where an event is
 //	outbox-relay doctor                            check all that exactly-once delivery depends on
 //	outbox-relay healthcheck [--ready]             ask the relay of this configuration how it is
 //	outbox-relay version

@@ -109,7 +109,7 @@ func openOutbox(c config.Config) (*store.Outbox, error) {
 	if c.DatabaseDSNFile != "" {
 		dsn = "" // It is read from there.
 	}
-	outbox, err := store.Open(dsn, store.Options{Table: store.Table(c.Table), DSNFile: c.DatabaseDSNFile, PasswordFile: c.DatabasePasswordFile})
+	outbox, err := store.Open(dsn, store.Options{Table: store.Table(c.Table), HoldDead: c.Relay.OnDead == config.OnDeadHold, DSNFile: c.DatabaseDSNFile, PasswordFile: c.DatabasePasswordFile})
 	if err != nil {
 		return nil, wrongConfig(err)
 	}
