@@ -180,7 +180,7 @@ func (p *Process) Matches(pattern *regexp.Regexp) map[string]bool {
 	return matches
 }
 
-// Metric returns the value of a metric without labels, and whether the relay could be asked for it.
+// Metric returns the value of a metric that has the labels of its outbox and no others, and whether the relay could be asked for it.
 func (p *Process) Metric(name string) (value float64, ok bool) {
 	p.Helper()
 	ctx, cancel := context.WithTimeout(p.Context(), 2*time.Second)
@@ -195,7 +195,7 @@ func (p *Process) Metric(name string) (value float64, ok bool) {
 	}
 	defer response.Body.Close()
 	for scanner := bufio.NewScanner(response.Body); scanner.Scan(); {
-		if text, found := strings.CutPrefix(scanner.Text(), name+" "); found {
+		if text, found := strings.CutPrefix(scanner.Text(), name+`{stream="OUTBOX",table="public.outbox"} `); found {
 			value, err = strconv.ParseFloat(text, 64)
 			return value, err == nil
 		}

@@ -33,6 +33,17 @@
 //	                                               reason of that row's own; it stays in the outbox, and the log names it
 //	outbox_relay_repeated_ids_total     counter    events that the stream did not store since another row had the same id
 //
+// [Tables] adds what the tables tell, of a leader and of a standby alike:
+//
+//	outbox_relay_postgres_up            gauge      1 if the tables could be read at the latest attempt, 0 otherwise
+//	outbox_relay_pending_events         gauge      events in the outbox: exactly up to 10,000, beyond that an estimate
+//	outbox_relay_oldest_pending_seconds gauge      age of the oldest event in the outbox, 0 if there is none
+//	outbox_relay_dead_letters           gauge      dead letters that somebody has to requeue or discard
+//	outbox_relay_held_aggregates        gauge      aggregates whose events wait for a decision about a dead letter (`on_dead = "hold"`)
+//	outbox_relay_retrying_aggregates    gauge      aggregates whose events wait for another attempt of a refused one
+//	outbox_relay_archive_events         gauge      events in the archive: exactly while it is small, beyond that an estimate
+//	outbox_relay_archive_bytes          gauge      what the archive takes on disk, with its indexes
+//
 // Counters count from the start of the process, over all of its terms. The lag compares the clock of the database
 // with that of this host, and is never below 0.
 //

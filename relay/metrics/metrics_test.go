@@ -118,6 +118,9 @@ func TestTwoRelaysNeedTheirOwnLabels(t *testing.T) {
 // What is exposed is what the documents list, under names that Prometheus recommends.
 func TestEveryMetricIsDocumented(t *testing.T) {
 	registry, _ := register(t)
+	if err := metrics.Tables(registry, &reader{}); err != nil {
+		t.Fatal(err)
+	}
 	problems, err := testutil.GatherAndLint(registry)
 	if err != nil {
 		t.Fatal(err)

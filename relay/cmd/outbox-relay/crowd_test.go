@@ -59,7 +59,7 @@ func TestACrowdDoesNotStarveTheRelay(t *testing.T) {
 	leads(2)
 	insert(t, dsn, "users", "User", "17", "UserCreated", "x")
 	eventually(t, "the event is published", func() bool {
-		return strings.Contains(get(t, "http://"+addr+"/metrics").body, "outbox_relay_published_total 1\n")
+		return strings.Contains(get(t, "http://"+addr+"/metrics").body, `outbox_relay_published_total{stream="OUTBOX",table="public.outbox"} 1`+"\n")
 	})
 	if got := get(t, "http://"+addr+"/readyz").code; got != http.StatusOK {
 		t.Errorf("readyz = %d, want 200", got)

@@ -19,6 +19,7 @@ import (
 	"github.com/go-outbox/go-outbox/relay"
 	"github.com/go-outbox/go-outbox/relay/admin"
 	"github.com/go-outbox/go-outbox/relay/metrics"
+	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream/embedded"
 )
 
@@ -80,12 +81,13 @@ func differences(c config.Config) slog.Value {
 
 // service is a relay with all that belongs to it.
 type service struct {
-	config  config.Config
-	hooks   relay.Hooks
-	log     *slog.Logger
-	natsLog *slog.Logger
-	metrics http.Handler
-	started time.Time
+	config     config.Config
+	hooks      relay.Hooks
+	log        *slog.Logger
+	natsLog    *slog.Logger
+	registerer prometheus.Registerer // Of metrics with this outbox's labels.
+	metrics    http.Handler
+	started    time.Time
 
 	relay atomic.Pointer[relay.Relay] // Nil until the embedded server runs.
 }
@@ -96,19 +98,22 @@ func newService(c config.Config, p *process) (*service, error) {
 		return nil, wrongConfig(err)
 	}
 	registry := prometheus.NewRegistry()
+	// Several outboxes may be scraped by one Prometheus.
+	labelled := prometheus.WrapRegistererWith(prometheus.Labels{"stream": c.Stream.Name, "table": store.Table(c.Table).String()}, registry)
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	hooks, err := metrics.New(registry)
+	hooks, err := metrics.New(labelled)
 	if err != nil {
 		return nil, err
 	}
 	log := p.logger(c.Logging.Format, c.Logging.Level)
 	return &service{
-		config:  c,
-		hooks:   hooks,
-		log:     log,
-		natsLog: p.logger(c.Logging.Format, natsLevel(c.Logging.Level)),
-		metrics: promhttp.HandlerFor(registry, promhttp.HandlerOpts{}),
-		started: time.Now(),
+		config:     c,
+		hooks:      hooks,
+		log:        log,
+		natsLog:    p.logger(c.Logging.Format, natsLevel(c.Logging.Level)),
+		registerer: labelled,
+		metrics:    promhttp.HandlerFor(registry, promhttp.HandlerOpts{}),
+		started:    time.Now(),
 	}, nil
 }
 
@@ -149,6 +154,11 @@ func (s *service) run(ctx context.Context) (err error) {
 	r, err := relay.New(c)
 	if err != nil {
 		return wrongConfig(err)
+	}
+	gauge := r.Outbox().Gauge()
+	defer gauge.Close(ctx)
+	if err := metrics.Tables(s.registerer, gauge); err != nil {
+		return err
 	}
 	s.relay.Store(r)
 	return r.Run(ctx)

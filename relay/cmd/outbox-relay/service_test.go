@@ -85,9 +85,9 @@ func TestAnEventArrives(t *testing.T) {
 		t.Errorf("readyz = %d %s, want a leader in its first term", ready.code, ready.body)
 	}
 	eventually(t, "the metrics count the event", func() bool {
-		return slices.Contains(strings.Split(get(t, base+"/metrics").body, "\n"), "outbox_relay_published_total 1")
+		return slices.Contains(strings.Split(get(t, base+"/metrics").body, "\n"), `outbox_relay_published_total{stream="OUTBOX",table="public.outbox"} 1`)
 	})
-	expectText(t, "metrics", get(t, base+"/metrics").body, "outbox_relay_leader 1\n", "go_goroutines ", "process_start_time_seconds ")
+	expectText(t, "metrics", get(t, base+"/metrics").body, `outbox_relay_leader{stream="OUTBOX",table="public.outbox"} 1`, "go_goroutines ", "process_start_time_seconds ")
 	expectText(t, "the index", get(t, base+"/").body, "/readyz")
 
 	env := environment{"OUTBOX_HTTP_ADDR": strings.TrimPrefix(base, "http://")}
@@ -162,7 +162,7 @@ func TestPermissionsOfTheReadme(t *testing.T) {
 				insert(t, dsn, "users", "User", strconv.Itoa(term), "UserCreated", "x")
 				base := relay.base()
 				eventually(t, "the event is published", func() bool {
-					return strings.Contains(get(t, base+"/metrics").body, "outbox_relay_published_total 1\n")
+					return strings.Contains(get(t, base+"/metrics").body, `outbox_relay_published_total{stream="OUTBOX",table="public.outbox"} 1`+"\n")
 				})
 				expectCode(t, diagnose(t, env).result, 0)
 				standby := start(t, env)
