@@ -177,7 +177,7 @@ func TestSlowLine(t *testing.T) {
 	b := w.Backlog().Migrate()
 	b.Size = 20 << 10
 	b.Add(conn, 600)
-	line := harness.SlowLine(t, w.NATS.Address(), 1<<20)
+	line := harness.SlowLine(t, w.NATS.Address(), 1<<20, 0)
 	w.Relay("OUTBOX_NATS_URL=nats://"+line, "OUTBOX_ACK_TIMEOUT=1s")
 	b.Audit(conn)
 }

@@ -129,7 +129,7 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, first bool) 
 		if err != nil {
 			return err
 		}
-		lost, kept, err := t.compare(ctx, &r, last.Before, archived, known)
+		lost, kept, err := t.compare(ctx, &r, last, archived, known)
 		if err != nil {
 			return err
 		}
@@ -148,7 +148,7 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, first bool) 
 			}
 			if len(all) > len(archived) {
 				archived = all
-				if lost, _, err = t.compare(ctx, &r, last.Before, archived, known); err != nil {
+				if lost, _, err = t.compare(ctx, &r, last, archived, known); err != nil {
 					return err
 				}
 			}
@@ -165,11 +165,11 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, first bool) 
 // compare settles the rows whose events the stream holds after a sequence, or after the archived events if they begin
 // earlier. It returns the archived events that the stream should have and has not, and the highest sequence of those that
 // it has.
-func (t *term) compare(ctx context.Context, r *recovery, above uint64, archived []store.Archived, known bool) (lost []store.Archived, kept uint64, err error) {
+func (t *term) compare(ctx context.Context, r *recovery, last store.Checkpoint, archived []store.Archived, known bool) (lost []store.Archived, kept uint64, err error) {
 	if r.fence.Gaps {
 		archived = nil
 	}
-	missing := make(map[uuid.UUID]struct{}, len(archived))
+	missing, above := make(map[uuid.UUID]struct{}, len(archived)), last.Before
 	// Events that the stream's limits have removed at its beginning are not lost.
 	expected := func(a store.Archived) bool { return !known || a.After+1 >= r.fence.First }
 	for _, a := range archived {
@@ -182,6 +182,9 @@ func (t *term) compare(ctx context.Context, r *recovery, above uint64, archived 
 	if kept, err = t.scan(ctx, above, r, missing); err != nil {
 		return nil, 0, err
 	}
+	if last.Created.IsZero() && kept > 0 {
+		known = true // The record is gone, but this stream has an archived event: the archive's sequences are its own.
+	}
 	var newest map[int64]int64
 	if r.fence.Holes {
 		newest = newestOf(archived, func(a store.Archived) bool {
@@ -190,7 +193,7 @@ func (t *term) compare(ctx context.Context, r *recovery, above uint64, archived 
 		})
 	}
 	for _, a := range archived {
-		if _, ok := missing[a.ID]; ok && !older(newest, a) {
+		if _, ok := missing[a.ID]; ok && expected(a) && !older(newest, a) {
 			lost = append(lost, a)
 		}
 	}

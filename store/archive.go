@@ -80,8 +80,8 @@ func (o *Outbox) turnArchive(ctx context.Context, conn *pgx.Conn) error {
 	err := o.truncate(ctx, conn, []string{o.table.part(next)}, func(tx pgx.Tx) error {
 		// In the rows of all streams: it is all streams' archive.
 		tag, err := tx.Exec(ctx, `
-update `+o.table.relay()+` set part = $1, part_since = clock_timestamp()
- where exists (select from `+o.table.relay()+` where stream = $2 and term = $3)`, next, o.stream, o.term)
+update only `+o.table.relay()+` set part = $1, part_since = clock_timestamp()
+ where exists (select from only `+o.table.relay()+` where stream = $2 and term = $3)`, next, o.stream, o.term)
 		if err == nil && tag.RowsAffected() == 0 {
 			return errDeposed
 		}
@@ -305,6 +305,11 @@ func (t Table) stillThere(rows int) error {
 	return fmt.Errorf("%w: %d rows of the outbox %s were deleted and are still there; look for a trigger or rule that keeps deleted rows (outbox-relay doctor names it) and drop it", ErrKept, rows, t)
 }
 
+// setBack says that rows were not removed since their seqs may be those of other events by now: an [ErrKept].
+func (t Table) setBack() error {
+	return fmt.Errorf("%w: the sequence of the outbox %s was set back, so rows may have the seqs of others; they are told apart by their ids now. If that goes on, the sequence counts down: outbox-relay doctor names it", ErrKept, t)
+}
+
 // PutBack takes lost events out of the archive and puts them back into the outbox, with their ids and seqs, and then
 // records the checkpoint; the zero checkpoint records none. It returns how many it put back. An event whose seq another event
 // has stays in the archive until that is published again. So do a few events that the database refuses, each for a reason of
@@ -450,9 +455,9 @@ with lost as (select p.ctid as at, `+of("p", eventColumns)+` from `+o.table.part
      back as (insert into `+o.table.outbox()+` (`+eventColumns+`, last_error) overriding system value select `+eventColumns+`, `+lastErrorBack+` from lost
                   on conflict (seq) do nothing returning seq, id),
      there as (select seq, id from back
-               union select seq, id from `+o.table.outbox()+` o where o.seq = any($2::bigint[]) and ((o.seq, o.id) in (select seq, id from lost)) is true),
+               union select seq, id from only `+o.table.outbox()+` o where o.seq = any($2::bigint[]) and ((o.seq, o.id) in (select seq, id from lost)) is true),
      gone as (delete from `+o.table.part(part)+` p where p.ctid = any($1::tid[]) and ((p.seq, p.id) in (select seq, id from there)) is true),
-     lowered as (update `+o.table.relay()+` set scan_from = least(scan_from, (select min(seq) from back)))
+     lowered as (update only `+o.table.relay()+` set scan_from = least(scan_from, (select min(seq) from back)))
 select (select count(*) from there), array_agg(seq), array_agg(id)
   from (select seq, id from lost where ((seq, id) in (select seq, id from there)) is not true order by seq limit `+fmt.Sprint(refusedMost)+`) taken`,
 			at[part], seqs[part], ids[part]).Scan(&put, &takenSeqs, &takenNames)
@@ -472,7 +477,7 @@ func (o *Outbox) disown(ctx context.Context, created time.Time) error {
 	return o.aside(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		_, err := conn.Exec(ctx, `
 update `+o.table.published()+` set after = 0
- where stream = $1 and after > 0 and exists (select from `+o.table.relay()+` where stream = $1 and stream_created <> $2)`, o.stream, created)
+ where stream = $1 and after > 0 and exists (select from only `+o.table.relay()+` where stream = $1 and stream_created <> $2)`, o.stream, created)
 		return err
 	})
 }
@@ -480,7 +485,7 @@ update `+o.table.published()+` set after = 0
 // record records a checkpoint, on disk: published events are only looked for after it.
 func (o *Outbox) record(ctx context.Context, conn *pgx.Conn, c Checkpoint) error {
 	tag, err := conn.Exec(ctx, `
-update `+o.table.relay()+` set stream_created = $2, checkpoint = $3, checkpoint_before = $4
+update only `+o.table.relay()+` set stream_created = $2, checkpoint = $3, checkpoint_before = $4
   from set_config('synchronous_commit', 'on', true) where stream = $1 and term = $5`,
 		o.stream, c.Created, int64(c.Sequence), int64(c.Before), o.term)
 	if err == nil && tag.RowsAffected() == 0 {

@@ -325,3 +325,65 @@ func TestPutBackBesideTheRowItself(t *testing.T) {
 		t.Errorf("the outbox has %v, want %v", got, want)
 	}
 }
+
+// Somebody has deleted the record of terms. Whoever leads next does not take itself for the first, unless nothing shows that
+// it is not.
+func TestRecordDeleted(t *testing.T) {
+	for name, tt := range map[string]struct {
+		retain time.Duration
+		before func(t *testing.T, f *fixture)
+		first  bool
+		part   int
+	}{
+		"nothing was inserted": {time.Hour, func(*testing.T, *fixture) {}, true, 0},
+		"nothing was settled":  {time.Hour, func(t *testing.T, f *fixture) { t.Helper(); f.insert(t, event("1")) }, true, 0},
+		"what was settled is archived": {time.Hour, func(t *testing.T, f *fixture) {
+			t.Helper()
+			f.exec(t, `
+insert into outbox_published (part, stream, after, seq, id, topic, aggregate_type, aggregate_id, event_type, data, created_at)
+values (2, 'S', 0, 7, gen_random_uuid(), 't', 'a', '1', 'e', '', now())`)
+		}, false, 2},
+		"another stream's events are archived": {time.Hour, func(t *testing.T, f *fixture) {
+			t.Helper()
+			f.exec(t, `
+insert into outbox_published (part, stream, after, seq, id, topic, aggregate_type, aggregate_id, event_type, data, created_at)
+values (2, 'T', 0, 7, gen_random_uuid(), 't', 'a', '1', 'e', '', now())`)
+		}, true, 0},
+		"the first seqs are gone": {0, func(t *testing.T, f *fixture) {
+			t.Helper()
+			f.insert(t, event("1"), event("2"))
+			f.exec(t, `delete from outbox where seq = 1`)
+		}, false, 0},
+		"all seqs are gone": {0, func(t *testing.T, f *fixture) {
+			t.Helper()
+			f.insert(t, event("1"))
+			f.exec(t, `delete from outbox`)
+		}, false, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t, store.Options{Retain: tt.retain})
+			tt.before(t, f)
+			term, err := f.Begin(t.Context(), "S", "me", 0)
+			if err != nil || term.First != tt.first || term.Checkpoint != (store.Checkpoint{}) {
+				t.Errorf("the term is %+v, error %v; want that it is the first: %v", term, err, tt.first)
+			}
+			if got := query[int](t, f, `select part from outbox_relay`); got != tt.part {
+				t.Errorf("part %d is filled, want %d", got, tt.part)
+			}
+		})
+	}
+}
+
+// The same process knows what the outbox is called in the stream.
+func TestRecordDeletedUnderALeader(t *testing.T) {
+	f := newFixture(t, store.Options{Retain: time.Hour})
+	first, err := f.Begin(t.Context(), "S", "me", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.exec(t, `delete from outbox_relay`)
+	second, err := f.Begin(t.Context(), "S", "me", 0)
+	if err != nil || second.Outbox != first.Outbox || second.Number <= first.Number {
+		t.Errorf("the second term is %+v, error %v; want outbox %v and a number above %d", second, err, first.Outbox, first.Number)
+	}
+}

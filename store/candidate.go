@@ -37,7 +37,7 @@ type relayed struct {
 
 // latest is the statement that finds it.
 func (t Table) latest() string {
-	return `select stream, leader, term, leader_since from ` + t.relay() + ` order by leader_since desc limit 1`
+	return `select stream, leader, term, leader_since from only ` + t.relay() + ` order by leader_since desc limit 1`
 }
 
 func (r *relayed) scan(rows pgx.Rows) error {
@@ -60,7 +60,7 @@ func (o *Outbox) otherStream(stream string, r *relayed) error {
 func (o *Outbox) Stand(ctx context.Context, stream string, fit bool) (obstacle string, err error) {
 	err = o.session.Do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		if checked := o.session.next.Load(); o.checked != checked {
-			if err := o.table.check(ctx, conn); err != nil {
+			if err := o.judged(o.table.check(ctx, conn)); err != nil {
 				return err
 			}
 			o.checked = checked

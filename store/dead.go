@@ -59,13 +59,15 @@ type DeadFilter struct {
 
 // deadEverywhere are the dead letters and, with the number 0, what was given up and is still in the outbox.
 func (t Table) deadEverywhere() string {
-	const columns = `seq, id, topic, aggregate_type, aggregate_id, event_type, data, headers, created_at, attempts`
 	return `
-select letter, false as kept, ` + columns + `, last_error, died_at from ` + t.dead() + `
+select letter, false as kept, seq, id, topic ` + bytewise + ` as topic, aggregate_type ` + bytewise + ` as aggregate_type, aggregate_id ` + bytewise + ` as aggregate_id,
+       event_type ` + bytewise + ` as event_type, data, headers, created_at, attempts, last_error ` + bytewise + ` as last_error, died_at
+  from only ` + t.dead() + `
  union all
-select 0::bigint, true, seq, coalesce(id, '00000000-0000-0000-0000-000000000000'), coalesce(topic, ''), coalesce(aggregate_type, ''), coalesce(aggregate_id, ''),
-       coalesce(event_type, ''), coalesce(data, ''), headers, coalesce(created_at, 'epoch'), coalesce(attempts, 0), coalesce(last_error, ''), given_up_at
-  from ` + t.outbox() + ` where given_up_at is not null` // For nulls, too, a row may have been given up.
+select 0::bigint, true, seq, coalesce(id, '00000000-0000-0000-0000-000000000000'), coalesce(topic, '') ` + bytewise + `, coalesce(aggregate_type, '') ` + bytewise + `,
+       coalesce(aggregate_id, '') ` + bytewise + `, coalesce(event_type, '') ` + bytewise + `, coalesce(data, ''), headers, coalesce(created_at, 'epoch'), coalesce(attempts, 0),
+       coalesce(last_error, '') ` + bytewise + `, given_up_at
+  from only ` + t.outbox() + ` where given_up_at is not null` // For nulls, too, a row may have been given up.
 }
 
 // DeadLetters lists dead letters in the order of their seqs. With payload false, which is for long lists, their Data is
@@ -279,7 +281,7 @@ func (o *Outbox) requeue(ctx context.Context, keys []DeadKey, anySize bool) (int
 // checkSizes compares payloads with the largest that the broker took when a leader last asked it.
 func (t Table) checkSizes(ctx context.Context, tx pgx.Tx, rows []deadRow) error {
 	var most *int64
-	err := tx.QueryRow(ctx, `select max_payload from `+t.relay()+` order by leader_since desc limit 1`).Scan(&most)
+	err := tx.QueryRow(ctx, `select max_payload from only `+t.relay()+` order by leader_since desc limit 1`).Scan(&most)
 	if errors.Is(err, pgx.ErrNoRows) || err == nil && (most == nil || *most <= 0) {
 		return nil // Nobody knows.
 	}
@@ -306,13 +308,13 @@ func (t Table) checkSizes(ctx context.Context, tx pgx.Tx, rows []deadRow) error 
 func (t Table) requeue(ctx context.Context, tx pgx.Tx, rows []deadRow) (lowest int64, err error) {
 	const columns = `id, topic, aggregate_type, aggregate_id, event_type, data, headers, created_at, last_error`
 	dead := `
-with gone as (delete from ` + t.dead() + ` where letter = $1 returning seq, ` + columns + `),
+with gone as (delete from only ` + t.dead() + ` where letter = $1 returning seq, ` + columns + `),
      same as (insert into ` + t.outbox() + ` (seq, ` + columns + `) overriding system value select seq, ` + columns + ` from gone
                   on conflict (seq) do nothing returning seq),
      anew as (insert into ` + t.outbox() + ` (` + columns + `) select ` + columns + ` from gone where not exists (select from same) returning seq)
 select seq from same union all select seq from anew`
 	kept := `
-update ` + t.outbox() + ` set given_up_at = null, attempts = 0, retry_at = null, last_error = coalesce(last_error, 'requeued')
+update only ` + t.outbox() + ` set given_up_at = null, attempts = 0, retry_at = null, last_error = coalesce(last_error, 'requeued')
  where seq = $1 and given_up_at is not null returning seq`
 
 	batch := &pgx.Batch{}
@@ -337,9 +339,10 @@ update ` + t.outbox() + ` set given_up_at = null, attempts = 0, retry_at = null,
 	return lowest, tx.SendBatch(ctx, batch).Close()
 }
 
-// lowerScan makes later terms fetch from this seq on.
+// lowerScan makes later terms fetch from this seq on, and changes what is recorded in any case: so the leader sees that it has
+// to go back, even before it is notified (Outbox.queueOvertaken). What is recorded is a hint, and may be lower than it has to be.
 func (t Table) lowerScan(ctx context.Context, tx pgx.Tx, lowest int64) error {
-	_, err := tx.Exec(ctx, `update `+t.relay()+` set scan_from = $1 where scan_from > $1`, lowest)
+	_, err := tx.Exec(ctx, `update only `+t.relay()+` set scan_from = greatest(least(scan_from, $1), -9223372036854775807) - 1`, lowest)
 	return err
 }
 
@@ -350,9 +353,9 @@ func (o *Outbox) Discard(ctx context.Context, keys ...DeadKey) (int, error) {
 		lowest = rows[0].seq
 		for _, d := range rows {
 			lowest = min(lowest, d.seq)
-			query := batch.Queue(`delete from `+o.table.dead()+` where letter = $1 returning true`, d.letter)
+			query := batch.Queue(`delete from only `+o.table.dead()+` where letter = $1 returning true`, d.letter)
 			if d.letter == 0 {
-				query = batch.Queue(`delete from `+o.table.outbox()+` where seq = $1 and given_up_at is not null returning true`, d.seq)
+				query = batch.Queue(`delete from only `+o.table.outbox()+` where seq = $1 and given_up_at is not null returning true`, d.seq)
 			}
 			query.QueryRow(func(row pgx.Row) error {
 				var gone bool
@@ -435,8 +438,8 @@ func (o *Outbox) lowestHeld(ctx context.Context, tx pgx.Tx, rows []deadRow) (seq
 		}
 	}
 	err = tx.QueryRow(ctx, `
-select coalesce(min(seq), `+fmt.Sprint(math.MaxInt64)+`) from `+o.table.outbox()+`
- where (aggregate_type, aggregate_id) in (select aggregate_type, aggregate_id from `+o.table.dead()+` where letter = any($1)
-                                          union select aggregate_type, aggregate_id from `+o.table.outbox()+` where seq = any($2))`, letters, seqs).Scan(&seq)
+select coalesce(min(seq), `+fmt.Sprint(math.MaxInt64)+`) from only `+o.table.outbox()+`
+ where (`+aggregateColumns+`) in (select `+aggregateColumns+` from only `+o.table.dead()+` where letter = any($1)
+                                          union select `+aggregateColumns+` from only `+o.table.outbox()+` where seq = any($2))`, letters, seqs).Scan(&seq)
 	return seq, err
 }

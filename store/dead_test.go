@@ -339,8 +339,8 @@ func TestRequeueLowersTheScan(t *testing.T) {
 				t.Fatal(err)
 			}
 			do(t, f)
-			if got := query[int64](t, f, `select scan_from from outbox_relay`); got != 2 {
-				t.Errorf("the next term begins its scan at %d, want 2", got)
+			if got := query[int64](t, f, `select scan_from from outbox_relay`); got > 2 {
+				t.Errorf("the next term begins its scan at %d, want at most 2", got)
 			}
 			for {
 				ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -423,5 +423,55 @@ func TestDeadLettersOfNoEncoding(t *testing.T) {
 	letters, err := g.DeadLetters(t.Context(), store.DeadFilter{}, false)
 	if err != nil || len(letters) != 1 || letters[0].Topic != "a�b" {
 		t.Errorf("got %+v, %v", letters, err)
+	}
+}
+
+// The columns of the tables have different collations, one of which takes capitals for small letters. Nothing is refused,
+// and aggregates are told apart byte by byte.
+func TestCollations(t *testing.T) {
+	for name, sql := range map[string]string{
+		"of the outbox":       `alter table outbox alter aggregate_id type text collate "C", alter aggregate_type type text collate "POSIX", alter topic type text collate "C"`,
+		"of the dead letters": `alter table outbox_dead alter aggregate_id type text collate "C", alter aggregate_type type text collate "POSIX", alter topic type text collate "C"`,
+		"of both": `
+create collation anycase (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+alter table outbox alter aggregate_id type text collate anycase, alter aggregate_type type text collate "C", alter topic type text collate anycase;
+alter table outbox_dead alter aggregate_id type text collate "C", alter aggregate_type type text collate anycase`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t, store.Options{HoldDead: true, Retain: time.Hour})
+			if _, err := f.conn.Exec(t.Context(), sql); err != nil {
+				if strings.Contains(err.Error(), "ICU") {
+					t.Skip("needs ICU")
+				}
+				t.Fatal(err)
+			}
+			f.begin(t)
+			f.insert(t, event("x"), event("x"), event("X"), event("y"))
+			large := event("Y")
+			large.Data = make([]byte, 100<<10)
+			f.insert(t, large, event("Y"))
+			reply := f.exchange(t, store.Request{
+				Dead:  []store.Failure{{Ref: store.Ref{Seq: 1}, Attempts: 1, Reason: "refused"}, {Ref: store.Ref{Seq: 5}, Attempts: 1, Reason: "refused", Size: 100 << 10}},
+				Fetch: &store.Fetch{Rows: 100, Bytes: 1 << 20, BlockedTypes: []string{"User"}, BlockedIDs: []string{"Z"}},
+			})
+			if got := ids(reply.Rows); !slices.Equal(got, []string{"X", "y"}) {
+				t.Errorf("fetched are %v, want X and y: x and Y are held", got)
+			}
+			for _, id := range []string{"x", "Y"} {
+				letters, err := f.DeadLetters(t.Context(), store.DeadFilter{AggregateID: id, Topic: "users"}, true)
+				if err != nil || len(letters) != 1 {
+					t.Fatalf("%d dead letters of %s, error %v; want one", len(letters), id, err)
+				}
+				if n, err := f.Discard(t.Context(), letters[0].Key()); err != nil || n != 1 {
+					t.Fatalf("%d discarded, error %v; want one", n, err)
+				}
+			}
+			if got := ids(f.fetch(t)); !slices.Equal(got, []string{"x", "X", "y", "Y"}) {
+				t.Errorf("fetched are %v, want all that waits", got)
+			}
+			if _, _, err := f.Published(t.Context(), store.ReplayFilter{Topic: "users", AggregateID: "x"}, 10); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }

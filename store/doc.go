@@ -56,7 +56,8 @@
 //
 // A fetch begins at a floor: every row with a lower seq has been settled, is held or is passed over (floor.go). The floor is
 // never above the seqs that the sequence has given out. It is kept in t_relay as scan_from, so that the next term need not
-// scan dead rows again; whoever puts back a row with a lower seq lowers scan_from in the same transaction. [Outbox.Sweep]
+// scan dead rows again; whoever puts back a row with a lower seq lowers scan_from in the same transaction. With
+// Options.HoldDead each fetch looks at it again, so that a command that lets an aggregate go on is noticed in time. [Outbox.Sweep]
 // finds rows below the floor that no notification told of, such as those of a session without triggers.
 //
 // A page is bounded in rows and in the bytes of all columns. A row that can never be published is not read: its payload is

@@ -14,6 +14,9 @@ var (
 	ErrNoTable = errors.New("the outbox table does not exist")
 	// ErrForeignTable: a table of that name exists but has another shape, so it is left alone.
 	ErrForeignTable = errors.New("a table of another shape has the outbox's name")
+	// ErrTableChanged: the table had the right shape when this process began, and somebody has changed it since. It comes with
+	// ErrForeignTable.
+	ErrTableChanged = errors.New("somebody has changed the outbox's table")
 	// ErrOldSchema: the schema is older than this version of the library needs.
 	ErrOldSchema = errors.New("the outbox schema is older than this version needs")
 	// ErrNewSchema: the schema is newer than this version of the library knows.
@@ -45,8 +48,12 @@ var (
 
 // Fatal reports whether err will stay until a person changes something about the program or the database
 // schema, so that going on trying would only hide it. Outages, missing tables and missing privileges are
-// not fatal: migrations and grants often come a moment after the relay.
+// not fatal: migrations and grants often come a moment after the relay. Nor is a table that was changed under a running
+// relay: whoever changed it can change it back.
 func Fatal(err error) bool {
+	if errors.Is(err, ErrTableChanged) {
+		return false
+	}
 	for _, target := range []error{ErrForeignTable, ErrNewSchema, ErrPooler, ErrServerVersion, ErrParameter, ErrOtherStream} {
 		if errors.Is(err, target) {
 			return true
@@ -72,6 +79,8 @@ const (
 	codeLockNotAvailable      = "55P03"
 	codeSerialization         = "40001"
 	codeCancelled             = "57014"
+	codeNotSupported          = "0A000"
+	codeDatatypeMismatch      = "42804"
 )
 
 // explain is explainTo for where it is not known who was refused.
@@ -99,7 +108,7 @@ func (t Table) explainTo(role, operation string, err error) error {
 	case codeUndefinedColumn:
 		return fmt.Errorf("%s: %w: %s; compare it with `outbox-relay migrate --print` (%w)", operation, ErrForeignTable, t, err)
 	case codeInsufficientPrivilege:
-		if strings.Contains(pg.Message, "row-level security") {
+		if pg.Routine == "check_enable_rls" || strings.Contains(pg.Message, "row-level security") { // The message may be in any language.
 			return fmt.Errorf("%s: %w: it would hide rows of %s, and a hidden row is a lost event; give the role BYPASSRLS or disable it on this table (%w)", operation, ErrRowSecurity, t, err)
 		}
 		if inFunction(pg) { // The privilege is one that somebody's trigger lacks.

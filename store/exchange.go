@@ -155,6 +155,7 @@ type queries struct {
 	notMoved         string // and selects the others.
 	giveUp           string // Marks given-up rows that stay in the outbox.
 	checkpoint       string
+	scanFrom         string // What was recorded last of where a first fetch may begin.
 	maxPayload       string
 	remaining        string       // How many of some rows are still there,
 	stillThere       string       // and of some by their ids.
@@ -176,11 +177,11 @@ type removal struct {
 // makes. It inserts into the archive's part directly: routing through the partitioned table would cost half as much again for
 // each row. So would DELETE … RETURNING, which goes through a temporary store.
 func (t Table) removal(condition, check string, parameters int) removal {
-	r := removal{remove: `delete from ` + t.outbox() + ` o where ` + condition + check}
+	r := removal{remove: `delete from only ` + t.outbox() + ` o where ` + condition + check}
 	for part := range r.archive {
 		r.archive[part] = fmt.Sprintf(`
 insert into %s (part, stream, after, %s)
-select %d, $%d, $%d, %[2]s from %[6]s o where %[7]s`, t.part(part), eventColumns, part, parameters+1, parameters+2, t.outbox(), condition)
+select %d, $%d, $%d, %[2]s from only %[6]s o where %[7]s`, t.part(part), eventColumns, part, parameters+1, parameters+2, t.outbox(), condition)
 	}
 	return r
 }
@@ -193,10 +194,10 @@ func (t Table) queries(holdDead bool, sequence string) queries {
 	hold := ""
 	if holdDead {
 		hold = `
-           and not exists (select from ` + t.dead() + ` d
-                            where d.aggregate_type = o.aggregate_type and d.aggregate_id = o.aggregate_id)
-           and not exists (select from ` + t.outbox() + ` g
-                            where g.given_up_at is not null and g.aggregate_type = o.aggregate_type and g.aggregate_id = o.aggregate_id)`
+           and not exists (select from only ` + t.dead() + ` d
+                            where ` + sameAggregate("d", "o") + `)
+           and not exists (select from only ` + t.outbox() + ` g
+                            where g.given_up_at is not null and ` + sameAggregate("g", "o") + `)`
 	}
 	drawn := `null::bigint` // The highest seq that the sequence has given out.
 	if sequence != "" {
@@ -214,7 +215,7 @@ func (t Table) queries(holdDead bool, sequence string) queries {
 		byID:     t.removal(byID, "", 2),
 		// The parameters are arrays: a row's values have the place in the others that its seq has in $1.
 		fail: `
-update ` + t.outbox() + ` o
+update only ` + t.outbox() + ` o
    set attempts = ($3::int[])[array_position($1::bigint[], o.seq)], last_error = ($5::text[])[array_position($1::bigint[], o.seq)],
        retry_at = clock_timestamp() + ($4::bigint[])[array_position($1::bigint[], o.seq)] * interval '1 microsecond'
  where ` + refused,
@@ -222,23 +223,24 @@ update ` + t.outbox() + ` o
 		// dead letters stays in the outbox.
 		copyDead: `
 insert into ` + t.dead() + ` (` + eventColumns + `, attempts, last_error)
-select ` + eventColumns + `, ($3::int[])[array_position($1::bigint[], seq)], ($4::text[])[array_position($1::bigint[], seq)] from ` + t.outbox() + ` o where ` + refused + ` order by seq for update`,
+select ` + eventColumns + `, ($3::int[])[array_position($1::bigint[], seq)], ($4::text[])[array_position($1::bigint[], seq)] from only ` + t.outbox() + ` o where ` + refused + ` order by seq for update`,
 		removeDead: `
-delete from ` + t.outbox() + ` o where ` + refused + ` and exists (select from ` + t.dead() + ` d where d.seq = o.seq and d.id = o.id)`,
-		notMoved: `select seq from ` + t.outbox() + ` o where ` + refused + ` and given_up_at is null`,
+delete from only ` + t.outbox() + ` o where ` + refused + ` and exists (select from only ` + t.dead() + ` d where d.seq = o.seq and d.id = o.id)`,
+		notMoved: `select seq from only ` + t.outbox() + ` o where ` + refused + ` and given_up_at is null`,
 		giveUp: `
-update ` + t.outbox() + ` o
+update only ` + t.outbox() + ` o
    set given_up_at = clock_timestamp(), attempts = ($3::int[])[array_position($1::bigint[], o.seq)], last_error = ($4::text[])[array_position($1::bigint[], o.seq)]
  where ` + refused,
 		// Another scan_from than the one recorded last is a command's, which has put rows back. The result is then one below
 		// both its value and $4: a result below $4 tells the caller.
 		checkpoint: `
-update ` + t.relay() + `
+update only ` + t.relay() + `
    set checkpoint = $1, checkpoint_before = checkpoint, scan_from = case when scan_from = $5 then $4 else greatest(least(scan_from, $4), -9223372036854775807) - 1 end
  where stream = $2 and term = $3 returning scan_from`,
-		maxPayload: `update ` + t.relay() + ` set max_payload = $1::bigint where stream = $2 and term = $3`,
-		remaining:  `select count(*) from ` + t.outbox() + ` where seq = any($1::bigint[])`,
-		stillThere: `select count(*) from ` + t.outbox() + ` o where ` + byID,
+		scanFrom:   `select scan_from from only ` + t.relay() + ` where stream = $1 and term = $2`,
+		maxPayload: `update only ` + t.relay() + ` set max_payload = $1::bigint where stream = $2 and term = $3`,
+		remaining:  `select count(*) from only ` + t.outbox() + ` where seq = any($1::bigint[])`,
+		stillThere: `select count(*) from only ` + t.outbox() + ` o where ` + byID,
 		prelude: `
 select case $1::int when 1 then pg_try_advisory_lock($2::bigint) when 2 then pg_advisory_unlock($2::bigint) else false end,
        coalesce(pg_current_xact_id_if_assigned()::text::bigint, 0), pg_snapshot_xmin(pg_current_snapshot())::text::bigint, ` + drawn,
@@ -263,7 +265,7 @@ select not exists (
 			q.fetch[measured][blocked] = t.fetch(measured == 1, blocked == 1, hold)
 		}
 		q.keys[blocked] = `
-select seq, id from ` + t.outbox() + ` o` + wanted(blocked == 1, 8) + hold + ` order by seq limit $7`
+select seq, id from only ` + t.outbox() + ` o` + wanted(blocked == 1, 8) + hold + ` order by seq limit $7`
 	}
 	q.one = t.fetchOne()
 	return q
@@ -310,7 +312,9 @@ func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
 			reply, err = o.exchangeOneByOne(ctx, conn, request)
 		}
 		if err == nil && len(settled) > 0 && request.Settled == nil {
-			err = o.countRemaining(ctx, conn, settled, &reply)
+			if err = o.countRemaining(ctx, conn, settled, &reply); reply.Remaining != nil {
+				reply.Remaining = o.table.setBack()
+			}
 		}
 		if err == nil {
 			reply.Floor = o.floor.at
@@ -331,7 +335,7 @@ const repeats = 2
 // ALTER TABLE (deadlock) or a person who cancelled the statement. It can be repeated at once.
 func undone(err error) bool {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && (pg.Code == codeDeadlock || pg.Code == codeSerialization || pg.Code == codeCancelled) && !inFunction(pg)
+	return ok && (pg.Code == codeDeadlock || pg.Code == codeSerialization || pg.Code == codeCancelled) && !inFunction(pg) || stalePlan(err)
 }
 
 // isSetBack reports whether a removal by seq was refused, since the sequence has been set back and so the seqs may be those
@@ -500,7 +504,7 @@ func (o *Outbox) recordCheckpoint(batch *pgx.Batch, request Request) {
 		tag, err := pgx.ForEachRow(rows, []any{&now}, func() error {
 			o.scanFrom = now
 			if now < at {
-				o.back.lower(now) // A command has put rows back.
+				o.goBack(now) // A command has put rows back.
 			}
 			return nil
 		})
@@ -568,6 +572,7 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 		o.queueFetch(batch, f, &read)
 	}
 	start := time.Now()
+	o.overtaken = false
 	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
 		if f != nil {
 			o.floor.doubt() // Whatever was recorded about it may not have come to pass.
@@ -595,10 +600,21 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 	}
 	unexpected := read.large && !o.large
 	o.large = read.large
-	if unexpected && len(reply.Rows) == 0 {
+	if o.overtaken || unexpected && len(reply.Rows) == 0 {
+		if o.overtaken {
+			if back, ok := o.back.take(); ok {
+				o.floor.lower(back)
+			}
+			o.floor.doubt()
+			o.complete = false
+		}
 		again, err := o.exchange(ctx, conn, Request{Fetch: f})
-		again.Asleep, again.Remaining = reply.Asleep, reply.Remaining
-		return again, err
+		if err != nil {
+			return Reply{}, err
+		}
+		again.Asleep, again.Remaining, again.Kept = reply.Asleep, reply.Remaining, reply.Kept
+		again.Rows = slices.DeleteFunc(again.Rows, again.keeps)
+		return again, o.noteHeld(ctx, conn, request)
 	}
 	if noOlderWriter {
 		seen.xmin = math.MaxUint64

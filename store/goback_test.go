@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -132,5 +133,63 @@ func TestLateRowOfAHeldAggregate(t *testing.T) {
 				t.Errorf("the next fetch has %+v, want first the row below %d", rows, refused)
 			}
 		})
+	}
+}
+
+// Of more aggregates than can be left out by name, one goes on just before a fetch, and the relay has not heard of it yet.
+// The fetch has the aggregate's rows from the first on, or none.
+func TestHeldAggregateGoesOnUnheard(t *testing.T) {
+	for name, take := range map[string]func(t *testing.T, o *store.Outbox, seq int64) (int, error){
+		"discarded": func(t *testing.T, o *store.Outbox, seq int64) (int, error) {
+			t.Helper()
+			return o.Discard(t.Context(), store.DeadKey{Seq: seq})
+		},
+		"requeued": func(t *testing.T, o *store.Outbox, seq int64) (int, error) {
+			t.Helper()
+			return o.Requeue(t.Context(), store.DeadKey{Seq: seq})
+		},
+	} {
+		for _, checkpoint := range []uint64{0, 9} { // Is one recorded along with the fetch?
+			t.Run(fmt.Sprintf("%s, checkpoint %d", name, checkpoint), func(t *testing.T) {
+				f := newFixture(t, store.Options{HoldDead: true})
+				f.insert(t, event("x"), event("x"))
+				if _, err := f.Begin(t.Context(), "S", "one", 0); err != nil {
+					t.Fatal(err)
+				}
+				f.exchange(t, store.Request{Dead: []store.Failure{{Ref: store.Ref{Seq: 1}, Attempts: 1, Reason: "refused"}}})
+				// So many others are held that this one is not left out by name: its name is too long for that, too.
+				f.exec(t, `update outbox set aggregate_id = repeat('x', 300); update outbox_dead set aggregate_id = repeat('x', 300)`)
+				f.raise(t, 2, nil, nil)
+				f.exchange(t, store.Request{Checkpoint: 5})
+				f.raise(t, 10, nil, nil) // What is recorded is below it, as it mostly is.
+				f.insert(t, event("y"))
+				f.exec(t, `insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) values ('t', 'User', repeat('x', 300), 'E', 'x')`)
+
+				other, err := store.Open(f.dsn, store.Options{HoldDead: true}) // The command is another process.
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer other.Close(t.Context())
+				if n, err := take(t, other, 1); err != nil || n != 1 {
+					t.Fatalf("%d were taken, error %v", n, err)
+				}
+				var got []int64
+				request := store.Request{Checkpoint: checkpoint, Fetch: &store.Fetch{Rows: 100, Bytes: 1 << 20, Highest: 1000}}
+				for _, row := range f.exchange(t, request).Rows {
+					if row.AggregateType == "User" && len(row.AggregateID) == 300 {
+						got = append(got, row.Seq)
+					}
+				}
+				want := query[[]int64](t, f, `select array_agg(seq order by seq) from outbox where octet_length(aggregate_id) = 300`)
+				if !slices.Equal(got, want) {
+					t.Errorf("the fetch has rows %v of the aggregate, want %v", got, want)
+				}
+				// Once is enough: the next fetches begin where they did before.
+				from := f.exchange(t, store.Request{Fetch: &store.Fetch{Rows: 100, Bytes: 1 << 20, Held: got, Highest: 1000}}).Floor
+				if len(want) > 0 && from > want[0] {
+					t.Errorf("the floor is %d, above row %d, which is held", from, want[0])
+				}
+			})
+		}
 	}
 }

@@ -80,7 +80,7 @@ func (t Table) examineSequence(ctx context.Context, conn *pgx.Conn) (Severity, s
 	)
 	err := conn.QueryRow(ctx, `
 select s.name, coalesce(q.seqcache, 1), coalesce(q.seqincrement, 1), coalesce(q.seqcycle, false), coalesce(has_sequence_privilege(s.name::regclass, 'SELECT'), false),
-       (select coalesce(max(seq), 0) from `+t.outbox()+`), (select coalesce(max(seq), 0) from `+t.dead()+`), (select coalesce(max(seq), 0) from `+t.published()+`)
+       (select coalesce(max(seq), 0) from only `+t.outbox()+`), (select coalesce(max(seq), 0) from only `+t.dead()+`), (select coalesce(max(seq), 0) from `+t.published()+`)
   from (select pg_get_serial_sequence($1, 'seq') as name) s left join pg_catalog.pg_sequence q on q.seqrelid = s.name::regclass`, t.outbox()).
 		Scan(&name, &cache, &increment, &cycles, &readable, &outbox, &dead, &gone)
 	if err != nil {
@@ -150,7 +150,7 @@ func (t Table) examineStorage(ctx context.Context, conn *pgx.Conn) (Severity, st
 select c.oid::regclass::text || ' is unlogged, so a crash of Postgres empties it', 'alter table ' || c.oid::regclass::text || ' set logged'
   from pg_catalog.pg_class c where c.oid in (select to_regclass(name)::oid from unnest($1::text[]) as name) and c.relpersistence <> 'p'
  union all
-select i.inhrelid::regclass::text || ' inherits from the outbox, so its rows count as the outbox''s, and two may have one seq',
+select i.inhrelid::regclass::text || ' inherits from the outbox, and its rows are not published, although queries of the outbox show them',
        'alter table ' || i.inhrelid::regclass::text || ' no inherit ' || i.inhparent::regclass::text
   from pg_catalog.pg_inherits i where i.inhparent = to_regclass($2)
  order by 1`, append([]string{t.outbox(), t.dead(), t.relay(), t.migrations()}, t.parts()...), t.outbox())

@@ -121,10 +121,10 @@ func (o *Outbox) Inspect(ctx context.Context) (found Inspection, err error) {
 			}
 			return err
 		})
-		look("how much waits", func() error { return count(ctx, conn, t.outbox()+` where given_up_at is null`, &found.Waiting) })
+		look("how much waits", func() error { return count(ctx, conn, `only `+t.outbox()+` where given_up_at is null`, &found.Waiting) })
 		look("since when events wait", func() error { return t.oldest(ctx, conn, &found.Oldest) })
 		look("how many dead letters there are", func() error {
-			return count(ctx, conn, `(select from `+t.dead()+` union all select from `+t.outbox()+` where given_up_at is not null) d`, &found.Dead)
+			return count(ctx, conn, `(select from only `+t.dead()+` union all select from only `+t.outbox()+` where given_up_at is not null) d`, &found.Dead)
 		})
 		look("the size of the archive", func() error {
 			if err := count(ctx, conn, t.published(), &found.Archived); err != nil {
@@ -141,7 +141,7 @@ func (t Table) terms(ctx context.Context, conn *pgx.Conn, found *[]TermRecord) e
 	rows, err := conn.Query(ctx, `
 select stream, outbox, term, leader, leader_since, clock_timestamp() - leader_since, stream_created, checkpoint, checkpoint_before,
        coalesce(trouble, ''), coalesce(clock_timestamp() - trouble_since, '0'), coalesce(clock_timestamp() - trouble_at, '0')
-  from `+t.relay()+` order by leader_since desc`)
+  from only `+t.relay()+` order by leader_since desc`)
 	if err != nil {
 		return err
 	}
@@ -212,13 +212,13 @@ func (t Table) lockWaitsOfOutbox(ctx context.Context, conn *pgx.Conn) ([]LockWai
 // a relay's scan would begin have been settled, and may be there by the million until vacuum removes them.
 func (t Table) oldest(ctx context.Context, conn *pgx.Conn, found **time.Duration) error {
 	var from int64
-	if err := conn.QueryRow(ctx, `select coalesce(min(scan_from), 0) from `+t.relay()).Scan(&from); err != nil || from <= 0 {
+	if err := conn.QueryRow(ctx, `select coalesce(min(scan_from), 0) from only `+t.relay()).Scan(&from); err != nil || from <= 0 {
 		from = math.MinInt64
 	}
 	var seconds float64
 	err := conn.QueryRow(ctx, `
 select extract(epoch from clock_timestamp())::float8 - extract(epoch from created_at)::float8
-  from `+t.outbox()+` where seq >= $1 and given_up_at is null and isfinite(created_at) order by seq limit 1`, from).Scan(&seconds)
+  from only `+t.outbox()+` where seq >= $1 and given_up_at is null and isfinite(created_at) order by seq limit 1`, from).Scan(&seconds)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil
 	}

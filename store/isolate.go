@@ -21,6 +21,9 @@ func ofRow(err error) bool {
 	if !ok || len(pg.Code) != 5 || pg.SeverityUnlocalized != "ERROR" { // Others end the session.
 		return false
 	}
+	if stalePlan(err) || staleFunction(err) {
+		return false
+	}
 	if inFunction(pg) {
 		return true
 	}
@@ -36,6 +39,20 @@ func ofRow(err error) bool {
 		return false
 	}
 	return true
+}
+
+// stalePlan reports whether a statement was prepared before somebody changed the type of a column. It is prepared anew at the
+// next use.
+func stalePlan(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pg.Routine == "RevalidateCachedQuery" && pg.Code == codeNotSupported && !inFunction(pg)
+}
+
+// staleFunction reports whether a function in PL/pgSQL was compiled in this session before somebody changed the type of a
+// column that it uses, such as the outbox's own check. It stays so until the session ends.
+func staleFunction(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pg.Code == codeDatatypeMismatch && strings.HasPrefix(pg.Routine, "plpgsql_")
 }
 
 // inFunction reports whether an error arose inside a function. No function that our statements call reports itself so, hence
@@ -76,7 +93,7 @@ func (o *Outbox) exchangeOneByOne(ctx context.Context, conn *pgx.Conn, request R
 	o.ascii = !o.unicode
 	defer func() { o.ascii = false }()
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		reply = Reply{}
+		reply, o.overtaken = Reply{}, false
 		if err := atOnce(ctx, tx); err != nil {
 			return err
 		}
@@ -128,12 +145,19 @@ func without(f Fetch, kept []Kept) *Fetch {
 }
 
 // try runs statements in a savepoint. If they fail because of a row, they are undone and the transaction goes on.
+//
+// Many of them, one after the other, may take longer than a statement that is without a sign of life may. Each is a sign.
 func (o *Outbox) try(ctx context.Context, tx pgx.Tx, queue func(batch *pgx.Batch)) error {
-	return pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
+	start := time.Now()
+	err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
 		batch := &pgx.Batch{}
 		queue(batch)
 		return tx.SendBatch(ctx, batch).Close()
 	})
+	if err == nil || ofRow(err) {
+		o.session.lived(start, o.session.next.Load())
+	}
+	return err
 }
 
 // settleOneByOne removes settled rows. Where that fails it halves them, again and again.
@@ -147,7 +171,10 @@ func (o *Outbox) settleOneByOne(ctx context.Context, tx pgx.Tx, s Settled, reply
 		o.removeSettled(batch, &n, s)
 	})
 	switch {
-	case err == nil && n.removed < n.asked, isSetBack(err):
+	case isSetBack(err):
+		reply.Remaining = o.table.setBack()
+		return nil
+	case err == nil && n.removed < n.asked:
 		var remaining int
 		if err := tx.QueryRow(ctx, o.queries.remaining, s.Seqs).Scan(&remaining); err != nil {
 			return err
@@ -248,9 +275,14 @@ func (o *Outbox) fetchOneByOne(ctx context.Context, tx pgx.Tx, f *Fetch, sleep S
 			})
 			return err
 		})
+		o.queueOvertaken(batch)
 	})
 	if err != nil {
 		return err
+	}
+	if o.overtaken {
+		reply.Full = true // The next fetch begins further back.
+		return nil
 	}
 	size, started := 0, time.Now()
 	for _, key := range keys {

@@ -251,3 +251,42 @@ func TestPutBackByID(t *testing.T) {
 		t.Errorf("the log does not name the event that stays: %s", got)
 	}
 }
+
+// A table that inherits from the outbox may have rows with the seqs of others. They are nobody's events: not fetched, not
+// removed, not counted, and the log names their table.
+func TestRowsOfAnHeir(t *testing.T) {
+	var log strings.Builder
+	f := newFixture(t, store.Options{Retain: time.Hour, HoldDead: true, Logger: textLogger(&log)})
+	f.exec(t, `
+create table heir () inherits (outbox);
+create table heir_of_the_dead () inherits (outbox_dead)`)
+	f.begin(t)
+	if got := log.String(); !strings.Contains(got, "heir") {
+		t.Errorf("the log does not name the table: %s", got)
+	}
+	f.insert(t, event("1"), event("2"), event("3"))
+	f.exec(t, `insert into heir select * from outbox`)
+	if got := ids(f.fetch(t)); !slices.Equal(got, []string{"1", "2", "3"}) {
+		t.Errorf("fetched are %v, want the outbox's own", got)
+	}
+	reply := f.exchange(t, store.Request{
+		Settled: settledSeqs([]int64{1}), Dead: []store.Failure{{Ref: store.Ref{Seq: 2}, Attempts: 1, Reason: "refused"}},
+		Failed: []store.Failure{{Ref: store.Ref{Seq: 3}, Attempts: 1, Reason: "refused", Wait: time.Hour}},
+	})
+	if reply.Remaining != nil || len(reply.Kept) > 0 {
+		t.Errorf("something remains: %v, %v", reply.Remaining, reply.Kept)
+	}
+	f.exec(t, `insert into heir_of_the_dead select * from outbox_dead`)
+	if letters, err := f.DeadLetters(t.Context(), store.DeadFilter{}, true); err != nil || len(letters) != 1 {
+		t.Errorf("%d dead letters, error %v; want one", len(letters), err)
+	}
+	if n, err := f.Requeue(t.Context(), store.DeadKey{Seq: 2}); err != nil || n != 1 {
+		t.Errorf("%d requeued, error %v; want one", n, err)
+	}
+	if got := query[int](t, f, `select count(*) from heir where attempts = 0 and given_up_at is null`); got != 3 {
+		t.Errorf("%d rows of the heir are as they were, want 3", got)
+	}
+	if got := query[int](t, f, `select count(*) from outbox_published`); got != 1 {
+		t.Errorf("%d rows are archived, want 1", got)
+	}
+}

@@ -1,6 +1,9 @@
 package store
 
-import "math"
+import (
+	"fmt"
+	"math"
+)
 
 // keys are seqs as statements take them: a bitmap and a list. The seqs of a page are mostly close together. So those near
 // the middle one are given as a range with a bit for each seq. To scan that range takes half the time of looking each seq
@@ -56,3 +59,15 @@ const (
 	refused  = `o.seq = any($1::bigint[]) and coalesce(o.id, '00000000-0000-0000-0000-000000000000') = ($2::uuid[])[array_position($1::bigint[], o.seq)]`
 	byID     = `o.seq = any($1::bigint[]) and ((o.seq, o.id) in (select * from unnest($1::bigint[], $2::uuid[]))) is true`
 )
+
+// bytewise is a collation under which texts are equal if their bytes are. Owners may give columns any collation: to compare
+// columns of two is an error, and some take capitals for small letters. The indexes of the dead letters are in this one.
+const bytewise = `collate "default"`
+
+// sameAggregate is the condition that rows of two tables are of one aggregate.
+func sameAggregate(a, b string) string {
+	return fmt.Sprintf(`%[1]s.aggregate_type %[3]s = %[2]s.aggregate_type %[3]s and %[1]s.aggregate_id %[3]s = %[2]s.aggregate_id %[3]s`, a, b, bytewise)
+}
+
+// aggregateColumns name an aggregate, so that it can be compared with those of other tables.
+const aggregateColumns = `aggregate_type ` + bytewise + `, aggregate_id ` + bytewise

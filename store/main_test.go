@@ -124,7 +124,7 @@ func (f *fixture) exchange(tb testing.TB, request store.Request) store.Reply {
 // id returns the id of the row with this seq; the nil UUID if there is none.
 func (f *fixture) id(tb testing.TB, seq int64) uuid.UUID {
 	tb.Helper()
-	return query[uuid.UUID](tb, f, `select coalesce((select id from outbox where seq = $1), '00000000-0000-0000-0000-000000000000')`, seq)
+	return query[uuid.UUID](tb, f, `select coalesce((select id from only outbox where seq = $1), '00000000-0000-0000-0000-000000000000')`, seq)
 }
 
 // fetch returns everything that is there.

@@ -67,7 +67,10 @@ func TestMigrateRefusesForeignTables(t *testing.T) {
 	}{
 		{"predecessor's", predecessor, []string{`column "seq" is missing`, `column "headers" is missing`, `column "status" is not known and must be filled`}},
 		{"other types", `create table outbox (seq integer primary key, id text)`, []string{`column "seq" is integer instead of bigint`, `column "id" is text instead of uuid`}},
-		{"view", `create view outbox as select 1 as seq`, []string{`column "id" is missing`}},
+		{"view", `create view outbox as select 1 as seq`, []string{`column "id" is missing`, `a view instead of an ordinary table`}},
+		{"materialized view", `create materialized view outbox as select 1 as seq`, []string{`a materialized view`}},
+		{"partitions", `create table outbox (seq bigint not null, id uuid) partition by range (seq)`, []string{`a partitioned table`}},
+		{"no columns", `create table outbox ()`, []string{`column "id" is missing`}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -119,13 +122,24 @@ func TestCheckErrors(t *testing.T) {
 		{"newer", `insert into outbox_migrations (version) values (99)`, store.ErrNewSchema, "version 99"},
 		{"table dropped", `drop table outbox cascade`, store.ErrNoTable, "migrate"},
 		{"column changed", `alter table outbox rename topic to subject`, store.ErrForeignTable, `column "topic" is missing`},
+		{"text that is padded", `alter table outbox alter topic type char(50)`, store.ErrForeignTable, `column "topic" is character(50) instead of text`},
+		{"text of a length", `alter table outbox alter topic type varchar(50), alter last_error type varchar`, nil, ""},
+		{"texts of a domain", `create domain a as text; create domain b as a; alter table outbox alter topic type b`, nil, ""},
+		{"number of a domain", `create domain a as bigint; alter table outbox alter attempts type a`, store.ErrForeignTable, `column "attempts" is bigint instead of integer`},
+		{"more columns", `alter table outbox add x int not null default 1, add y int generated always as (attempts + 1) stored`, nil, ""},
+		{"view in its place", `alter table outbox rename to outbox_old; create view outbox as select * from outbox_old`, store.ErrForeignTable, "a view"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			f := newFixture(t, store.Options{})
 			f.exec(t, tt.sql)
-			if err := f.Check(t.Context()); !errors.Is(err, tt.want) || !strings.Contains(err.Error(), tt.text) {
+			err := f.Check(t.Context())
+			if !errors.Is(err, tt.want) || err != nil && !strings.Contains(err.Error(), tt.text) {
 				t.Errorf("got %v, want %v with %q", err, tt.want, tt.text)
+			}
+			// The tables were right before: whoever has changed them can change them back.
+			if changed := errors.Is(err, store.ErrTableChanged); changed != errors.Is(tt.want, store.ErrForeignTable) || changed && store.Fatal(err) {
+				t.Errorf("got %v, fatal: %v; want that it is ErrTableChanged if the shape is wrong, and not fatal then", err, store.Fatal(err))
 			}
 		})
 	}

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -56,27 +57,32 @@ type Outbox struct {
 	floorSeen atomic.Int64          // The floor, for those who do not have the session.
 	held      atomic.Pointer[names] // Aggregates held back by a dead letter (Options.HoldDead); nil for none.
 	filling   atomic.Int32          // The part of the archive that rows come to.
+	// sound tells that the tables were as they have to be, once.
+	sound atomic.Bool
 	// unsummarized is how many rows came to the archive since its index was brought up to date.
 	unsummarized atomic.Int64
 
 	// Only to be used with the session, inside Do or DoPatiently.
 	leftOut    *names // Of held, what the present exchange leaves out by name.
 	queries    queries
-	unicode    bool // The database's encoding has all characters.
-	ascii      bool // Only those of ASCII are recorded: another may have been what the database refused.
+	sequence   string // The quoted name of the one that seqs come from; empty if it may not be read.
+	unicode    bool   // The database's encoding has all characters.
+	ascii      bool   // Only those of ASCII are recorded: another may have been what the database refused.
 	floor      floor
 	scanFrom   int64         // What the table says of the floor.
 	drawn      int64         // The highest seq that the sequence had given out by the latest observation,
 	observed   time.Time     // which was then.
 	cached     bool          // The sequence gives each session several numbers at once.
 	complete   bool          // The latest page had all rows.
+	overtaken  bool          // The latest page may lack rows that a command has put back or let go on.
 	took       time.Duration // The latest fetch.
 	pageSizes  pageSizes
-	large      bool   // The latest page came upon a row that is not small.
-	generation uint64 // The session's, at the last Begin; 0 before.
-	checked    uint64 // The session's generation when the tables were found ready by Stand; 0 before.
-	stream     string // That the term publishes to,
-	term       int64  // and the term's number.
+	large      bool      // The latest page came upon a row that is not small.
+	generation uint64    // The session's, at the last Begin; 0 before.
+	checked    uint64    // The session's generation when the tables were found ready by Stand; 0 before.
+	stream     string    // That the term publishes to,
+	term       int64     // and the term's number,
+	outbox     uuid.UUID // and the outbox's name in the stream.
 
 	streamCreated time.Time // When the stream was created that the checkpoint is of.
 
@@ -138,13 +144,26 @@ func (o *Outbox) Close(ctx context.Context) error { return o.session.Close(ctx) 
 // from many processes at once. A table of that name that is not ours is refused with [ErrForeignTable]
 // and never altered.
 func (o *Outbox) Migrate(ctx context.Context) error {
-	return o.with(ctx, func(conn *pgx.Conn) error { return o.table.migrate(ctx, conn, o.log) })
+	err := o.with(ctx, func(conn *pgx.Conn) error { return o.table.migrate(ctx, conn, o.log) })
+	return o.judged(err)
+}
+
+// judged notes what a look at the tables has found. If they were all right before, a table of another shape is not one that
+// only happens to have the outbox's name.
+func (o *Outbox) judged(err error) error {
+	switch {
+	case err == nil:
+		o.sound.Store(true)
+	case o.sound.Load() && errors.Is(err, ErrForeignTable):
+		return fmt.Errorf("%w: waiting until it is as it was: %w", ErrTableChanged, err)
+	}
+	return err
 }
 
 // Check verifies that the schema has the right version and shape and that the role may do what the relay
 // needs. The error says what to do.
 func (o *Outbox) Check(ctx context.Context) error {
-	return o.with(ctx, func(conn *pgx.Conn) error { return o.table.check(ctx, conn) })
+	return o.judged(o.with(ctx, func(conn *pgx.Conn) error { return o.table.check(ctx, conn) }))
 }
 
 // with runs one task on a connection of its own.
@@ -200,7 +219,7 @@ func (o *Outbox) Begin(ctx context.Context, stream, leader string, atLeast int64
 	err = o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
 		o.floor, o.large, o.complete, o.generation = newFloor(), false, false, o.session.next.Load()
 		o.back.take()
-		if err := o.table.check(ctx, conn); err != nil {
+		if err := o.judged(o.table.check(ctx, conn)); err != nil {
 			return err
 		}
 		if err := o.survey(ctx, conn); err != nil {
@@ -228,19 +247,25 @@ func (o *Outbox) Begin(ctx context.Context, stream, leader string, atLeast int64
 
 // survey finds out what the statements depend on: the sequence of the seqs, and the database's encoding.
 func (o *Outbox) survey(ctx context.Context, conn *pgx.Conn) error {
-	var sequence *string
+	var sequence, heirs *string
 	err := conn.QueryRow(ctx, `
 select (select format('%I.%I', n.nspname, c.relname) from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
          where c.oid = to_regclass(pg_get_serial_sequence($1, 'seq')) and has_sequence_privilege(c.oid, 'SELECT')),
        current_setting('server_encoding') = 'UTF8',
-       coalesce((select seqcache > 1 from pg_catalog.pg_sequence where seqrelid = to_regclass(pg_get_serial_sequence($1, 'seq'))), false)`, o.table.outbox()).Scan(&sequence, &o.unicode, &o.cached)
+       coalesce((select seqcache > 1 from pg_catalog.pg_sequence where seqrelid = to_regclass(pg_get_serial_sequence($1, 'seq'))), false),
+       (select string_agg(inhrelid::regclass::text, ', ' order by inhrelid) from pg_catalog.pg_inherits where inhparent = to_regclass($1))`, o.table.outbox()).
+		Scan(&sequence, &o.unicode, &o.cached, &heirs)
 	if err != nil {
 		return err
+	}
+	if heirs != nil {
+		o.log.LogAttrs(ctx, slog.LevelWarn, "tables inherit from the outbox; what is in them is not published", slog.String("tables", cut(*heirs)))
 	}
 	o.drawn, o.observed = math.MinInt64, time.Time{} // Until the first exchange says.
 	if sequence == nil {
 		sequence = new(string)
 	}
+	o.sequence = *sequence
 	o.queries = o.table.queries(o.holdDead, *sequence)
 	return nil
 }
@@ -256,7 +281,7 @@ const (
 // infinite or far away comes back as a day.
 func (o *Outbox) readBlocked(ctx context.Context, conn *pgx.Conn, term *Term) error {
 	var from *int64
-	err := conn.QueryRow(ctx, `select min(seq) from `+o.table.outbox()+` where retry_at is not null and given_up_at is null`).Scan(&from)
+	err := conn.QueryRow(ctx, `select min(seq) from only `+o.table.outbox()+` where retry_at is not null and given_up_at is null`).Scan(&from)
 	if err != nil {
 		return err
 	}
@@ -264,9 +289,9 @@ func (o *Outbox) readBlocked(ctx context.Context, conn *pgx.Conn, term *Term) er
 		o.floor.lower(*from)
 	}
 	rows, err := conn.Query(ctx, `
-select aggregate_type, aggregate_id,
+select `+aggregateColumns+`,
        (extract(epoch from least(max(retry_at), clock_timestamp() + interval '1 day') - clock_timestamp()) * 1000000)::bigint
-  from `+o.table.outbox()+`
+  from only `+o.table.outbox()+`
  where retry_at > clock_timestamp() and given_up_at is null and octet_length(aggregate_type) <= $1::int and octet_length(aggregate_id) <= $1::int
  group by 1, 2 limit $2::int`, blockedNameFits, blockedMost)
 	if err != nil {
@@ -323,16 +348,16 @@ func (o *Outbox) recordLeader(ctx context.Context, conn *pgx.Conn, stream, leade
 	batch.Queue(o.table.latest()).Query(former.scan)
 	// All streams share the parts of the archive: the latest leader's record says which part is being filled.
 	batch.Queue(`
-insert into `+o.table.relay()+` as r (stream, term, leader, leader_since, part, part_since)
-select $1, greatest(1, $3::bigint), $2, clock_timestamp(), coalesce(l.part, 0), coalesce(l.part_since, clock_timestamp())
+insert into `+o.table.relay()+` as r (stream, outbox, term, leader, leader_since, part, part_since)
+select $1, coalesce($5, gen_random_uuid()), greatest(1, $3::bigint), $2, clock_timestamp(), coalesce(l.part, 0), coalesce(l.part_since, clock_timestamp())
   from (values (1)) one
-  left join (select stream, part, part_since from `+o.table.relay()+` order by leader_since desc limit 1) l on true
+  left join (select stream, part, part_since from only `+o.table.relay()+` order by leader_since desc limit 1) l on true
  where coalesce(l.stream = $1, true) or $4::boolean
     on conflict (stream) do update
    set term = greatest(r.term + 1, $3), leader = excluded.leader, leader_since = excluded.leader_since,
        part = excluded.part, part_since = excluded.part_since, trouble = null, trouble_since = null, trouble_at = null
  returning term, outbox, stream_created, checkpoint, checkpoint_before, part, clock_timestamp() - part_since, scan_from,
-       exists (select from `+o.table.relay()+` x where x.stream <> r.stream and x.leader_since >= r.leader_since)`, stream, leader, atLeast, o.adopt).
+       exists (select from only `+o.table.relay()+` x where x.stream <> r.stream and x.leader_since >= r.leader_since)`, stream, leader, atLeast, o.adopt, o.knownAs(stream)).
 		Query(func(rows pgx.Rows) error {
 			_, err := pgx.ForEachRow(rows, []any{
 				&term.Number, &term.Outbox, &created, &sequence, &before, &o.archive.part, &partAge, &scanFrom, &outranked,
@@ -357,10 +382,15 @@ select $1, greatest(1, $3::bigint), $2, clock_timestamp(), coalesce(l.part, 0), 
 		term.Adopted = former.stream
 	}
 	term.First = created == nil
+	if term.First {
+		if err := o.examineFirst(ctx, conn, stream, &former, term); err != nil {
+			return err
+		}
+	}
 	if created != nil {
 		term.Checkpoint = Checkpoint{Created: *created, Sequence: uint64(sequence), Before: uint64(before)}
 	}
-	o.stream, o.term, o.streamCreated = stream, term.Number, term.Checkpoint.Created
+	o.stream, o.term, o.streamCreated, o.outbox = stream, term.Number, term.Checkpoint.Created, term.Outbox
 	o.floor.at, o.scanFrom = scanFrom, scanFrom
 	if o.cached {
 		o.floor = newFloor()
@@ -370,10 +400,58 @@ select $1, greatest(1, $3::bigint), $2, clock_timestamp(), coalesce(l.part, 0), 
 	return nil
 }
 
+// knownAs returns the outbox's name in the stream if this process has led there before: then it is the same again, even if
+// somebody has deleted the record. Nil if it is not known.
+func (o *Outbox) knownAs(stream string) *uuid.UUID {
+	if o.stream != stream || o.outbox == uuid.Nil {
+		return nil
+	}
+	return &o.outbox
+}
+
+// examineFirst finds out whether a term for which no checkpoint is recorded is really the first one. Somebody may have
+// deleted the record: then there are archived events of the stream, or the sequence has given out seqs of events that wait no
+// more. Such a term is not the first, and its checkpoint is zero: all of the stream is read back. It is harmless if that was
+// not needed, as after events that were only ever rolled back.
+func (o *Outbox) examineFirst(ctx context.Context, conn *pgx.Conn, stream string, former *relayed, term *Term) error {
+	var archived *int
+	err := conn.QueryRow(ctx, `select part from `+o.table.published()+` where stream = $1 order by published_at desc limit 1`, stream).Scan(&archived)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return err
+	}
+	used := archived != nil
+	if !used && former.stream == "" && o.sequence != "" {
+		err := conn.QueryRow(ctx, `
+select s.is_called and s.last_value >= q.seqstart and (select coalesce(min(seq) > q.seqstart, true) from only `+o.table.outbox()+`)
+  from `+o.sequence+` s, pg_catalog.pg_sequence q where q.seqrelid = to_regclass($1)`, o.sequence).Scan(&used)
+		if err != nil {
+			return err
+		}
+	}
+	if !used {
+		return nil
+	}
+	term.First = false
+	if former.stream == "" { // Otherwise the latest leader has said which part is being filled.
+		if archived != nil && *archived != o.archive.part {
+			o.archive.part = *archived
+			if _, err := conn.Exec(ctx, `update only `+o.table.relay()+` set part = $1 where stream = $2`, *archived, stream); err != nil {
+				return err
+			}
+		}
+		level, what := slog.LevelInfo, "events may have been published before, and nothing is recorded of that; reading back the whole stream"
+		if archived != nil {
+			level, what = slog.LevelWarn, "events were published before, and somebody has deleted the record of that; reading back the whole stream"
+		}
+		o.log.LogAttrs(ctx, level, what, slog.String("table", o.table.relay()), slog.String("stream", stream))
+	}
+	return nil
+}
+
 // outrank makes the leader of this stream the latest of all streams', whatever the clock said before.
 func (o *Outbox) outrank(ctx context.Context, conn *pgx.Conn, stream string) error {
 	_, err := conn.Exec(ctx, `
-update `+o.table.relay()+` x set leader_since = r.leader_since - interval '1 microsecond'
-  from `+o.table.relay()+` r where r.stream = $1 and x.stream <> r.stream and x.leader_since >= r.leader_since`, stream)
+update only `+o.table.relay()+` x set leader_since = r.leader_since - interval '1 microsecond'
+  from only `+o.table.relay()+` r where r.stream = $1 and x.stream <> r.stream and x.leader_since >= r.leader_since`, stream)
 	return err
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 )
 
 // The bounds of a row's columns other than its payload. A plain fetch does not read what exceeds them: see fetch.
@@ -32,7 +33,7 @@ func wanted(blocked bool, names int) string {
    and given_up_at is null`
 	if blocked {
 		where += fmt.Sprintf(`
-   and (aggregate_type, aggregate_id) not in (select * from unnest($%d::text[], $%d::text[]))`, names, names+1)
+   and (`+aggregateColumns+`) not in (select * from unnest($%d::text[], $%d::text[]))`, names, names+1)
 	}
 	return where
 }
@@ -57,7 +58,7 @@ func (t Table) fetch(measured, blocked bool, hold string) string {
 select seq, id, ` + text("topic") + `, ` + text("aggregate_type") + `, ` + text("aggregate_id") + `, ` + text("event_type") + `,
        case when octet_length(data) <= $8::bigint and (headers is null or ` + headers + `) then data end,
        case when ` + headers + ` then headers::text end, created_at, attempts
-  from ` + t.outbox() + ` o` + wanted(blocked, 9) + hold + `
+  from only ` + t.outbox() + ` o` + wanted(blocked, 9) + hold + `
  order by seq limit $7`
 	}
 	return `
@@ -76,7 +77,7 @@ func (t Table) measured(maxData string) string {
 	return `select *, data_size <= ` + maxData + `::bigint and text_size + headers_size <= ` + fmt.Sprint(textMost) + ` as fits
                   from (select ` + eventColumns + `, attempts, given_up_at, octet_length(data)::bigint as data_size,
                                octet_length(topic)::bigint + octet_length(aggregate_type) + octet_length(aggregate_id) + octet_length(event_type) as text_size,
-                               coalesce(pg_column_size(headers), 0)::bigint as headers_size from ` + t.outbox() + `) o`
+                               coalesce(pg_column_size(headers), 0)::bigint as headers_size from only ` + t.outbox() + `) o`
 }
 
 // measuredColumns are the columns of a measured row. A row that does not fit still has its aggregate's name, unless the name
@@ -120,6 +121,35 @@ func (o *Outbox) queueFetch(batch *pgx.Batch, f *Fetch, into *pageRead) {
 		*into, err = o.pageSizes.scan(rows, *f)
 		return err
 	})
+	o.queueOvertaken(batch)
+}
+
+// queueOvertaken queues a look, after a fetch, at whether a command has let held aggregates go on before the fetch took its
+// snapshot. Not all of them are left out by name, and the notification may still be under way. So the fetch may have seen an
+// aggregate's later rows and not the earlier ones, which are below the floor: it has to be repeated, from further back.
+//
+// Every command changes what is recorded as scan_from in its own transaction: see lowerScan.
+func (o *Outbox) queueOvertaken(batch *pgx.Batch) {
+	if !o.holdDead || o.term == 0 {
+		return
+	}
+	batch.Queue(o.queries.scanFrom, o.stream, o.term).Query(func(rows pgx.Rows) error {
+		var now int64
+		_, err := pgx.ForEachRow(rows, []any{&now}, func() error {
+			if now != o.scanFrom {
+				o.scanFrom = now
+				o.goBack(now)
+			}
+			return nil
+		})
+		return err
+	})
+}
+
+// goBack makes the next fetch begin at a seq at the latest, and what an exchange has just fetched void.
+func (o *Outbox) goBack(to int64) {
+	o.back.lower(to)
+	o.overtaken = true
 }
 
 // pageArgs are the parameters that all queries of a page have in common.
@@ -274,12 +304,24 @@ type span struct {
 // checkFormats makes sure that pgx asked for the formats that scan reads.
 func checkFormats(fields []pgconn.FieldDescription) error {
 	for i, field := range fields {
+		want := uint32(pgtype.Int8OID)
 		switch i {
 		case topicColumn, aggregateTypeColumn, aggregateIDColumn, eventTypeColumn, headersColumn: // Either form is the text itself.
-		default:
-			if field.Format != pgx.BinaryFormatCode {
-				return fmt.Errorf("column %s comes in text form", field.Name)
-			}
+			continue
+		case idColumn:
+			want = pgtype.UUIDOID
+		case dataColumn:
+			want = pgtype.ByteaOID
+		case createdAtColumn:
+			want = pgtype.TimestamptzOID
+		case attemptsColumn:
+			want = pgtype.Int4OID
+		}
+		switch {
+		case field.DataTypeOID != want:
+			return fmt.Errorf("%w: column %s has another type", ErrForeignTable, field.Name)
+		case field.Format != pgx.BinaryFormatCode:
+			return fmt.Errorf("column %s comes in text form", field.Name)
 		}
 	}
 	return nil

@@ -226,12 +226,12 @@ func (t Table) putBackAsWas(ctx context.Context, tx pgx.Tx, filter ReplayFilter)
 with back as (insert into `+t.outbox()+` (`+eventColumns+`, last_error) overriding system value
               select `+eventColumns+`, `+lastErrorBack+`
                 from (select distinct on (p.seq, p.id) `+of("p", eventColumns)+` from `+t.published()+` p where `+condition+`
-                         and not exists (select from `+t.outbox()+` o where o.id = p.id)
-                         and not exists (select from `+t.dead()+` d where d.id = p.id)
+                         and not exists (select from only `+t.outbox()+` o where o.id = p.id)
+                         and not exists (select from only `+t.dead()+` d where d.id = p.id)
                        order by p.seq, p.id) one order by seq
                   on conflict (seq) do nothing returning seq, id),
      gone as (delete from `+t.published()+` p using back where p.seq = back.seq and p.id = back.id returning p.stream, p.after),
-     recorded as (update `+t.relay()+` r set checkpoint_before = least(r.checkpoint_before, oldest.after)
+     recorded as (update only `+t.relay()+` r set checkpoint_before = least(r.checkpoint_before, oldest.after)
                     from (select stream, min(after) as after from gone group by stream) oldest where r.stream = oldest.stream)
 select count(*), coalesce(min(seq), 0) from back`, args...).Scan(&replayed.Back, &lowest)
 	if err != nil {

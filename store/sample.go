@@ -28,7 +28,7 @@ func (o *Outbox) Samples(ctx context.Context, most int) (samples []Sample, err e
 		}
 		rows, err := conn.Query(ctx, fmt.Sprintf(`
 select distinct on (topic, aggregate_type, event_type) topic, aggregate_type, aggregate_id, event_type
-  from (select topic, aggregate_type, aggregate_id, event_type from %s where given_up_at is null order by seq limit %d) oldest
+  from (select topic, aggregate_type, aggregate_id, event_type from only %s where given_up_at is null order by seq limit %d) oldest
  where octet_length(topic) <= %[3]d and octet_length(aggregate_type) <= %[3]d and octet_length(aggregate_id) <= %[3]d and octet_length(event_type) <= %[3]d
  limit $1`, o.table.outbox(), sampleRows, sampleText), most)
 		if err != nil {

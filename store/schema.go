@@ -98,17 +98,20 @@ select exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n 
 // checkShape reports whether there is a table of the outbox's name, and refuses one that is not ours, naming
 // the differences. Columns that others added are fine as long as an insert does not have to fill them.
 func (t Table) checkShape(ctx context.Context, q querier) (exists bool, err error) {
-	found, err := t.columns(ctx, q)
-	if err != nil || len(found) == 0 {
+	kind, found, err := t.columns(ctx, q)
+	if err != nil || kind == "" {
 		return false, err
 	}
 	var differences []string
+	if kind != ordinaryTable {
+		differences = append(differences, fmt.Sprintf("it is %s instead of an ordinary table", relationKinds[kind]))
+	}
 	for _, want := range outboxColumns {
 		i := slices.IndexFunc(found, func(c foundColumn) bool { return c.name == want.name })
 		switch {
 		case i < 0:
 			differences = append(differences, fmt.Sprintf("column %q is missing", want.name))
-		case found[i].typ != want.typ:
+		case found[i].typ != want.typ && (want.typ != "text" || !isText(found[i].typ)):
 			differences = append(differences, fmt.Sprintf("column %q is %s instead of %s", want.name, found[i].typ, want.typ))
 		case found[i].notNull && !want.notNull: // The other way round it is no hindrance: a row with a null is given up.
 			differences = append(differences, fmt.Sprintf("column %q is not null instead of nullable", want.name))
@@ -138,27 +141,55 @@ func (t Table) unrecorded() error {
 		ErrForeignTable, t, t.migrations())
 }
 
+// isText reports whether a type's values are as good as text to the relay. Not so char(n), which pads them.
+func isText(typ string) bool {
+	return typ == "character varying" || strings.HasPrefix(typ, "character varying(")
+}
+
+// ordinaryTable is what the outbox has to be. In the others the relay could not see by locks and transaction numbers which
+// rows are still to come: rows of a view or foreign table are somewhere else, and those of a partition may come by another name.
+const ordinaryTable = "r"
+
+// relationKinds are the values of relkind that have columns.
+var relationKinds = map[string]string{ //nolint:gochecknoglobals // Immutable.
+	ordinaryTable: "an ordinary table", "p": "a partitioned table", "v": "a view", "m": "a materialized view", "f": "a foreign table",
+	"S": "a sequence", "c": "a type", "i": "an index", "I": "an index",
+}
+
 type foundColumn struct {
 	column
 	hasDefault bool
 }
 
-// columns lists what a table of the outbox's name holds; none if there is no such table.
-func (t Table) columns(ctx context.Context, q querier) ([]foundColumn, error) {
+// columns lists what a relation of the outbox's name holds, and says of what kind it is; empty if there is none. Domains
+// count as the types that they are of.
+func (t Table) columns(ctx context.Context, q querier) (kind string, found []foundColumn, err error) {
 	rows, err := q.Query(ctx, `
-select attname, format_type(atttypid, atttypmod), attnotnull, atthasdef or attidentity <> '' or attgenerated <> ''
-  from pg_catalog.pg_attribute a join pg_catalog.pg_class c on c.oid = a.attrelid join pg_catalog.pg_namespace n on n.oid = c.relnamespace
- where n.nspname = $1 and c.relname = $2 and attnum > 0 and not attisdropped
+select c.relkind::text, attname, format_type(d.base, d.typmod), attnotnull, atthasdef or attidentity <> '' or attgenerated <> ''
+  from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+  left join pg_catalog.pg_attribute a on a.attrelid = c.oid and attnum > 0 and not attisdropped
+  left join lateral (
+       with recursive of (base, typmod) as (
+            select atttypid, atttypmod
+            union all
+            select p.typbasetype, p.typtypmod from of join pg_catalog.pg_type p on p.oid = of.base where p.typtype = 'd')
+       select base, typmod from of join pg_catalog.pg_type p on p.oid = of.base where p.typtype <> 'd') d on true
+ where n.nspname = $1 and c.relname = $2
  order by attnum`, t.orDefault().Schema, t.orDefault().Name)
 	if err != nil {
-		return nil, t.explain("read the table's shape", err)
+		return "", nil, t.explain("read the table's shape", err)
 	}
-	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (foundColumn, error) {
-		var c foundColumn
-		err := row.Scan(&c.name, &c.typ, &c.notNull, &c.hasDefault)
-		return c, err
+	var (
+		name, typ           *string
+		notNull, hasDefault *bool
+	)
+	_, err = pgx.ForEachRow(rows, []any{&kind, &name, &typ, &notNull, &hasDefault}, func() error {
+		if name != nil && typ != nil { // A table may have no column at all.
+			found = append(found, foundColumn{column{*name, *typ, *notNull}, *hasDefault})
+		}
+		return nil
 	})
-	return found, t.explain("read the table's shape", err)
+	return kind, found, t.explain("read the table's shape", err)
 }
 
 // checkAccess looks for what would make the relay fail, or silently see less than there is.

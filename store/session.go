@@ -73,6 +73,9 @@ func (s *Session) Do(ctx context.Context, fn func(ctx context.Context, conn *pgx
 	s.use.Store(u)
 	defer s.use.Store(nil)
 	err := fn(ctx, s.conn)
+	if staleFunction(err) {
+		_ = s.conn.Close(context.WithoutCancel(ctx)) // The error of fn is the one that matters.
+	}
 	if s.conn.IsClosed() {
 		s.conn = nil
 	} else if err == nil {
@@ -133,15 +136,17 @@ func (s *Session) lived(at time.Time, generation uint64) {
 
 // LastRoundTrip returns the latest time at which the server is known to have kept the session, and the connection's
 // generation. The generation changes with each new connection: whatever the old connection held is then gone. The time is
-// when the last successful use of the connection began or, during a use that takes long, when [Outbox.Watch] last asked the
-// server and learnt that the session is alive.
+// when the last successful use of the connection began or, during a use that takes long, when one of its statements began, or
+// when [Outbox.Watch] last asked the server and learnt that the session is alive.
 //
 // Invariant: Postgres does not end the session for its silence earlier than idle_session_timeout after that time.
 // Why:
 //  1. A use that succeeded: its last statement ended after the use began, and the timer starts when a statement ends.
 //  2. A question of Watch: when the server answered, which was after the question was sent, the session's own process
 //     was inside a statement. The timer does not run then; it starts when that statement ends, later still.
-//  3. Nobody but the session itself gives up its locks. As long as its process lives, so do they, whatever the line to it
+//  3. A statement within a use, of which the session has learnt the outcome (Outbox.try): the timer for a session that is idle
+//     within its transaction is longer than a lease, and starts when a statement ends.
+//  4. Nobody but the session itself gives up its locks. As long as its process lives, so do they, whatever the line to it
 //     is like, and even if the process is stopped.
 //
 // Test: TestWatchRenewsTheLease, TestWatchSeesTheEndOfTheBackend, TestWatchTakesNoIdleBackendForLife.

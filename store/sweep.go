@@ -149,16 +149,16 @@ func (o *Outbox) stragglers() string {
 	held := ""
 	if o.holdDead {
 		held = `
-   and not exists (select from ` + t.dead() + ` d where d.aggregate_type = o.aggregate_type and d.aggregate_id = o.aggregate_id)
-   and not exists (select from ` + t.outbox() + ` g
-                    where g.given_up_at is not null and g.aggregate_type = o.aggregate_type and g.aggregate_id = o.aggregate_id)`
+   and not exists (select from only ` + t.dead() + ` d where ` + sameAggregate("d", "o") + `)
+   and not exists (select from only ` + t.outbox() + ` g
+                    where g.given_up_at is not null and ` + sameAggregate("g", "o") + `)`
 	}
 	return `
-select seq from ` + t.outbox() + ` o
+select seq from only ` + t.outbox() + ` o
  where seq < $1 and given_up_at is null
-   and not exists (select from ` + t.outbox() + ` r
+   and not exists (select from only ` + t.outbox() + ` r
                     where r.retry_at > clock_timestamp() and r.retry_at < clock_timestamp() + interval '1 day' -- Not even a relay waits longer.
-                      and r.aggregate_type = o.aggregate_type and r.aggregate_id = o.aggregate_id)` + held + `
+                      and ` + sameAggregate("r", "o") + `)` + held + `
  order by seq limit 1`
 }
 
@@ -193,8 +193,8 @@ func (o *Outbox) readHeld(ctx context.Context, conn *pgx.Conn) error {
 func (o *Outbox) queueHeld(batch *pgx.Batch, into **names) {
 	batch.Queue(`
 select aggregate_type, aggregate_id
-  from (select aggregate_type, aggregate_id from `+o.table.dead()+`
-        union select aggregate_type, aggregate_id from `+o.table.outbox()+` where given_up_at is not null) held
+  from (select `+aggregateColumns+` from only `+o.table.dead()+`
+        union select `+aggregateColumns+` from only `+o.table.outbox()+` where given_up_at is not null) held (aggregate_type, aggregate_id)
  where octet_length(aggregate_type) <= $1 and octet_length(aggregate_id) <= $1 limit $2`, nameFits, heldNames).Query(func(rows pgx.Rows) error {
 		n := &names{}
 		var kind, id string

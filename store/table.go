@@ -117,6 +117,9 @@ func (t Table) relay() string      { return t.quoted("_relay") }
 func (t Table) published() string  { return t.quoted("_published") }
 func (t Table) migrations() string { return t.quoted("_migrations") }
 
+// Statements read and change the rows of these tables alone ("only"): what somebody has put into a table that inherits from
+// one of them may have the seq of another row, and has no index of ours.
+
 // emit is the function by which producers insert from plain SQL; emitted is its helper.
 func (t Table) emit() string    { return t.quoted("_emit") }
 func (t Table) emitted() string { return t.quoted("_emitted") }

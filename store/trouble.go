@@ -32,8 +32,8 @@ func (o *Outbox) Report(ctx context.Context, reason string, since time.Duration)
 			return err
 		}
 		_, err := conn.Exec(ctx, `
-with ours as (select stream from `+o.table.relay()+` where stream = $1 and term = $2 for update skip locked)
-update `+o.table.relay()+` r
+with ours as (select stream from only `+o.table.relay()+` where stream = $1 and term = $2 for update skip locked)
+update only `+o.table.relay()+` r
    set trouble = nullif($3, ''), trouble_at = case when $3 <> '' then clock_timestamp() end,
        trouble_since = case when $3 <> '' then clock_timestamp() - $4::interval end
   from ours where r.stream = ours.stream`, o.stream, o.term, reason, since)

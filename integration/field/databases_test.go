@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -483,15 +484,20 @@ func (s *scene) gone(ids map[string]int64) (missing []string) {
 	return missing
 }
 
-// A trigger keeps the rows that the relay deletes. Nothing is stored twice; publishing stops, and the log says why.
+// A trigger or rule keeps the rows that the relay deletes. Nothing is stored twice; publishing stops, and the log says why.
 func TestSoftDelete(t *testing.T) {
 	t.Parallel()
-	for _, retain := range []string{"5m", "0s"} {
-		t.Run("retain "+retain, func(t *testing.T) {
+	const trigger = `create function keep() returns trigger language plpgsql as $$ begin return null; end $$;
+create trigger keep before delete on outbox for each row execute function keep()`
+	for name, c := range map[string]struct{ retain, sql string }{
+		"trigger, retain 5m": {"5m", trigger},
+		"trigger, retain 0s": {"0s", trigger},
+		"rule":               {"5m", `create rule keep as on delete to outbox do instead nothing`},
+	} {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := newScene(t, "OUTBOX_DUPLICATE_WINDOW=2s", "OUTBOX_RETAIN="+retain)
-			s.Exec(s.conn, `create function keep() returns trigger language plpgsql as $$ begin return null; end $$`)
-			s.Exec(s.conn, `create trigger keep before delete on outbox for each row execute function keep()`)
+			s := newScene(t, "OUTBOX_DUPLICATE_WINDOW=2s", "OUTBOX_RETAIN="+c.retain)
+			s.Exec(s.conn, c.sql)
 			s.relay = s.Relay(s.settings...)
 			s.relay.Leads()
 			s.Backlog().Add(s.conn, 20)
@@ -785,4 +791,120 @@ func TestSynchronousStandbyGone(t *testing.T) {
 		s.problem("it does not publish, and the log does not name the synchronous standby within a minute")
 	}
 	s.verdict()
+}
+
+// Postgres does not let the relay in. Its endpoints and its log say so, and show nothing of the secrets.
+func TestNothingLeaksOverHTTP(t *testing.T) {
+	t.Parallel()
+	w := harness.NewWorld(t, harness.Options{Quiet: true})
+	s := newBareScene(t, w)
+	s.CommandWith(s.settings, "migrate")
+	s.Exec(s.conn, `create role canary login superuser password 'right'`)
+	s.demandPasswords("canary")
+	const secret = "c4n4ry"
+	file := filepath.Join(t.TempDir(), secret)
+	if err := os.WriteFile(file, []byte(secret+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, settings := range map[string][]string{
+		"wrong password":         {"OUTBOX_DATABASE_DSN=" + s.as("canary", secret)},
+		"wrong password file":    {"OUTBOX_DATABASE_DSN=" + s.as("canary", ""), "OUTBOX_DATABASE_PASSWORD_FILE=" + file},
+		"unknown role":           {"OUTBOX_DATABASE_DSN=" + s.as(secret, secret)},
+		"unknown database":       {"OUTBOX_DATABASE_DSN=" + strings.Replace(s.as("postgres", secret), "/postgres?", "/gone?", 1)},
+		"unknown host":           {"OUTBOX_DATABASE_DSN=" + strings.Replace(s.as("postgres", secret), "127.0.0.1", "host.invalid", 1)},
+		"nobody there":           {"OUTBOX_DATABASE_DSN=postgres://postgres:" + secret + "@127.0.0.1:1/postgres"},
+		"wrong password of NATS": {"OUTBOX_NATS_URL=nats://relay:" + secret + "@127.0.0.1:1"},
+	} {
+		relay := s.Relay(append(slices.Clone(s.settings), settings...)...)
+		relay.Await(5*time.Second, regexp.MustCompile(`WRN|ERR`))
+		var bodies string
+		for _, path := range []string{"/readyz", "/healthz", "/metrics", "/status"} {
+			bodies += relay.Body(path)
+		}
+		if name != "unknown role" && strings.Contains(bodies, secret) || strings.Contains(bodies, ":"+secret) {
+			t.Errorf("%s: an endpoint shows the secret: %s", name, shortened(bodies))
+		}
+		if code := relay.Get("/readyz"); code != 503 {
+			t.Errorf("%s: /readyz is %d, want 503", name, code)
+		}
+		if relay.Said(secret) && !strings.HasPrefix(name, "unknown role") && name != "wrong password file" {
+			t.Errorf("%s: the log shows the secret: %s", name, relay.Tail(2<<10))
+		}
+		relay.Kill()
+	}
+}
+
+// The database goes back to an earlier state, as by a restore or a failover that loses commits: events that were published
+// wait again, others are unknown, and new ones get their seqs. Each that is committed is stored once.
+func TestDatabaseGoesBack(t *testing.T) {
+	t.Parallel()
+	for _, retain := range []string{"5m", "0s"} {
+		t.Run("retain "+retain, func(t *testing.T) {
+			t.Parallel()
+			s := newScene(t, "OUTBOX_DUPLICATE_WINDOW=2s", "OUTBOX_RETAIN="+retain)
+			want := map[string]string{}
+			insert := func(what string, n int) {
+				t.Helper()
+				rows, err := s.conn.Query(t.Context(), `
+insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) select $1, 'A', 'a' || i % 7, 'E', 'x' from generate_series(1, $2::int) i returning id::text`, what, n)
+				if err != nil {
+					t.Fatal(err)
+				}
+				ids, err := pgx.CollectRows(rows, pgx.RowTo[string])
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, id := range ids {
+					want[id] = what
+				}
+			}
+			tables := []string{"outbox_dead", "outbox_relay", "outbox_published_0", "outbox_published_1", "outbox_published_2"}
+			s.relay = s.Relay(s.settings...)
+			s.relay.Leads()
+			insert("settled before", 100)
+			s.Settled(s.conn, 20*time.Second)
+			if code := s.relay.Stop(); code != 0 {
+				t.Errorf("exit code %d", code)
+			}
+			insert("pending then", 50)
+			s.Exec(s.conn, `create table then_outbox as table outbox`)
+			for _, table := range tables {
+				s.Exec(s.conn, `create table then_`+table+` as table `+table)
+			}
+			s.Exec(s.conn, `create table then_drawn as select last_value from outbox_seq_seq`)
+
+			s.relay = s.Relay(s.settings...)
+			s.relay.Leads()
+			insert("undone", 40)
+			s.Settled(s.conn, 20*time.Second)
+			s.relay.Kill()
+			s.EndSessions(s.conn)
+			harness.Pause(t.Context(), 3*time.Second) // The window.
+
+			s.Exec(s.conn, `begin`)
+			s.Exec(s.conn, `truncate outbox, outbox_published; insert into outbox overriding system value select * from then_outbox`)
+			for _, table := range tables {
+				s.Exec(s.conn, `delete from `+table+`; insert into `+table+` overriding system value select * from then_`+table)
+			}
+			s.Exec(s.conn, `select setval('outbox_seq_seq', last_value) from then_drawn`)
+			s.Exec(s.conn, `commit`)
+			insert("new", 60)
+			s.relay = s.Relay(s.settings...)
+			s.relay.Leads()
+			s.Settled(s.conn, 20*time.Second)
+			harness.Pause(t.Context(), time.Second)
+			insert("newer", 10)
+			s.Settled(s.conn, 20*time.Second)
+			stored := map[string]int{}
+			for _, m := range s.Messages() {
+				stored[m.Header.Get("Nats-Msg-Id")]++
+			}
+			for id, what := range want {
+				if stored[id] != 1 {
+					s.problem("event %s (%s) is stored %d times", id, what, stored[id])
+				}
+			}
+			s.verdict()
+		})
+	}
 }

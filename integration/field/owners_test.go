@@ -277,6 +277,59 @@ func TestTermDeleted(t *testing.T) {
 	s.verdict()
 }
 
+// Somebody empties the table that says who leads, and the leader dies, with events that are stored and not settled yet. The
+// next one finds them in the stream, whose duplicate window is over, and stores none of them again.
+func TestTermDeletedAndLeaderKilled(t *testing.T) {
+	t.Parallel()
+	for _, retain := range []string{"5m", "0s"} {
+		t.Run("retain "+retain, func(t *testing.T) {
+			t.Parallel()
+			s := newScene(t, "OUTBOX_DUPLICATE_WINDOW=2s", "OUTBOX_RETAIN="+retain)
+			s.start()
+			s.Exec(s.conn, `
+create function wait() returns trigger language plpgsql as $$ begin if old.topic = 'told' then perform pg_advisory_xact_lock(77); end if; return old; end $$;
+create trigger wait before delete on outbox for each row execute function wait()`)
+			s.Exec(s.conn, `select pg_advisory_lock(77)`)
+			rows, err := s.conn.Query(t.Context(), `
+insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) select 'told', 'Told', 't' || i % 3, 'E', 'x' from generate_series(1, 30) i returning id::text`)
+			if err != nil {
+				t.Fatal(err)
+			}
+			told, err := pgx.CollectRows(rows, pgx.RowTo[string])
+			if err != nil {
+				t.Fatal(err)
+			}
+			harness.Eventually(t, 10*time.Second, "the events are stored", func() bool { return s.traffic.Stored(told[29]) == 1 })
+			s.relay.Kill()
+			s.EndSessions(s.conn)
+			s.Exec(s.conn, `select pg_advisory_unlock(77)`)
+			s.Exec(s.conn, `drop trigger wait on outbox`)
+			s.Exec(s.conn, `delete from outbox_relay`)
+			harness.Pause(t.Context(), 3*time.Second) // Until the ids are forgotten.
+			var left int
+			if err := s.conn.QueryRow(t.Context(), `select count(*) from outbox where topic = 'told'`).Scan(&left); err != nil || left != len(told) {
+				t.Fatalf("%d of %d events wait, error %v: this test shows nothing", left, len(told), err)
+			}
+			s.relay = s.Relay(s.settings...)
+			s.relay.Leads()
+			s.Settled(s.conn, 20*time.Second)
+			harness.Pause(t.Context(), time.Second)
+			for _, id := range told {
+				if n := s.traffic.Stored(id); n != 1 {
+					s.problem("event %s is stored %d times", id, n)
+				}
+			}
+			if !s.relay.Said("reading back the whole stream") {
+				s.problem("the log does not say what happened")
+			}
+			for _, fault := range s.traffic.Audit(20 * time.Second) {
+				s.problem("%s", fault)
+			}
+			s.verdict()
+		})
+	}
+}
+
 // Others look after the tables, which takes locks of every kind, and cancel our statements. Nobody waits for long.
 func TestMaintenance(t *testing.T) {
 	t.Parallel()

@@ -2,9 +2,13 @@ package field_test
 
 import (
 	"cmp"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"net/url"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -28,6 +32,7 @@ type rowsCase struct {
 	nulls  bool   // Columns of the running relay's table become nullable.
 	queued bool   // The rows are of one aggregate, so most of them are in the outbox for long.
 	warned bool   // The log has to name each of the rows, also if it is stored.
+	lines  int    // How many lines of the log may be about rows that were given up; 0 for any number.
 	exempt string // An honest aggregate which the rows are of.
 	long   bool
 }
@@ -82,7 +87,7 @@ func ordinaryRows() []rowsCase {
 		{name: "payload empty", rows: "data=empty"},
 		{name: "payload of more than max_payload", rows: "data=1MiB, data=2MiB"},
 		{name: "payload of more than max_payload, of an honest aggregate", rows: "data=2MiB aggregate_type=honest aggregate_id=honest", exempt: "a1"},
-		{name: "payload of more than max_payload, hundred", rows: "data=2MiB", copies: 60},
+		{name: "payload of more than max_payload, sixty", rows: "data=2MiB", copies: 60, lines: 30},
 		{name: "last_error", rows: "last_error=1MiB, last_error=control, last_error=1MiB headers=msg-id, last_error=control headers=msg-id"},
 		{name: "thousands refused", rows: "headers=slash", copies: 5_000},
 		{name: "mixed", copies: 20, rows: "seq=negative, headers=msg-id, headers=array, attempts=greatest headers=msg-id, retry_at=infinity, created_at=infinity, topic=empty, id=nil, aggregate_id=70KB, data=1MiB"},
@@ -245,6 +250,10 @@ func (s *scene) judge(c rowsCase, rows []harness.HostileRow) {
 	s.check("beside the rows")
 	s.checkLog(began)
 	s.checkCommands()
+	s.showLetters()
+	if lines := s.relay.Count(regexp.MustCompile(`given up`)); c.lines > 0 && lines > c.lines {
+		s.problem("%d lines of the log are about rows that were given up", lines)
+	}
 
 	if !c.nulls {
 		s.takeover(func() {
@@ -261,6 +270,35 @@ func (s *scene) judge(c rowsCase, rows []harness.HostileRow) {
 	}
 	for _, fault := range s.traffic.Audit(20 * time.Second) {
 		s.problem("%s", fault)
+	}
+}
+
+// showLetters shows some dead letters whole, one of them as programs read it.
+func (s *scene) showLetters() {
+	s.Helper()
+	letters, err := s.letters()
+	if err != nil || len(letters) == 0 {
+		return // An error is a problem already.
+	}
+	for i, l := range []letter{letters[0], letters[len(letters)-1]} {
+		args := []string{"dead", "show", "letter:" + strconv.FormatInt(l.Letter, 10)}
+		if l.Letter == 0 {
+			args[2] = "outbox:" + strconv.FormatInt(l.Seq, 10)
+		}
+		if i == 1 {
+			args = append(args, "--json")
+		}
+		result := s.Try(20*time.Second, s.settings, args...)
+		switch {
+		case result.Code != 0:
+			s.problem("%s: exit code %d: %s", strings.Join(args, " "), result.Code, shortened(result.Stderr))
+		case i == 1 && !json.Valid([]byte(result.Stdout)):
+			s.problem("%s: no JSON: %s", strings.Join(args, " "), shortened(result.Stdout))
+		case !strings.Contains(result.Stdout, l.ID):
+			s.problem("%s: no id: %s", strings.Join(args, " "), shortened(result.Stdout))
+		case strings.ContainsAny(result.Stdout, "\x1b\x7f"):
+			s.problem("%s: control characters: %q", strings.Join(args, " "), shortened(result.Stdout))
+		}
 	}
 }
 
@@ -313,4 +351,59 @@ func (s *scene) write(rows []harness.HostileRow, first, copies int, gone bool) (
 		return written, s.conn.SendBatch(ctx, batch).Close()
 	}
 	return written, nil
+}
+
+// Two rows have one id, and the window of the stream is over when the next relay begins. It stores the second one neither
+// again nor late, and does not say that the broker has lost something.
+func TestIDInTwoRowsPastTheWindow(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, "OUTBOX_DUPLICATE_WINDOW=2s")
+	s.start()
+	const id = "5a5a5a5a-0000-4000-8000-5a5a5a5a5a5a"
+	s.Exec(s.conn, `
+insert into outbox (id, topic, aggregate_type, aggregate_id, event_type, data)
+select '`+id+`', 'hostile', 'Hostile', 'h' || i, 'E', 'x' from generate_series(1, 2) i`)
+	if !s.relay.Await(fateWithin, regexp.MustCompile(`WRN.*`+id)) {
+		s.problem("the log does not name the id")
+	}
+	harness.Pause(t.Context(), 3*time.Second) // The window.
+	s.takeover(func() {})
+	harness.Pause(t.Context(), 2*time.Second)
+	if n := s.traffic.Stored(id); n != 1 {
+		s.problem("the id is stored %d times", n)
+	}
+	if s.relay.Said("read back the stream") && !s.relay.Said("lost_by_the_broker_and_published_again=0") {
+		s.problem("the log says that the broker has lost something")
+	}
+	s.check("at the next relay")
+	for _, fault := range s.traffic.Audit(20 * time.Second) {
+		s.problem("%s", fault)
+	}
+	s.verdict()
+}
+
+// The line to Postgres is slow, and a payload is large. Nobody else waits until it is across.
+func TestLargeRowOverASlowLine(t *testing.T) {
+	t.Parallel()
+	s := newScene(t)
+	dsn, err := url.Parse(s.DSN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dsn.Host = harness.SlowLine(t, dsn.Host, 0, 10<<20)
+	s.use(dsn.String())
+	s.start()
+	s.Exec(s.conn, `
+insert into outbox (topic, aggregate_type, aggregate_id, event_type, data)
+select 'hostile', 'Hostile', 'h' || i, 'E', convert_to(repeat('x', 60000000), 'UTF8') from generate_series(1, 3) i`)
+	s.mark()
+	harness.Pause(t.Context(), watched)
+	if letters, err := s.letters(); err != nil || len(letters) != 3 {
+		s.problem("%d dead letters, error %v; want three", len(letters), err)
+	}
+	s.check("beside the rows")
+	for _, fault := range s.traffic.Audit(20 * time.Second) {
+		s.problem("%s", fault)
+	}
+	s.verdict()
 }

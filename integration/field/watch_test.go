@@ -146,6 +146,7 @@ func (s *scene) checkLog(since time.Time) {
 
 // letter is what dead list --json says of a row.
 type letter struct {
+	Letter    int64  `json:"letter"`
 	Seq       int64  `json:"seq"`
 	ID        string `json:"id"`
 	LastError string `json:"last_error"`

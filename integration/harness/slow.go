@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// SlowLine forwards connections to address, so many bytes a second towards it, until the test ends. It returns where it
-// listens.
-func SlowLine(tb testing.TB, address string, bytesPerSecond int) string {
+// SlowLine forwards connections to address, so many bytes a second towards it and back, 0 for any number, until the test
+// ends. It returns where it listens.
+func SlowLine(tb testing.TB, address string, there, back int) string {
 	tb.Helper()
 	listener, err := new(net.ListenConfig).Listen(tb.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -27,8 +27,8 @@ func SlowLine(tb testing.TB, address string, bytesPerSecond int) string {
 				continue
 			}
 			_ = near.(*net.TCPConn).SetReadBuffer(64 << 10) //nolint:errcheck // It is TCP; what waits here is not on its way.
-			go carry(near, far, 0)
-			go carry(far, near, bytesPerSecond)
+			go carry(near, far, back)
+			go carry(far, near, there)
 		}
 	}()
 	return listener.Addr().String()

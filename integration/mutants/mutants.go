@@ -138,8 +138,8 @@ func All() []Mutant {
 			Without: "what is published is removed by range",
 			Edits: []Edit{{
 				File: "store/exchange.go",
-				Old:  "inBitmap: t.removal(inBitmap+` and o.seq <= (select case when `+goesOn(\"$4\")+` then $2::bigint end)`, \"$5\", \"$6\"),",
-				New:  "inBitmap: t.removal(`o.seq <= $2 and $1::bigint <= $2::bigint and $3::bytea is not null and $4::bigint is not null`, \"$5\", \"$6\"),",
+				Old:  "inBitmap: t.removal(inBitmap, ` and o.seq <= `+goesOn(\"$2\", \"$4\"), 3),",
+				New:  "inBitmap: t.removal(`o.seq <= $2 and $1::bigint <= $2::bigint and $3::bytea is not null`, ` and $4::bigint is not null`, 3),",
 			}},
 			Killer: Killer{"./store", "^TestSettleRemovesWhatItNames$", "left are"},
 		},
