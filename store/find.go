@@ -42,7 +42,7 @@ func (k FindKey) condition() (condition string, first, second any) {
 	case k.ID != uuid.Nil:
 		return `id = $1::uuid and $2::text is null`, k.ID, nil
 	case k.AggregateType != "" || k.AggregateID != "":
-		return `aggregate_type = $1::text and aggregate_id = $2::text`, k.AggregateType, k.AggregateID
+		return `aggregate_type ` + bytewise + ` = $1::text and aggregate_id ` + bytewise + ` = $2::text`, k.AggregateType, k.AggregateID
 	}
 	return `seq = $1::bigint and $2::text is null`, k.Seq, nil
 }
@@ -93,13 +93,14 @@ func (o *Outbox) Find(ctx context.Context, key FindKey, limit int) (found []Foun
 		}
 		condition, first, second := key.condition()
 		b := listBounds
-		const columns = `seq, id, topic, aggregate_type, aggregate_id, event_type, data, created_at`
+		const columns = `seq, id, topic ` + bytewise + ` as topic, aggregate_type ` + bytewise + ` as aggregate_type, aggregate_id ` + bytewise + ` as aggregate_id,
+               event_type ` + bytewise + ` as event_type, data, created_at`
 		rows, err := conn.Query(ctx, `
 select place, seq, coalesce(id, '00000000-0000-0000-0000-000000000000'), `+b.textOf("topic")+`, `+b.textOf("aggregate_type")+`, `+b.textOf("aggregate_id")+`, `+b.textOf("event_type")+`, `+b.textOf("reason")+`, `+b.textOf("stream")+`,
        coalesce(octet_length(data), 0)::bigint, created_at, coalesce(attempts, 0), retry_at, letter, died_at, after, published_at
   from (select case when retry_at > clock_timestamp() then 'retrying' else 'pending' end as place, 1 as nth, `+columns+`,
-               last_error as reason, attempts, retry_at, null::bigint as letter, null::timestamptz as died_at, null::text as stream, null::bigint as after, null::timestamptz as published_at
-          from `+t.outbox()+` where given_up_at is null and `+condition+`
+               last_error `+bytewise+` as reason, attempts, retry_at, null::bigint as letter, null::timestamptz as died_at, null::text as stream, null::bigint as after, null::timestamptz as published_at
+          from only `+t.outbox()+` where given_up_at is null and `+condition+`
          union all
         select 'dead', 2, `+columns+`, last_error, attempts, null, letter, died_at, null, null, null
           from (`+t.deadEverywhere()+`) d where `+condition+`
@@ -150,7 +151,7 @@ select place, seq, coalesce(id, '00000000-0000-0000-0000-000000000000'), `+b.tex
 func (o *Outbox) findPending(ctx context.Context, conn *pgx.Conn, e *FoundEvent) error {
 	t, b := o.table, listBounds
 	err := conn.QueryRow(ctx, `
-select count(*), count(*) <= $2 from (select from `+t.outbox()+` where seq < $1 and given_up_at is null limit $2 + 1) counted`, e.Seq, countLimit).
+select count(*), count(*) <= $2 from (select from only `+t.outbox()+` where seq < $1 and given_up_at is null limit $2 + 1) counted`, e.Seq, countLimit).
 		Scan(&e.Ahead.Rows, &e.Ahead.Exact)
 	if err != nil {
 		return err
@@ -160,7 +161,7 @@ select count(*), count(*) <= $2 from (select from `+t.outbox()+` where seq < $1 
 	if o.holdDead {
 		err = conn.QueryRow(ctx, `
 select d.seq, `+b.textOf("d.last_error")+`
-  from `+t.outbox()+` o join (`+t.deadEverywhere()+`) d on d.aggregate_type = o.aggregate_type and d.aggregate_id = o.aggregate_id
+  from only `+t.outbox()+` o join (`+t.deadEverywhere()+`) d on `+sameAggregate("d", "o")+`
  where o.seq = $1 order by d.seq limit 1`, e.Seq).Scan(&e.Behind, &reason)
 		if err == nil {
 			e.Place = PlaceHeld
@@ -175,7 +176,7 @@ select d.seq, `+b.textOf("d.last_error")+`
 	}
 	err = conn.QueryRow(ctx, `
 select r.seq, r.retry_at, coalesce(`+b.textOf("r.last_error")+`, '')
-  from `+t.outbox()+` o join `+t.outbox()+` r on r.aggregate_type = o.aggregate_type and r.aggregate_id = o.aggregate_id
+  from only `+t.outbox()+` o join only `+t.outbox()+` r on `+sameAggregate("r", "o")+`
  where o.seq = $1 and r.seq < $1 and r.retry_at > clock_timestamp() and r.given_up_at is null order by r.seq limit 1`, e.Seq).
 		Scan(&e.Behind, &e.RetryAt, &reason)
 	switch {

@@ -35,29 +35,29 @@ func (t Table) gauges() string {
 	return fmt.Sprintf(`
 with pending as materialized (
     select count(*) as events, min(seq) as first, max(seq) as last, min(seq) filter (where isfinite(created_at)) as dated
-      from (select seq, created_at from %[1]s
-             where seq >= coalesce((select case when min(scan_from) > 0 then min(scan_from) end from %[3]s), -9223372036854775808) and given_up_at is null
+      from (select seq, created_at from only %[1]s
+             where seq >= coalesce((select case when min(scan_from) > 0 then min(scan_from) end from only %[3]s), -9223372036854775808) and given_up_at is null
              order by seq limit $1 + 1) counted
-), dead as materialized (
-    select aggregate_type, aggregate_id from %[2]s
+), dead (aggregate_type, aggregate_id) as materialized (
+    select %[5]s from only %[2]s
      union all
-    select aggregate_type, aggregate_id from %[1]s where given_up_at is not null
+    select %[5]s from only %[1]s where given_up_at is not null
      limit $1 + 1
 ), parts as materialized (
     select c.oid, c.reltuples, c.relpages, pg_relation_size(c.oid) as heap, pg_total_relation_size(c.oid) as bytes
       from unnest($2::text[]) as part join pg_catalog.pg_class c on c.oid = to_regclass(part)
 )
 select p.events, p.events <= $1,
-       case when p.events > $1 then (p.events * (((select max(seq) from %[1]s) - p.first + 1)::float8 / (p.last - p.first + 1)::float8))::bigint else p.events end,
-       coalesce((select extract(epoch from clock_timestamp()) - extract(epoch from created_at) from %[1]s where seq = p.dated limit 1), 0)::float8,
+       case when p.events > $1 then (p.events * (((select max(seq) from only %[1]s) - p.first + 1)::float8 / (p.last - p.first + 1)::float8))::bigint else p.events end,
+       coalesce((select extract(epoch from clock_timestamp()) - extract(epoch from created_at) from only %[1]s where seq = p.dated limit 1), 0)::float8,
        (select count(*) from dead),
        greatest((select reltuples from pg_catalog.pg_class where oid = to_regclass($3)), 0)::bigint,
        case when $4 then (select count(*) from (select from dead group by aggregate_type, aggregate_id limit $1) held) else 0 end,
-       (select count(*) from (select from %[1]s where retry_at is not null and given_up_at is null group by aggregate_type, aggregate_id limit $1) retrying),
+       (select count(*) from (select from only %[1]s where retry_at is not null and given_up_at is null group by %[5]s limit $1) retrying),
        (select coalesce(sum(bytes), 0) from parts)::bigint,
        case when (select coalesce(sum(heap), 0) from parts) > $5 then -1 else (select count(*) from %[4]s) end,
        (select coalesce(sum(case when relpages > 0 and reltuples > 0 then reltuples / relpages * (heap / current_setting('block_size')::int) else heap / 400 end), 0) from parts)::bigint
-  from pending p`, t.outbox(), t.dead(), t.relay(), t.published())
+  from pending p`, t.outbox(), t.dead(), t.relay(), t.published(), aggregateColumns)
 }
 
 // gaugesArchive is up to which size in bytes the archive's rows are counted.
