@@ -4,6 +4,8 @@ import (
 	"log/slog"
 	"strings"
 	"time"
+
+	"github.com/go-outbox/go-outbox/store"
 )
 
 // Config is everything the relay can be told. The zero value is not usable:
@@ -27,7 +29,7 @@ type Config struct {
 	AdvisoryLock int64
 
 	// Table is the outbox table. Default outbox, in the schema public.
-	Table Table
+	Table store.Table
 
 	// Migrate lets the relay create or upgrade its tables when it starts.
 	// Default true.
@@ -41,8 +43,8 @@ type Config struct {
 	// [HTTPOff]. Default 127.0.0.1:8080.
 	HTTPAddr string
 
-	// HTTPAddrSet tells an address somebody asked for, which has to be had,
-	// from the default, which a relay can do without if it is taken.
+	// HTTPAddrSet is true if the user set HTTPAddr: then a port that is taken is an error. A relay
+	// does without the default address if that is taken.
 	HTTPAddrSet bool
 
 	// Logging says what is logged, and how.
@@ -298,34 +300,12 @@ const (
 	ElectionNone ElectionKind = "none"
 )
 
-// Table names a table of the database. Names are taken as they are: they are
-// quoted in SQL, so case counts.
-type Table struct {
-	// Schema of the table. Default public.
-	Schema string
-
-	// Name of the table in its schema. Default outbox.
-	Name string
-}
-
-// defaultSchema is not written out in a table's name.
-const defaultSchema = "public"
-
-// String is the name as the configuration spells it: "table", or
-// "schema.table" outside of public.
-func (t Table) String() string {
-	if t.Schema == defaultSchema {
-		return t.Name
-	}
-	return t.Schema + "." + t.Name
-}
-
 // Default returns the configuration of a relay that was told nothing. It lacks
 // the one setting without a default, DatabaseDSN.
 func Default() Config {
 	return Config{
 		AdvisoryLock: 42,
-		Table:        Table{Schema: defaultSchema, Name: "outbox"},
+		Table:        store.Table{Schema: store.DefaultSchema, Name: store.DefaultName},
 		Migrate:      true,
 		HTTPAddr:     "127.0.0.1:8080",
 		Logging: Logging{

@@ -34,7 +34,7 @@ restarting it would mend nothing. One that hangs is not. With --ready the relay 
 stand by while another leads: it could lead itself, for it has reached Postgres, NATS and the stream.`,
 		Args: usage(noArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := p.config(needNothing)
+			c, err := p.config(config.NeedNothing)
 			if err != nil {
 				return errors.New(err.Error()) // No longer a usageError: Docker reserves its exit code.
 			}

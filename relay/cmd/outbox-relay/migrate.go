@@ -75,7 +75,7 @@ func migrated(before error) string {
 }
 
 func printSchema(p *process) error {
-	c, err := p.config(needNothing)
+	c, err := p.config(config.NeedNothing)
 	if err != nil {
 		return err
 	}
@@ -87,7 +87,7 @@ func printSchema(p *process) error {
 }
 
 func printGrants(p *process, roles store.Roles) error {
-	c, err := p.config(needNothing)
+	c, err := p.config(config.NeedNothing)
 	if err != nil {
 		return err
 	}
@@ -96,7 +96,7 @@ func printGrants(p *process, roles store.Roles) error {
 
 // outbox opens the configured outbox, for a command that needs nothing else.
 func (p *process) outbox() (*store.Outbox, error) {
-	c, err := p.config(needDatabase)
+	c, err := p.config(config.NeedDatabase)
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
+	"github.com/go-outbox/go-outbox/config"
 	"github.com/go-outbox/go-outbox/store"
 )
 
@@ -124,7 +125,7 @@ func parseMoment(flag, text string) (store.Moment, error) {
 }
 
 func (r *replay) open() error {
-	c, err := r.p.config(needDatabase)
+	c, err := r.p.config(config.NeedDatabase)
 	if err != nil {
 		return err
 	}

@@ -38,7 +38,7 @@ Settings come from a file and the environment; outbox-relay help config lists th
 
 // serve runs a service until ctx ends.
 func serve(ctx context.Context, p *process) error {
-	c, err := p.config(needAll)
+	c, err := p.config(config.NeedRelay)
 	if err != nil {
 		return err
 	}

@@ -27,7 +27,7 @@ from any host. Large tables are not counted but estimated.
 If something cannot be read the rest is shown, and the exit code is 1.`,
 		Args: usage(noArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := p.config(needDatabase)
+			c, err := p.config(config.NeedDatabase)
 			if err != nil {
 				return err
 			}
