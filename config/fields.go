@@ -82,17 +82,17 @@ func Fields() []Field {
 	fields := []Field{
 		{
 			Key: dsnKey, Env: "OUTBOX_DATABASE_DSN", Required: true,
-			Doc:  "How to reach Postgres itself, not a pooler. Of several hosts the one that takes writes is used. Either this or database_dsn_file.",
+			Doc:  "How to reach Postgres itself, not a pooler. Of several hosts the relay uses the one that takes writes. Either this or database_dsn_file.",
 			kind: dsn(func(c *Config) *Secret { return &c.DatabaseDSN }),
 		},
 		{
 			Key: dsnFileKey, Env: "OUTBOX_DATABASE_DSN_FILE", file: true,
-			Doc:  "File with the DSN, in one line. It is read again at each connection, so that a password that was replaced needs no restart.",
+			Doc:  "File with the DSN, in one line. It is read again at each connection, so a new password needs no restart.",
 			kind: filePath(func(c *Config) *string { return &c.DatabaseDSNFile }),
 		},
 		{
 			Key: "database_password_file", Env: "OUTBOX_DATABASE_PASSWORD_FILE", file: true,
-			Doc:  "File with the password, in one line. It is read again at each connection and goes before what the DSN says.",
+			Doc:  "File with the password, in one line. It is read again at each connection, and wins over a password in the DSN.",
 			kind: filePath(func(c *Config) *string { return &c.DatabasePasswordFile }),
 		},
 		{
@@ -102,12 +102,12 @@ func Fields() []Field {
 		},
 		{
 			Key: natsURLFileKey, Env: "OUTBOX_NATS_URL_FILE", file: true,
-			Doc:  "File with what nats_url takes, in one line, user and password or token included. They are read again at each connection, so that a password that was replaced needs no restart.",
+			Doc:  "File with what nats_url takes, in one line, with user and password or token. They are read again at each connection, so a new password needs no restart.",
 			kind: filePath(func(c *Config) *string { return &c.NATS.URLFile }),
 		},
 		{
 			Key: "advisory_lock", Env: "OUTBOX_ADVISORY_LOCK",
-			Doc:  "Number the relays of one outbox compete for. It is combined with the table's name, so outboxes may share it.",
+			Doc:  "Number that the relays of one outbox compete for. It is combined with the table's name, so outboxes may share it.",
 			kind: integer(func(c *Config) *int64 { return &c.AdvisoryLock }, math.MinInt64, math.MaxInt64),
 		},
 		{
@@ -127,7 +127,7 @@ func Fields() []Field {
 		},
 		{
 			Key: "http_addr", Env: "OUTBOX_HTTP_ADDR",
-			Doc:  "Where metrics and health are served, or \"off\". If it is set and the port is taken, the relay does not start; the default it can do without.",
+			Doc:  "Where metrics and health are served, or \"off\". If you set it and the port is taken, the relay does not start. It does without the default address if that is taken.",
 			kind: httpAddr(),
 		},
 		{
@@ -167,17 +167,17 @@ func Fields() []Field {
 		},
 		{
 			Key: "nats_tls_first", Env: "OUTBOX_NATS_TLS_FIRST",
-			Doc:  "Begin with TLS, for servers that want it so (handshake_first). Not with ws and wss.",
+			Doc:  "Begin with TLS, for servers with handshake_first. Not with ws and wss.",
 			kind: boolean(func(c *Config) *bool { return &c.NATS.TLSFirst }),
 		},
 		{
 			Key: "nats_domain", Env: "OUTBOX_NATS_DOMAIN",
-			Doc:  "JetStream domain the stream is in, if not that of the servers in nats_url, say, of the hub of a leaf node.",
+			Doc:  "JetStream domain of the stream, if the servers in nats_url have another: that of the hub if they are leaf nodes, for example.",
 			kind: domainName(func(c *Config) *string { return &c.NATS.Domain }),
 		},
 		{
 			Key: "nats_inbox_prefix", Env: "OUTBOX_NATS_INBOX_PREFIX",
-			Doc:  "What the subjects of answers begin with instead of _INBOX, for a user who may subscribe to others only.",
+			Doc:  "What the subjects of answers begin with, instead of _INBOX, for a NATS user who may not subscribe there.",
 			kind: inboxPrefix(func(c *Config) *string { return &c.NATS.InboxPrefix }),
 		},
 		{
@@ -192,7 +192,7 @@ func Fields() []Field {
 		},
 		{
 			Key: "stream", Env: "OUTBOX_STREAM",
-			Doc:  "The JetStream stream events are stored in.",
+			Doc:  "The JetStream stream that events are stored in.",
 			kind: streamName(func(c *Config) *string { return &c.Stream.Name }),
 		},
 		{
@@ -207,7 +207,7 @@ func Fields() []Field {
 		},
 		{
 			Key: "duplicate_window", Env: "OUTBOX_DUPLICATE_WINDOW",
-			Doc:  "How long a stream the relay creates remembers message ids.",
+			Doc:  "How long a stream that the relay creates remembers message ids.",
 			kind: duration(func(c *Config) *time.Duration { return &c.Stream.DuplicateWindow }, 100*time.Millisecond, 3650*day),
 		},
 		{
@@ -217,32 +217,32 @@ func Fields() []Field {
 		},
 		{
 			Key: "stream_replicas", Env: "OUTBOX_STREAM_REPLICAS",
-			Doc:  `Replicas of a stream the relay creates and, with election.kind = "jetstream", of the bucket.`,
+			Doc:  `Replicas of a stream that the relay creates and, with election.kind = "jetstream", of the bucket.`,
 			kind: integer(func(c *Config) *int { return &c.Stream.Replicas }, 1, 5),
 		},
 		{
 			Key: "stream_max_age", Env: "OUTBOX_STREAM_MAX_AGE",
-			Doc:  "How long a stream the relay creates keeps a message: \"0s\" for ever, otherwise at least duplicate_window.",
+			Doc:  "How long a stream that the relay creates keeps a message: \"0s\" for ever, otherwise at least duplicate_window.",
 			kind: duration(func(c *Config) *time.Duration { return &c.Stream.MaxAge }, 0, 36500*day),
 		},
 		{
 			Key: "stream_storage", Env: "OUTBOX_STREAM_STORAGE",
-			Doc:  "What a stream the relay creates is stored on.",
+			Doc:  "What a stream that the relay creates is stored on.",
 			kind: choice(func(c *Config) *Storage { return &c.Stream.Storage }, StorageFile, StorageMemory),
 		},
 		{
 			Key: "stream_max_bytes", Env: "OUTBOX_STREAM_MAX_BYTES",
-			Doc:  "Bytes a stream the relay creates keeps: of more, the oldest messages are removed. 0 is no limit; some accounts demand one.",
+			Doc:  "How many bytes a stream that the relay creates keeps; beyond that it removes the oldest messages. 0 is no limit; some accounts demand one.",
 			kind: integer(func(c *Config) *int64 { return &c.Stream.MaxBytes }, 0, 1<<50),
 		},
 		{
 			Key: "stream_compression", Env: "OUTBOX_STREAM_COMPRESSION",
-			Doc:  "How a stream the relay creates is compressed.",
+			Doc:  "How a stream that the relay creates is compressed.",
 			kind: choice(func(c *Config) *Compression { return &c.Stream.Compression }, CompressionNone, CompressionS2),
 		},
 		{
 			Key: "stream_placement_tags", Env: "OUTBOX_STREAM_PLACEMENT_TAGS",
-			Doc:  "Tags that the servers must have which keep a stream the relay creates; empty for any servers.",
+			Doc:  "Tags that servers must have to keep a stream that the relay creates; empty for any servers.",
 			kind: tags(func(c *Config) *string { return &c.Stream.PlacementTags }),
 		},
 		{
@@ -252,32 +252,32 @@ func Fields() []Field {
 		},
 		{
 			Key: "relay.poll_interval", Env: "OUTBOX_POLL_INTERVAL",
-			Doc:  "Longest a sleeping relay waits before it looks at the table; a commit normally wakes it at once.",
+			Doc:  "The longest that a sleeping relay waits before it looks at the table; a commit normally wakes it at once.",
 			kind: duration(func(c *Config) *time.Duration { return &c.Relay.PollInterval }, 10*time.Millisecond, time.Hour),
 		},
 		{
 			Key: "relay.batch_size", Env: "OUTBOX_BATCH_SIZE",
-			Doc:  "Rows one fetch reads.",
+			Doc:  "How many rows one fetch reads, at most.",
 			kind: integer(func(c *Config) *int { return &c.Relay.BatchSize }, 1, 100_000),
 		},
 		{
 			Key: "relay.batch_bytes", Env: "OUTBOX_BATCH_BYTES",
-			Doc:  "Bytes one fetch reads, of all columns.",
+			Doc:  "How many bytes one fetch reads, at most, of all columns.",
 			kind: integer(func(c *Config) *int { return &c.Relay.BatchBytes }, 64<<10, 1<<30),
 		},
 		{
 			Key: "relay.max_attempts", Env: "OUTBOX_MAX_ATTEMPTS",
-			Doc:  "How often an event is tried that the broker refuses for a reason of the event's own, such as its size. An outage costs no attempts.",
+			Doc:  "How often an event may be refused for its own sake before it is given up. An outage costs no attempts.",
 			kind: integer(func(c *Config) *int { return &c.Relay.MaxAttempts }, 1, 1000),
 		},
 		{
 			Key: "relay.on_dead", Env: "OUTBOX_ON_DEAD",
-			Doc:  "What follows a row that was given up: its aggregate goes on, or is held until a person decides.",
+			Doc:  "What follows a dead letter: its aggregate's later events go on, or are held until a person decides.",
 			kind: choice(func(c *Config) *OnDead { return &c.Relay.OnDead }, OnDeadSkip, OnDeadHold),
 		},
 		{
 			Key: "relay.retry_backoff", Env: "OUTBOX_RETRY_BACKOFF",
-			Doc:  "First wait of a row that was refused; it doubles with every attempt.",
+			Doc:  "How long a refused event waits for its second attempt; the wait doubles with every further one.",
 			kind: duration(func(c *Config) *time.Duration { return &c.Relay.RetryBackoff }, time.Millisecond, time.Hour),
 		},
 		{
@@ -287,7 +287,7 @@ func Fields() []Field {
 		},
 		{
 			Key: "relay.retain", Env: "OUTBOX_RETAIN",
-			Doc:  "How long, at least, published events stay in an archive, from which what the broker loses after it acknowledged it is published again. \"0s\" keeps none, which is faster, and what the broker so loses is lost.",
+			Doc:  "How long, at least, published events stay in the archive. If the broker loses events that it had acknowledged, the relay publishes them again from there. \"0s\" keeps no archive: that is faster, and such events are lost.",
 			kind: duration(func(c *Config) *time.Duration { return &c.Relay.Retain }, 0, 365*day),
 		},
 		{
@@ -297,17 +297,17 @@ func Fields() []Field {
 		},
 		{
 			Key: "relay.shutdown_timeout", Env: "OUTBOX_SHUTDOWN_TIMEOUT",
-			Doc:  "How long a relay that was asked to stop finishes what it has begun.",
+			Doc:  "How long a relay that was asked to stop may take to finish what is in flight.",
 			kind: duration(func(c *Config) *time.Duration { return &c.Relay.ShutdownTimeout }, 100*time.Millisecond, 10*time.Minute),
 		},
 		{
 			Key: "election.kind", Env: "OUTBOX_ELECTION",
-			Doc:  "How relays agree on the one that publishes: by an advisory lock in Postgres, by a key-value bucket of JetStream, or not at all, which is a promise to run only one.",
+			Doc:  "How relays agree on the leader: by an advisory lock in Postgres, by a key-value bucket of JetStream, or not at all: then run only one relay.",
 			kind: choice(func(c *Config) *ElectionKind { return &c.Election.Kind }, ElectionPostgres, ElectionJetStream, ElectionNone),
 		},
 		{
 			Key: "election.key", Env: "OUTBOX_ELECTION_KEY",
-			Doc:  "What relays compete for with kind = \"jetstream\", in the bucket OUTBOX_election; empty makes it of the stream, the database's name and the table. Outboxes of one NATS account need different ones.",
+			Doc:  "The entry that relays compete for with kind = \"jetstream\", in the bucket OUTBOX_election. Empty: a key made of the stream, the database's name and the table. Outboxes of one NATS account need different keys.",
 			kind: electionKey(func(c *Config) *string { return &c.Election.Key }),
 		},
 	}

@@ -12,7 +12,7 @@ import (
 	"github.com/go-outbox/go-outbox/relay"
 )
 
-// process is what a command gets from its surroundings.
+// process is what a command knows of the process that it runs in.
 type process struct {
 	environ        []string // As os.Environ returns it.
 	stdout, stderr io.Writer
