@@ -18,9 +18,6 @@ type Field struct {
 	// Env is its environment variable.
 	Env string
 
-	// Type is "string", "integer", "boolean" or "duration".
-	Type Type
-
 	// Default is the default in the notation of the file, without quotes. It
 	// is empty if there is none.
 	Default string
@@ -315,7 +312,6 @@ func Fields() []Field {
 	defaults := Default()
 	for i := range fields {
 		f := &fields[i]
-		f.Type = f.kind.typ
 		f.Want = f.kind.want
 		f.Default = f.Value(defaults)
 	}

@@ -137,14 +137,14 @@ func syntaxError(name string, err error) *Error {
 
 // textOf returns a value of the file as the environment would spell it, and false if it is not of the type. A duration
 // without a unit is let through as a number, and the setting's kind asks for the unit.
-func textOf(value any, typ Type) (string, bool) {
+func textOf(value any, typ valueType) (string, bool) {
 	switch v := value.(type) {
 	case string:
-		return v, typ == TypeString || typ == TypeDuration
+		return v, typ == typeString || typ == typeDuration
 	case int64:
-		return strconv.FormatInt(v, 10), typ == TypeInteger || typ == TypeDuration
+		return strconv.FormatInt(v, 10), typ == typeInteger || typ == typeDuration
 	case bool:
-		return strconv.FormatBool(v), typ == TypeBoolean
+		return strconv.FormatBool(v), typ == typeBoolean
 	default:
 		return "", false
 	}

@@ -17,27 +17,19 @@ import (
 	"github.com/go-outbox/go-outbox/stream"
 )
 
-// Type is what a setting is in the file. In the environment everything is text.
-type Type string
+// valueType is the TOML type of a setting. In the environment everything is text.
+type valueType string
 
-// The types of settings.
 const (
-	// TypeString is a TOML string.
-	TypeString Type = "string"
-
-	// TypeInteger is a TOML integer.
-	TypeInteger Type = "integer"
-
-	// TypeBoolean is a TOML boolean.
-	TypeBoolean Type = "boolean"
-
-	// TypeDuration is a TOML string in Go's notation, such as "1m30s".
-	TypeDuration Type = "duration"
+	typeString   valueType = "string"
+	typeInteger  valueType = "integer"
+	typeBoolean  valueType = "boolean"
+	typeDuration valueType = "duration" // A string in Go's notation, such as "1m30s".
 )
 
 // kind is the type of a setting and the rule for its values.
 type kind struct {
-	typ  Type
+	typ  valueType
 	want string
 
 	// parse stores what text says in c. If text is not accepted, parse leaves c alone. Its error is then advice that want
@@ -70,7 +62,7 @@ func accept(ok bool) error {
 }
 
 // valueOf is a kind of which parse returns the value, and show writes it.
-func valueOf[T any](at func(*Config) *T, typ Type, want string, parse func(text string) (T, error), show func(T) string) kind {
+func valueOf[T any](at func(*Config) *T, typ valueType, want string, parse func(text string) (T, error), show func(T) string) kind {
 	return kind{
 		typ:  typ,
 		want: want,
@@ -94,7 +86,7 @@ func text(at func(*Config) *string, want string, check func(string) error) kind 
 		}
 		return s, check(s)
 	}
-	k := valueOf(at, TypeString, want, parse, func(s string) string { return s })
+	k := valueOf(at, typeString, want, parse, func(s string) string { return s })
 	k.keep = func(c *Config, text string) { *at(c) = text }
 	return k
 }
@@ -110,7 +102,7 @@ func boolean(at func(*Config) *bool) kind {
 		v, err := strconv.ParseBool(text)
 		return v, accept(err == nil)
 	}
-	k := valueOf(at, TypeBoolean, "true or false", parse, strconv.FormatBool)
+	k := valueOf(at, typeBoolean, "true or false", parse, strconv.FormatBool)
 	k.samples = []string{"true", "false"}
 	return k
 }
@@ -124,7 +116,7 @@ func integer[T int | int64](at func(*Config) *T, low, high T) kind {
 		n, err := strconv.ParseInt(text, 10, 64)
 		return T(n), accept(err == nil && n >= int64(low) && n <= int64(high))
 	}
-	return valueOf(at, TypeInteger, want, parse, func(n T) string { return strconv.FormatInt(int64(n), 10) })
+	return valueOf(at, typeInteger, want, parse, func(n T) string { return strconv.FormatInt(int64(n), 10) })
 }
 
 var errNoUnit = errors.New(`give a unit, for example "1000ms"`)
@@ -141,7 +133,7 @@ func duration(at func(*Config) *time.Duration, low, high time.Duration) kind {
 		return 0, errRefused
 	}
 	want := fmt.Sprintf("a duration from %s to %s", formatDuration(low), formatDuration(high))
-	k := valueOf(at, TypeDuration, want, parse, formatDuration)
+	k := valueOf(at, typeDuration, want, parse, formatDuration)
 	k.samples = []string{low.String(), high.String()}
 	return k
 }
@@ -164,7 +156,7 @@ func choice[T ~string](at func(*Config) *T, options ...T) kind {
 		names[i] = string(option)
 	}
 	parse := func(text string) (T, error) { return T(text), accept(slices.Contains(names, text)) }
-	k := valueOf(at, TypeString, oneOf(names), parse, func(v T) string { return string(v) })
+	k := valueOf(at, typeString, oneOf(names), parse, func(v T) string { return string(v) })
 	k.samples = names
 	return k
 }
@@ -180,7 +172,7 @@ func logLevel(at func(*Config) *slog.Level) kind {
 		v, ok := levels[strings.ToLower(text)]
 		return v, accept(ok)
 	}
-	return valueOf(at, TypeString, oneOf([]string{"debug", "info", "warn", "error"}), parse,
+	return valueOf(at, typeString, oneOf([]string{"debug", "info", "warn", "error"}), parse,
 		func(v slog.Level) string { return strings.ToLower(v.String()) })
 }
 
@@ -201,7 +193,7 @@ func dsn(at func(*Config) *Secret) kind {
 		}
 		return Secret(text), store.CheckDSN(text)
 	}
-	k := explained(valueOf(at, TypeString, "a postgres:// URL or a connection string in keyword form (host=... dbname=...)", parse,
+	k := explained(valueOf(at, typeString, "a postgres:// URL or a connection string in keyword form (host=... dbname=...)", parse,
 		func(s Secret) string {
 			if s == "" {
 				return ""
@@ -226,7 +218,7 @@ func natsURL(at func(*Config) *Secret) kind {
 		}
 		return Secret(text), stream.ConnectOptions{URL: text}.Validate()
 	}
-	return explained(valueOf(at, TypeString, `comma separated URLs of the schemes nats, tls, ws or wss, or "embedded"`, parse,
+	return explained(valueOf(at, typeString, `comma separated URLs of the schemes nats, tls, ws or wss, or "embedded"`, parse,
 		func(s Secret) string { return stream.RedactURL(string(s)) }))
 }
 
@@ -256,7 +248,7 @@ func validAddress(s string) bool {
 
 func tableName(at func(*Config) *store.Table) kind {
 	want := fmt.Sprintf(`"table" or "schema.table", the table of up to %d bytes`, store.MaxNameLen)
-	return explained(valueOf(at, TypeString, want, store.ParseTable, func(t store.Table) string {
+	return explained(valueOf(at, typeString, want, store.ParseTable, func(t store.Table) string {
 		if t.Schema == store.DefaultSchema {
 			return t.Name
 		}

@@ -36,7 +36,8 @@ type Sources struct {
 	// are faults. Default nil.
 	Environ func() []string
 
-	// ReadFile reads the configuration, and the files it names to see that they can be read. Default [ReadFile].
+	// ReadFile reads the configuration, and the files that it names, to see that they can be read. The default reads regular
+	// files of at most a mebibyte. With another function the relay is not asked about the files.
 	ReadFile func(name string) ([]byte, error)
 
 	// Need is what the configuration is for. Default [NeedRelay].
@@ -63,12 +64,12 @@ const (
 	NeedNothing
 )
 
-// MaxFileSize is the most that [ReadFile] reads.
-const MaxFileSize = 1 << 20
+// maxFileSize is the most that readFile reads.
+const maxFileSize = 1 << 20
 
-// ReadFile reads a regular file of at most [MaxFileSize] bytes. A pipe would be
-// waited for, and some devices never end.
-func ReadFile(name string) ([]byte, error) {
+// readFile reads a regular file of at most maxFileSize bytes. It would have to wait for what a pipe gives, and some devices
+// never end.
+func readFile(name string) ([]byte, error) {
 	info, err := os.Stat(name)
 	switch {
 	case err != nil:
@@ -81,9 +82,9 @@ func ReadFile(name string) ([]byte, error) {
 		return nil, err
 	}
 	defer file.Close()
-	data, err := io.ReadAll(io.LimitReader(file, MaxFileSize+1))
-	if err == nil && len(data) > MaxFileSize {
-		err = &fs.PathError{Op: "read", Path: name, Err: fmt.Errorf("more than %d bytes", MaxFileSize)}
+	data, err := io.ReadAll(io.LimitReader(file, maxFileSize+1))
+	if err == nil && len(data) > maxFileSize {
+		err = &fs.PathError{Op: "read", Path: name, Err: fmt.Errorf("more than %d bytes", maxFileSize)}
 	}
 	return data, err
 }
@@ -103,7 +104,7 @@ func Load(src Sources) (Config, error) {
 		l.LookupEnv = os.LookupEnv
 	}
 	if l.realFiles {
-		l.ReadFile = ReadFile
+		l.ReadFile = readFile
 	}
 	l.loadFile()
 	l.loadEnvironment()
@@ -190,7 +191,7 @@ func (l *loader) applyEntry(e entry) {
 		return
 	}
 	f := l.fields[i]
-	text, ok := textOf(e.value, f.Type)
+	text, ok := textOf(e.value, f.kind.typ)
 	if !ok {
 		l.faulty[f.Key] = true
 		l.fault(&Error{Place: e.place, Setting: e.key, Problem: "got " + describe(e.value), Want: f.Want})

@@ -582,7 +582,7 @@ func TestAListenerIsRefused(t *testing.T) {
 	woken := make(chan struct{}, 100)
 	hear(t, outbox, woken)
 	eventually(t, "the refusal is told", func() bool { return strings.Contains(log.String(), "not listening for new events") })
-	time.Sleep(2 * time.Second)
+	time.Sleep(2 * time.Second) // Time in which it could warn again: it tries all the while.
 	if got := strings.Count(log.String(), "level=WARN"); got != 1 {
 		t.Errorf("got %d warnings in two seconds, want 1:\n%s", got, log.String())
 	}
