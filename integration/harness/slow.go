@@ -6,8 +6,7 @@ import (
 	"time"
 )
 
-// SlowLine forwards connections to address, so many bytes a second towards it, until the test ends. It returns where it
-// listens.
+// SlowLine forwards connections to address until the test ends, towards it at bytesPerSecond. It returns its own address.
 func SlowLine(tb testing.TB, address string, bytesPerSecond int) string {
 	tb.Helper()
 	listener, err := new(net.ListenConfig).Listen(tb.Context(), "tcp", "127.0.0.1:0")
