@@ -4,10 +4,12 @@ import (
 	"log/slog"
 	"strings"
 	"time"
+
+	"github.com/go-outbox/go-outbox/store"
 )
 
-// Config is everything the relay can be told. The zero value is not usable:
-// start from [Default] or [Load].
+// Config has all settings of a relay. The zero value is not usable: start from
+// [Default] or [Load].
 type Config struct {
 	// DatabaseDSN says how to reach Postgres, as a URL or in keyword form. It
 	// has no default. [Load] fills it from DatabaseDSNFile, if that is given
@@ -22,12 +24,12 @@ type Config struct {
 	// each connection and goes before what the DSN says. Default none.
 	DatabasePasswordFile string
 
-	// AdvisoryLock is the number relays of one outbox compete for. Two outbox
+	// AdvisoryLock is the number that relays of one outbox compete for. Two outbox
 	// tables in one database may share it. Default 42.
 	AdvisoryLock int64
 
 	// Table is the outbox table. Default outbox, in the schema public.
-	Table Table
+	Table store.Table
 
 	// Migrate lets the relay create or upgrade its tables when it starts.
 	// Default true.
@@ -41,8 +43,8 @@ type Config struct {
 	// [HTTPOff]. Default 127.0.0.1:8080.
 	HTTPAddr string
 
-	// HTTPAddrSet tells an address somebody asked for, which has to be had,
-	// from the default, which a relay can do without if it is taken.
+	// HTTPAddrSet is true if the user set HTTPAddr: then a port that is taken is an error. A relay
+	// does without the default address if that is taken.
 	HTTPAddrSet bool
 
 	// Logging says what is logged, and how.
@@ -162,8 +164,8 @@ type Stream struct {
 	// Compression of a stream the relay creates. Default [CompressionNone].
 	Compression Compression
 
-	// PlacementTags, separated by commas, are what the servers must be tagged with
-	// that keep a stream the relay creates. Default none.
+	// PlacementTags, separated by commas, are the tags that servers must have to
+	// keep a stream that the relay creates. Default none.
 	PlacementTags string
 
 	// CloudEventsSource is the source attribute of the CloudEvents headers.
@@ -183,31 +185,31 @@ type Relay struct {
 	// BatchBytes is how many bytes of all columns one fetch reads. Default 2 MiB.
 	BatchBytes int
 
-	// MaxAttempts is how often an event is tried that the broker refuses for a
-	// reason of the event's own. An outage costs no attempts. Default 3.
+	// MaxAttempts is how often an event may be refused for its own sake before it
+	// is given up. An outage costs no attempts. Default 3.
 	MaxAttempts int
 
-	// OnDead is what happens to an aggregate of which an event was given up.
-	// Default [OnDeadSkip].
+	// OnDead is what happens to the later events of an aggregate after one was
+	// given up. Default [OnDeadSkip].
 	OnDead OnDead
 
-	// RetryBackoff is a refused row's first wait; it doubles with every
-	// attempt. Default 1s.
+	// RetryBackoff is how long a refused event waits for its second attempt. The
+	// wait doubles with every further one. Default 1s.
 	RetryBackoff time.Duration
 
 	// RetryBackoffMax is where the doubling ends. Default 1m.
 	RetryBackoffMax time.Duration
 
-	// Retain is how long published events stay in the archive, from which what
-	// the broker loses after it acknowledged it is published again; 0 keeps no
-	// archive. Default 5m.
+	// Retain is how long, at least, published events stay in the archive. If the
+	// broker loses events that it had acknowledged, the relay publishes them again
+	// from there. 0 keeps no archive. Default 5m.
 	Retain time.Duration
 
 	// AckTimeout is how long the broker may take to acknowledge. Default 5s.
 	AckTimeout time.Duration
 
-	// ShutdownTimeout is how long a relay that was asked to stop finishes what
-	// it has begun. Default 10s.
+	// ShutdownTimeout is how long a relay that was asked to stop may take to finish
+	// what is in flight. Default 10s.
 	ShutdownTimeout time.Duration
 }
 
@@ -277,8 +279,8 @@ type Election struct {
 	// [ElectionPostgres].
 	Kind ElectionKind
 
-	// Key is what they compete for with [ElectionJetStream]. Default one made
-	// of the stream, the database's name and the table.
+	// Key is the entry that relays compete for with [ElectionJetStream]. Default one
+	// made of the stream, the database's name and the table.
 	Key string
 }
 
@@ -294,38 +296,15 @@ const (
 	// bucket.
 	ElectionJetStream ElectionKind = "jetstream"
 
-	// ElectionNone elects nobody: whoever starts it promises to run one relay.
+	// ElectionNone elects nobody: with it, run only one relay.
 	ElectionNone ElectionKind = "none"
 )
 
-// Table names a table of the database. Names are taken as they are: they are
-// quoted in SQL, so case counts.
-type Table struct {
-	// Schema of the table. Default public.
-	Schema string
-
-	// Name of the table in its schema. Default outbox.
-	Name string
-}
-
-// defaultSchema is not written out in a table's name.
-const defaultSchema = "public"
-
-// String is the name as the configuration spells it: "table", or
-// "schema.table" outside of public.
-func (t Table) String() string {
-	if t.Schema == defaultSchema {
-		return t.Name
-	}
-	return t.Schema + "." + t.Name
-}
-
-// Default returns the configuration of a relay that was told nothing. It lacks
-// the one setting without a default, DatabaseDSN.
+// Default returns the defaults. DatabaseDSN has none.
 func Default() Config {
 	return Config{
 		AdvisoryLock: 42,
-		Table:        Table{Schema: defaultSchema, Name: "outbox"},
+		Table:        store.Table{Schema: store.DefaultSchema, Name: store.DefaultName},
 		Migrate:      true,
 		HTTPAddr:     "127.0.0.1:8080",
 		Logging: Logging{

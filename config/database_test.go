@@ -34,11 +34,11 @@ func TestDSNFile(t *testing.T) {
 		},
 		"no DSN in it": {
 			env:  map[string]string{"OUTBOX_DATABASE_DSN_FILE": "/secret/bad"},
-			want: []string{`environment: OUTBOX_DATABASE_DSN_FILE: in the file "/secret/bad" is something else, want a postgres:// URL or a connection string in keyword form (host=... dbname=...)`},
+			want: []string{`environment: OUTBOX_DATABASE_DSN_FILE: the file "/secret/bad": it is not well formed: want postgres://user:password@host:port/database, or keywords as in host=localhost dbname=outbox, with values that hold blanks or quotes in single quotes`},
 		},
 		"a malformed DSN in it": {
 			env:  map[string]string{"OUTBOX_DATABASE_DSN_FILE": "/secret/malformed"},
-			want: []string{`environment: OUTBOX_DATABASE_DSN_FILE: in the file "/secret/malformed" is something else, want a postgres:// URL or a connection string in keyword form (host=... dbname=...) (it cannot be parsed; special characters of a password must be percent-encoded in a URL, and quoted in keyword form)`},
+			want: []string{`environment: OUTBOX_DATABASE_DSN_FILE: the file "/secret/malformed": it is not a well-formed URL: in a user name, a password and a value, special characters must be percent-encoded (@ is %40, / is %2F, : is %3A, ? is %3F, # is %23)`},
 		},
 		"no password file": {
 			env:  map[string]string{"OUTBOX_DATABASE_DSN": dsn, "OUTBOX_DATABASE_PASSWORD_FILE": "/secret/none"},
@@ -80,7 +80,7 @@ func TestNATSURLFile(t *testing.T) {
 		},
 		"no URL in it": {
 			env:  map[string]string{"OUTBOX_NATS_URL_FILE": "/secret/bad"},
-			want: []string{`environment: OUTBOX_NATS_URL_FILE: in the file "/secret/bad" is something else, want comma separated URLs of the schemes nats, tls, ws or wss, or "embedded"`},
+			want: []string{`environment: OUTBOX_NATS_URL_FILE: the file "/secret/bad": a URL has no scheme: want one such as nats://127.0.0.1:4222, or several separated by commas`},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -100,22 +100,67 @@ func TestNATSURLFile(t *testing.T) {
 	}
 }
 
-// What others find is told with the rest, where the setting was made.
-func TestFurtherFindingsHavePlaces(t *testing.T) {
-	src := sources(map[string]string{"OUTBOX_DATABASE_DSN": dsn, "OUTBOX_BATCH_SIZE": "0", "OUTBOX_STREAM": "a.b"}, map[string]string{config.DefaultPath: "subject = 'events'"})
-	src.Check = func(c config.Config) []config.Finding {
-		if c.Stream.Subject != "events" || c.Relay.BatchSize != 1000 {
-			t.Errorf("asked about %+v", c)
-		}
-		return []config.Finding{{Key: "subject", Problem: "needs a placeholder"}, {Key: "stream", Problem: "is said already"}, {Key: "table", Problem: "is strange"}}
-	}
-	_, err := config.Load(src)
+// What only the relay finds, above all settings that do not go together, is told with the rest, where the settings were made.
+func TestWhatTheRelayRefusesHasPlaces(t *testing.T) {
+	_, err := config.Load(sources(map[string]string{
+		"OUTBOX_DATABASE_DSN": dsn, "OUTBOX_BATCH_SIZE": "0", "OUTBOX_STREAM": "a.b", "OUTBOX_RETAIN": "0s", "OUTBOX_NATS_TLS_FIRST": "true",
+		"OUTBOX_ELECTION": "jetstream", "OUTBOX_RETRY_BACKOFF_MAX": "1s",
+	}, map[string]string{config.DefaultPath: `
+subject = "events"
+strict = true
+nats_url = "wss://nats"
+[relay]
+retry_backoff = "2s"
+[election]
+key = ".a"
+`}))
 	compare(t, faults(t, err), []string{
-		"environment: OUTBOX_STREAM: got \"a.b\", want a name of up to 255 bytes without spaces and . * > / \\",
-		"environment: OUTBOX_BATCH_SIZE: got \"0\", want an integer from 1 to 100000",
-		"config/relay.toml:1:1: subject: needs a placeholder",
-		"default: table: is strange",
+		`config/relay.toml:2:1: subject: subject template "events": needs a placeholder: {topic}, {aggregate_type}, {aggregate_id} or {event_type}`,
+		`environment: OUTBOX_STREAM: "a.b" has a character that NATS forbids: white space, control characters and . * > / \`,
+		`environment: OUTBOX_BATCH_SIZE: got "0", want an integer from 1 to 100000`,
+		`environment: OUTBOX_RETAIN: option Retain: got "0s", with strict = true: what the broker loses after it has acknowledged it, as in a crash before it was written to the disk, cannot be published again (see also strict (config/relay.toml:3:1))`,
+		`environment: OUTBOX_NATS_TLS_FIRST: TLSFirst: WebSockets have TLS by their scheme: with ws and wss leave it out (see also nats_url (config/relay.toml:4:1))`,
+		`config/relay.toml:8:1: election.key: election: key-value election: Key: ".a" has an empty token: want none before, after or between dots (see also OUTBOX_ELECTION (environment))`,
+		`environment: OUTBOX_RETRY_BACKOFF_MAX: relay option RetryBackoffMax is 1s, it must not be below RetryBackoff, 2s (see also relay.retry_backoff (config/relay.toml:6:1))`,
 	})
+}
+
+// What a program does not need is not asked for.
+func TestNeed(t *testing.T) {
+	strange := map[string]string{"OUTBOX_SUBJECT": "outbox.{topic}", "OUTBOX_STRICT": "true", "OUTBOX_RETAIN": "0s", "OUTBOX_NATS_CREDS": "none", "OUTBOX_DATABASE_PASSWORD_FILE": "none"}
+	const (
+		noDSN      = "environment: OUTBOX_DATABASE_DSN: not set, want a postgres:// URL or a connection string in keyword form (host=... dbname=...) (or name a file that has it in OUTBOX_DATABASE_DSN_FILE)"
+		noPassword = `environment: OUTBOX_DATABASE_PASSWORD_FILE: got "none", want the path of a readable file (file does not exist)`
+		noCreds    = `environment: OUTBOX_NATS_CREDS: got "none", want the path of a readable file (file does not exist)`
+		noArchive  = `environment: OUTBOX_RETAIN: `
+	)
+	for need, want := range map[config.Need][]string{
+		config.NeedRelay:    {noPassword, noCreds, noDSN, noArchive},
+		config.NeedDatabase: {noPassword, noDSN},
+		config.NeedValues:   {noPassword, noCreds, noDSN},
+		config.NeedNothing:  nil,
+	} {
+		src := sources(strange, nil)
+		src.Need = need
+		_, err := config.Load(src)
+		got := faults(t, err)
+		for i, fault := range got {
+			if strings.HasPrefix(fault, noArchive) {
+				got[i] = noArchive
+			}
+		}
+		compare(t, got, want)
+	}
+}
+
+// Doctor, for one, looks at everything that can still be looked at.
+func TestNeedValuesTakesASubjectThatNobodyElseDoes(t *testing.T) {
+	src := sources(map[string]string{"OUTBOX_SUBJECT": "events", "OUTBOX_DATABASE_DSN": dsn + "&pool_max_conns=4"}, nil)
+	src.Need = config.NeedValues
+	c, err := config.Load(src)
+	if err != nil || c.Stream.Subject != "events" || string(c.DatabaseDSN) != dsn+"&pool_max_conns=4" {
+		t.Errorf("got %+v, %v, want the subject and the DSN as they are", c, err)
+	}
 }
 
 // What is not well formed is refused, whatever a lenient parser makes of it, and nothing of it is shown.

@@ -11,9 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
-
-	"github.com/hashicorp/go-multierror"
 )
 
 // Where a configuration comes from.
@@ -29,46 +26,50 @@ const (
 	envPlace  = "environment"
 )
 
-// Sources is where [Load] finds settings. Its zero value is the process's own
-// environment, not searched for unknown variables, and file system.
+// Sources is where [Load] finds settings. Its zero value is the process's own environment, not searched for unknown
+// variables, and file system.
 type Sources struct {
 	// LookupEnv returns a variable of the environment. Default os.LookupEnv.
 	LookupEnv func(name string) (value string, ok bool)
 
-	// Environ lists the environment as "name=value", as os.Environ does. If it
-	// is set, OUTBOX_ variables that do not exist are faults. Default nil.
+	// Environ lists the environment as "name=value", as os.Environ does. If it is set, OUTBOX_ variables that do not exist
+	// are faults. Default nil.
 	Environ func() []string
 
-	// ReadFile reads the configuration, and the files it names to see that
-	// they can be read. Default [ReadFile].
+	// ReadFile reads the configuration, and the files that it names, to see that they can be read. The default reads regular
+	// files of at most a mebibyte. With another function the relay is not asked about the files.
 	ReadFile func(name string) ([]byte, error)
 
-	// Unneeded tells settings whose files need not be there, by key. Default
-	// none: all are read.
-	Unneeded func(key string) bool
-
-	// Check finds what this package cannot: it is asked once all else was, also
-	// if there are faults already, with the defaults in place of what is
-	// faulty. Its findings are placed where the settings were made. Default
-	// nil.
-	Check func(c Config) []Finding
+	// Need is what the configuration is for. Default [NeedRelay].
+	Need Need
 }
 
-// Finding is a fault of one setting that [Sources.Check] has found.
-type Finding struct {
-	// Key is the setting's key in the file.
-	Key string
+// Need is how much of a configuration a program cannot do without. What is there must be right in any case: a misspelt
+// setting is worth knowing of whatever brought it to light.
+type Need int
 
-	// Problem is what is wrong with it, without secrets.
-	Problem string
-}
+const (
+	// NeedRelay is for a relay: [relay.New] takes the configuration.
+	NeedRelay Need = iota
 
-// MaxFileSize is the most that [ReadFile] reads.
-const MaxFileSize = 1 << 20
+	// NeedDatabase is for programs that do not talk to the broker: the files with its credentials and certificates need
+	// not be there, as they are not in a container that only migrates.
+	NeedDatabase
 
-// ReadFile reads a regular file of at most [MaxFileSize] bytes. A pipe would be
-// waited for, and some devices never end.
-func ReadFile(name string) ([]byte, error) {
+	// NeedValues is for programs that find out by themselves what a relay would refuse. Each value is one that its setting
+	// accepts, but for the DSN and the subject, which can be anything; that they fit one another is not checked.
+	NeedValues
+
+	// NeedNothing is for programs that talk to nobody: the DSN may be missing, or anything, and all files may be missing.
+	NeedNothing
+)
+
+// maxFileSize is the most that readFile reads.
+const maxFileSize = 1 << 20
+
+// readFile reads a regular file of at most maxFileSize bytes. It would have to wait for what a pipe gives, and some devices
+// never end.
+func readFile(name string) ([]byte, error) {
 	info, err := os.Stat(name)
 	switch {
 	case err != nil:
@@ -81,30 +82,29 @@ func ReadFile(name string) ([]byte, error) {
 		return nil, err
 	}
 	defer file.Close()
-	data, err := io.ReadAll(io.LimitReader(file, MaxFileSize+1))
-	if err == nil && len(data) > MaxFileSize {
-		err = &fs.PathError{Op: "read", Path: name, Err: fmt.Errorf("more than %d bytes", MaxFileSize)}
+	data, err := io.ReadAll(io.LimitReader(file, maxFileSize+1))
+	if err == nil && len(data) > maxFileSize {
+		err = &fs.PathError{Op: "read", Path: name, Err: fmt.Errorf("more than %d bytes", maxFileSize)}
 	}
 	return data, err
 }
 
-// Load reads the configuration from its sources and checks it. If the error is
-// not nil, it is a *multierror.Error of every fault found, each an [*Error],
-// and the Config is not to be used.
+// Load reads the configuration from its sources and checks it. If the error is not nil, it is [Faults], which has every
+// fault, and the Config is not to be used.
 func Load(src Sources) (Config, error) {
-	if src.LookupEnv == nil {
-		src.LookupEnv = os.LookupEnv
-	}
-	if src.ReadFile == nil {
-		src.ReadFile = ReadFile
-	}
 	l := &loader{
-		Sources: src,
-		fields:  Fields(),
-		config:  Default(),
-		origins: make(map[string]origin),
-		faulty:  make(map[string]bool),
-		faults:  &multierror.Error{ErrorFormat: listFaults},
+		Sources:   src,
+		fields:    Fields(),
+		config:    Default(),
+		origins:   make(map[string]origin),
+		faulty:    make(map[string]bool),
+		realFiles: src.ReadFile == nil,
+	}
+	if l.LookupEnv == nil {
+		l.LookupEnv = os.LookupEnv
+	}
+	if l.realFiles {
+		l.ReadFile = readFile
 	}
 	l.loadFile()
 	l.loadEnvironment()
@@ -116,10 +116,9 @@ func Load(src Sources) (Config, error) {
 		l.readSecret(s)
 	}
 	l.checkRequired()
-	l.checkRelations()
-	l.checkFurther()
-	if err := l.faults.ErrorOrNil(); err != nil {
-		return Config{}, err
+	l.askRelay()
+	if len(l.faults) > 0 {
+		return Config{}, l.faults
 	}
 	return l.config, nil
 }
@@ -127,21 +126,22 @@ func Load(src Sources) (Config, error) {
 // loader is one run of Load.
 type loader struct {
 	Sources
-	fields []Field
-	config Config
-	file   string            // the file that was read, if any
-	broken bool              // there is a file, but it could not be read
-	faults *multierror.Error // in the order they were found
+	fields    []Field
+	config    Config
+	file      string // The file that was read, if any.
+	broken    bool   // There is a file, but it could not be read.
+	realFiles bool   // The files are those of the file system.
+	faults    Faults // In the order in which they were found.
 
-	// origins and faulty are by the field's key.
-	origins map[string]origin // where a value was set, if anywhere
-	faulty  map[string]bool   // set, but wrongly
+	// Both by the field's key.
+	origins map[string]origin // Where a value was set, if anywhere.
+	faulty  map[string]bool   // Set, but wrongly.
 }
 
 // origin is where a setting was made, and under which name.
 type origin struct{ place, setting string }
 
-func (l *loader) fault(e *Error) { l.faults = multierror.Append(l.faults, e) }
+func (l *loader) fault(e *Error) { l.faults = append(l.faults, e) }
 
 // loadFile applies the file, if there is one.
 func (l *loader) loadFile() {
@@ -170,23 +170,8 @@ func (l *loader) loadFile() {
 		l.fault(fault)
 		return
 	}
-	l.applyFile(entries)
-}
-
-func (l *loader) applyFile(entries []entry) {
-	skip := false // the table the entries are in is not one of ours
 	for _, e := range entries {
-		switch {
-		case e.table:
-			skip = e.array || !isTable(e.key)
-			if skip {
-				l.fault(l.unknownTable(e))
-			}
-		case skip:
-			// One fault for the table is enough to find what is in it.
-		default:
-			l.applyEntry(e)
-		}
+		l.applyEntry(e)
 	}
 }
 
@@ -197,15 +182,19 @@ func (l *loader) applyEntry(e entry) {
 		return
 	}
 	i := slices.IndexFunc(l.fields, func(f Field) bool { return e.key == f.Key || e.key == f.alias })
+	if _, isMap := e.value.(map[string]any); isMap {
+		l.fault(l.unknownTable(e, i >= 0))
+		return
+	}
 	if i < 0 {
 		l.fault(&Error{Place: e.place, Setting: e.key, Problem: "unknown key", Hint: suggestKey(e.key, l.fields)})
 		return
 	}
 	f := l.fields[i]
-	text, ok := textOf(e.value, f.Type)
+	text, ok := textOf(e.value, f.kind.typ)
 	if !ok {
 		l.faulty[f.Key] = true
-		l.fault(&Error{Place: e.place, Setting: e.key, Problem: f.got(e.value), Want: f.Want})
+		l.fault(&Error{Place: e.place, Setting: e.key, Problem: "got " + describe(e.value), Want: f.Want})
 		return
 	}
 	first, before := l.origins[f.Key], f.Value(l.config)
@@ -219,28 +208,38 @@ func (l *loader) applyEntry(e entry) {
 	}
 }
 
-// apply sets a field to what text says, or records the fault in it; value is
-// text as it was written.
+// apply sets a field to what text says, or records the fault in it; value is text as it was written.
 func (l *loader) apply(f Field, at origin, text string, value any) {
-	hint, ok := f.form.parse(&l.config, text)
-	if !ok {
+	err := f.kind.parse(&l.config, text)
+	if err != nil && l.takesAny(f.Key) {
+		f.kind.keep(&l.config, text)
+		err = nil
+	}
+	if err != nil {
 		l.faulty[f.Key] = true
-		l.fault(&Error{Place: at.place, Setting: at.setting, Problem: f.got(value), Want: f.Want, Hint: hint})
+		fault := f.fault(err, "got "+describe(value))
+		fault.Place, fault.Setting = at.place, at.setting
+		l.fault(fault)
 		return
 	}
 	l.origins[f.Key] = at
 }
 
-func (l *loader) unknownTable(e entry) *Error {
-	header := "[" + e.key + "]"
-	fault := &Error{Place: e.place, Setting: header, Problem: "unknown table", Want: "[" + strings.Join(tables(), "] or [") + "]"}
-	if e.array {
-		fault.Setting, fault.Problem = "["+header+"]", "got an array of tables"
+// takesAny reports whether a setting is not checked, since nobody needs it, or who needs it finds out.
+func (l *loader) takesAny(key string) bool {
+	switch key {
+	case dsnKey:
+		return l.Need == NeedValues || l.Need == NeedNothing
+	case subjectKey:
+		return l.Need == NeedValues
+	default:
+		return false
 	}
-	if isTable(e.key) {
-		return fault
-	}
-	if slices.ContainsFunc(l.fields, func(f Field) bool { return f.Key == e.key }) {
+}
+
+func (l *loader) unknownTable(e entry, isKey bool) *Error {
+	fault := &Error{Place: e.place, Setting: "[" + e.key + "]", Problem: "unknown table", Want: "[" + strings.Join(tables(), "] or [") + "]"}
+	if isKey {
 		fault.Hint = e.key + " is a key, not a table"
 	} else if near, ok := nearest(e.key, tables()); ok {
 		fault.Hint = didYouMean("[" + near + "]")
@@ -294,7 +293,7 @@ func isServiceVariable(name, value string) bool {
 // checkRequired reports what has no default and was not set. Of a file that
 // could not be read nobody knows what it sets.
 func (l *loader) checkRequired() {
-	if l.broken {
+	if l.broken || l.Need == NeedNothing {
 		return
 	}
 	for _, f := range l.fields {
@@ -360,40 +359,26 @@ func (l *loader) readSecret(s secret) {
 		return // checkFiles has said so, or it is not needed.
 	}
 	i := slices.IndexFunc(l.fields, func(f Field) bool { return f.Key == s.key })
-	hint, ok := l.fields[i].form.parse(&l.config, strings.TrimRight(string(data), "\r\n"))
-	if !ok {
+	err = l.fields[i].kind.parse(&l.config, strings.TrimRight(string(data), "\r\n"))
+	if err != nil && !l.takesAny(s.key) {
 		l.faulty[s.fileKey] = true
-		l.fault(&Error{Place: at.place, Setting: at.setting, Problem: "in the file " + quote(name) + " is something else", Want: l.fields[i].Want, Hint: hint})
+		fault := l.fields[i].fault(err, "what it says is not accepted")
+		fault.Place, fault.Setting = at.place, at.setting
+		fault.Problem = "the file " + quote(name) + ": " + fault.Problem
+		l.fault(fault)
 	}
 }
 
-// checkFurther reports what others find.
-func (l *loader) checkFurther() {
-	if l.Check == nil {
-		return
-	}
-	for _, finding := range l.Check(l.config) {
-		at, set := l.origins[finding.Key]
-		for _, s := range secrets() {
-			if !set && finding.Key == s.key && *s.file(&l.config) != "" {
-				at, set = l.origins[s.fileKey]
-			}
-		}
-		switch {
-		case l.faulty[finding.Key]:
-		case set:
-			l.fault(&Error{Place: at.place, Setting: at.setting, Problem: finding.Problem})
-		default:
-			l.fault(&Error{Place: "default", Setting: finding.Key, Problem: finding.Problem})
-		}
-	}
+// needsFile reports whether the file that a setting names must be there.
+func (l *loader) needsFile(key string) bool {
+	return l.Need != NeedNothing && (l.Need != NeedDatabase || !strings.HasPrefix(key, "nats_"))
 }
 
 // checkFiles reads the files that were named, and forgets what is in them.
 func (l *loader) checkFiles() {
 	for _, f := range l.fields {
 		name := f.Value(l.config)
-		if !f.file || name == "" || l.faulty[f.Key] || l.Unneeded != nil && l.Unneeded(f.Key) {
+		if !f.file || name == "" || l.faulty[f.Key] || !l.needsFile(f.Key) {
 			continue
 		}
 		if _, err := l.ReadFile(name); err != nil {
@@ -402,52 +387,6 @@ func (l *loader) checkFiles() {
 			l.fault(&Error{Place: at.place, Setting: at.setting, Problem: "got " + quote(name), Want: f.Want, Hint: reason(err)})
 		}
 	}
-}
-
-// checkRelations reports settings that do not go together. What was already
-// reported for itself takes no part.
-func (l *loader) checkRelations() {
-	nats, stream, relay := l.config.NATS, l.config.Stream, l.config.Relay
-
-	l.checkOrder("relay.retry_backoff", "relay.retry_backoff_max", relay.RetryBackoff, relay.RetryBackoffMax)
-	if stream.MaxAge != 0 {
-		l.checkOrder("duplicate_window", "stream_max_age", stream.DuplicateWindow, stream.MaxAge)
-	}
-	l.checkTogether("nats_tls_cert", "nats_tls_key", nats.TLSCert, nats.TLSKey)
-	l.checkTogether("nats_tls_key", "nats_tls_cert", nats.TLSKey, nats.TLSCert)
-	if nats.Creds != "" && nats.NKey != "" && !l.faulty["nats_creds"] && !l.faulty["nats_nkey"] {
-		at := l.origins["nats_nkey"]
-		l.fault(&Error{Place: at.place, Setting: at.setting, Problem: "set, and so is " + l.whence("nats_creds"), Want: "one of them"})
-	}
-}
-
-// checkOrder reports two durations of which the lower exceeds the upper, at
-// the one that somebody set.
-func (l *loader) checkOrder(lowKey, highKey string, low, high time.Duration) {
-	if low <= high || l.faulty[lowKey] || l.faulty[highKey] {
-		return
-	}
-	if at, set := l.origins[highKey]; set {
-		l.fault(&Error{
-			Place: at.place, Setting: at.setting, Problem: "got " + formatDuration(high),
-			Want: fmt.Sprintf("at least %s, which is %s", l.whence(lowKey), formatDuration(low)),
-		})
-		return
-	}
-	at := l.origins[lowKey]
-	l.fault(&Error{
-		Place: at.place, Setting: at.setting, Problem: "got " + formatDuration(low),
-		Want: fmt.Sprintf("at most %s, which is %s", l.whence(highKey), formatDuration(high)),
-	})
-}
-
-// checkTogether reports a setting that needs another, which is not set.
-func (l *loader) checkTogether(key, other, value, otherValue string) {
-	if value == "" || otherValue != "" || l.faulty[key] || l.faulty[other] {
-		return
-	}
-	at := l.origins[key]
-	l.fault(&Error{Place: at.place, Setting: at.setting, Problem: "set without " + other, Want: "both or neither"})
 }
 
 // whence names a setting and where its value comes from.

@@ -18,7 +18,7 @@ import (
 func TestOnlyRegularFilesOfSomeSizeAreRead(t *testing.T) {
 	dir := t.TempDir()
 	fifo, large, right := filepath.Join(dir, "fifo"), filepath.Join(dir, "large"), filepath.Join(dir, "right")
-	full := strings.Repeat("#", config.MaxFileSize)
+	full := strings.Repeat("#", 1<<20)
 	err := errors.Join(syscall.Mkfifo(fifo, 0o600), os.WriteFile(large, []byte(full+"#"), 0o600), os.WriteFile(right, []byte(full), 0o600))
 	if err != nil {
 		t.Fatal(err)

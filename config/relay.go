@@ -14,6 +14,7 @@ func (c Config) RelayConfig() relay.Config {
 		PostgresFile: c.DatabaseDSNFile,
 		PasswordFile: c.DatabasePasswordFile,
 		NoMigrate:    !c.Migrate,
+		Table:        c.Table,
 		NATS:         string(c.NATS.URL),
 		Stream: relay.Stream{
 			Name:              c.Stream.Name,
@@ -43,7 +44,6 @@ func (c Config) RelayConfig() relay.Config {
 		RetryBackoffMax: c.Relay.RetryBackoffMax,
 		ShutdownTimeout: c.Relay.ShutdownTimeout,
 	}
-	r.Table.Schema, r.Table.Name = c.Table.Schema, c.Table.Name
 	if c.DatabaseDSNFile != "" {
 		r.Postgres = "" // It is read from there, each time.
 	}

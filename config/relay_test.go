@@ -16,7 +16,7 @@ func TestRelayConfig(t *testing.T) {
 	c := config.Config{
 		DatabaseDSN: "postgres://db/shop", DatabasePasswordFile: "password",
 		AdvisoryLock: 1 << 40,
-		Table:        config.Table{Schema: "shop", Name: "events"},
+		Table:        store.Table{Schema: "shop", Name: "events"},
 		Migrate:      true, Strict: true,
 		NATS: config.NATS{URL: "tls://nats", Creds: "creds", NKey: "nkey", TLSCA: "ca", TLSCert: "cert", TLSKey: "key", TLSFirst: true, Domain: "hub", InboxPrefix: "_INBOX_relay"},
 		Stream: config.Stream{
@@ -83,7 +83,7 @@ func TestTheDefaultsAreThoseOfTheRelay(t *testing.T) {
 		"retry_backoff":     {c.Relay.RetryBackoff, relay.DefaultRetryBackoff},
 		"retry_backoff_max": {c.Relay.RetryBackoffMax, relay.DefaultRetryBackoffMax},
 		"shutdown_timeout":  {c.Relay.ShutdownTimeout, relay.DefaultShutdownTimeout},
-		"table":             {store.Table(c.Table), store.Table{Schema: store.DefaultSchema, Name: store.DefaultName}},
+		"table":             {c.Table, store.Table{Schema: store.DefaultSchema, Name: store.DefaultName}},
 	} {
 		if test.config != test.library {
 			t.Errorf("%s: config has %v, the library %v", name, test.config, test.library)

@@ -24,24 +24,6 @@ func Usage() string {
 	return b.String()
 }
 
-// Markdown describes every setting as the table in config/README.md.
-func Markdown() string {
-	// A pipe would end the cell.
-	escape := strings.NewReplacer("|", `\|`)
-	var b strings.Builder
-	b.WriteString("| key | environment | default | accepts | meaning |\n")
-	b.WriteString("|---|---|---|---|---|\n")
-	for _, f := range Fields() {
-		value := f.defaultText()
-		if f.Default != "" {
-			value = "`" + value + "`"
-		}
-		fmt.Fprintf(&b, "| `%s` | `%s` | %s | %s | %s |\n",
-			f.Key, f.Env, value, escape.Replace(f.Want), escape.Replace(f.Doc))
-	}
-	return b.String()
-}
-
 func (f Field) defaultText() string {
 	switch {
 	case f.Required:

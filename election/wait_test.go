@@ -156,7 +156,11 @@ func TestVerifyBucketEnds(t *testing.T) {
 	}
 	t.Cleanup(conn.Close)
 	proxy.mute(true)
-	time.Sleep(300 * time.Millisecond) // It tries to reconnect.
+	for deadline := time.Now().Add(10 * time.Second); !conn.IsReconnecting(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the connection is not lost")
+		}
+	}
 	begun := time.Now()
 	err = election.VerifyBucket(t.Context(), conn, election.KeyValueOptions{Lease: time.Second})
 	if took := time.Since(begun); err == nil || took > 2*time.Second {

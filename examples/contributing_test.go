@@ -28,7 +28,7 @@ var (
 	memberLike = regexp.MustCompile(`^[A-Za-z]\w*\.[A-Za-z]\w*$`)
 )
 
-// The map of the house names files and functions that exist. Whoever renames one finds here what to change.
+// CONTRIBUTING.md names files and functions that exist. After a rename, this test says what to change there.
 //
 // It writes `file`: `name`, or `file`: `name`, `name`. A `Type.member` elsewhere is one of those files'.
 func TestContributing(t *testing.T) {

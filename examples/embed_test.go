@@ -72,7 +72,7 @@ func Example_parts() {
 	// events published: 1
 }
 
-// What an operator does: look after what was given up, publish again what was published, see how it is.
+// What an operator does: handle dead letters, publish again what was published, see the state.
 func Example_operator() {
 	ctx := context.Background()
 	dsn := newDatabase(ctx, store.Table{})

@@ -10,8 +10,8 @@ import (
 	"github.com/go-outbox/go-outbox/store"
 )
 
-// An event is inserted in the transaction of the change that it tells of, after it: the order's row is locked by then, so
-// that its events are in the order of its changes.
+// An event is inserted in the transaction of its change, after the change: by then the order's row is locked, so its events are
+// in the order of its changes.
 func Example_insert() {
 	ctx := context.Background()
 	dsn := newDatabase(ctx, store.Table{})

@@ -63,7 +63,7 @@ func execute(ctx context.Context, dsn, statement string) {
 	check(err)
 }
 
-// printOutbox prints what waits in an outbox to be published.
+// printOutbox prints the pending events of an outbox.
 func printOutbox(ctx context.Context, dsn, table string) {
 	conn, err := pgx.Connect(ctx, dsn)
 	check(err)

@@ -31,7 +31,7 @@ func dead(w *harness.World) int {
 	return len(letters)
 }
 
-// A relay that is killed while a backlog is on its way in ordered batches leaves nothing out and stores nothing twice.
+// A relay that is killed while it sends a backlog in ordered batches leaves nothing out and stores nothing twice.
 func TestKilledInBacklog(t *testing.T) {
 	t.Parallel()
 	w := harness.NewWorld(t, harness.Options{SharedPostgres: true})
@@ -169,7 +169,7 @@ func TestTwoOutboxes(t *testing.T) {
 	two.Audit(conn)
 }
 
-// A line on which a stretch of an ordered batch takes longer than an acknowledgement may is slow, but not blocked.
+// A line is slow, not blocked, if the messages between two acks of an ordered batch take longer than ack_timeout.
 func TestSlowLine(t *testing.T) {
 	t.Parallel()
 	w := harness.NewWorld(t, harness.Options{SharedPostgres: true})

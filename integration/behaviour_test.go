@@ -34,7 +34,8 @@ func arrived(w *harness.World, n int, within time.Duration) {
 	harness.Eventually(w.TB, within, strconv.Itoa(n)+" events in the stream", func() bool { return w.StoredIn(js, "OUTBOX") == n })
 }
 
-// A transaction that inserts first and commits last, and one that holds the horizon, stall nobody and lose nothing.
+// A transaction that inserts first and commits last, and one that keeps dead rows from being removed, delay no other event, and
+// nothing is lost.
 func TestLateCommit(t *testing.T) {
 	t.Parallel()
 	w := harness.NewWorld(t, harness.Options{})

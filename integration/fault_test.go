@@ -10,7 +10,7 @@ import (
 
 var anything = regexp.MustCompile(`.+`)
 
-// A leader that is frozen for longer than its lease is replaced, and harms nobody when it goes on.
+// A leader that is frozen for longer than its lease is replaced, and does no harm when it goes on.
 func TestFrozenLeader(t *testing.T) {
 	t.Parallel()
 	w := harness.NewWorld(t, harness.Options{SharedPostgres: true})
@@ -52,7 +52,7 @@ func TestFrozenBroker(t *testing.T) {
 	}
 }
 
-// A relay goes in time when it is asked to, even if the broker has stopped answering.
+// A relay stops in time when it is asked to, even if the broker has stopped answering.
 func TestStopWithoutAnswers(t *testing.T) {
 	t.Parallel()
 	w := harness.NewWorld(t, harness.Options{SharedPostgres: true})
@@ -74,7 +74,7 @@ func TestStopWithoutAnswers(t *testing.T) {
 	p.Audit()
 }
 
-// The same when the network takes no more either.
+// The same, if the network takes no more data either.
 func TestStopWithoutRoom(t *testing.T) {
 	t.Parallel()
 	w := harness.NewWorld(t, harness.Options{SharedPostgres: true})
@@ -98,7 +98,7 @@ func TestStopWithoutRoom(t *testing.T) {
 	b.Audit(conn)
 }
 
-// Relays that agree by a key-value bucket take over from each other as others do: asked to, killed, or frozen.
+// Relays that elect by a key-value bucket take over from each other as others do: after a stop, a kill or a freeze.
 func TestElectionByJetStream(t *testing.T) {
 	t.Parallel()
 	w := harness.NewWorld(t, harness.Options{SharedPostgres: true})
@@ -211,7 +211,7 @@ func TestWrongPassword(t *testing.T) {
 	}
 }
 
-// After an outage a relay is ready again even if all that waits is an event that nobody takes.
+// After an outage a relay is ready again, even if the only pending event is one that the broker refuses.
 func TestReadyAfterPoison(t *testing.T) {
 	t.Parallel()
 	w := harness.NewWorld(t, harness.Options{SharedPostgres: true, MaxPayload: 64 << 10})

@@ -52,7 +52,7 @@ func TestBlindLeaderMakesWay(t *testing.T) {
 	}
 }
 
-// Without a standby that could publish, nobody makes way: a term's end would help nobody.
+// Without a standby that could publish, the leader does not make way: the end of its term would not help.
 func TestBlindLeaderStaysAlone(t *testing.T) {
 	t.Parallel()
 	w := harness.NewWorld(t, harness.Options{})
@@ -141,8 +141,8 @@ func TestFrozenRelayKnowsIt(t *testing.T) {
 	relay.Leads()
 }
 
-// Whatever does not answer, a relay that does not lead stops within a second, and so does a leader with nothing in flight,
-// whoever elects it.
+// Whichever server does not answer, a relay that does not lead stops within a second. So does a leader with nothing in flight,
+// with each kind of election.
 func TestStopsWhileNobodyAnswers(t *testing.T) {
 	t.Parallel()
 	for _, election := range []string{"postgres", "jetstream"} {

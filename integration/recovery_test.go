@@ -10,14 +10,14 @@ import (
 	"github.com/go-outbox/go-outbox/integration/harness"
 )
 
-// shortWindow makes the stream forget ids so soon that it is no help.
+// shortWindow is a duplicate window so short that it protects from nothing here.
 const shortWindow = "OUTBOX_DUPLICATE_WINDOW=3s"
 
 // beyondWindow is longer than that.
 const beyondWindow = 3500 * time.Millisecond
 
-// A relay that was killed between publishing and settling, and starts again when the stream knows the ids no more,
-// looks what is there.
+// A relay that was killed between publishing and settling, and that starts again after the stream has forgotten the ids, reads
+// the stream back.
 func TestKilledBeforeSettling(t *testing.T) {
 	t.Parallel()
 	w := harness.NewWorld(t, harness.Options{SharedPostgres: true})
@@ -78,7 +78,7 @@ func TestFrozenLeaderPastTheWindow(t *testing.T) {
 	b.Audit(conn)
 }
 
-// What the broker loses although it has acknowledged it comes back from the archive, in order, before anything newer.
+// Events that the broker acknowledged and then lost come back from the archive, in order, before anything newer.
 func TestBrokerForgets(t *testing.T) {
 	t.Parallel()
 	w := harness.NewWorld(t, harness.Options{SharedPostgres: true})
@@ -121,8 +121,8 @@ func TestDeletedStreamComesBack(t *testing.T) {
 	p.Audit()
 }
 
-// A stream that is created anew or restored from a backup, within milliseconds and under a connected relay, has every
-// aggregate in order. If the backup has everything, nothing is lost, and nobody is told otherwise.
+// A stream that is created anew or restored from a backup, within milliseconds and while a relay is connected, has every
+// aggregate in order. If the backup has everything, the relay reports no loss.
 func TestReplacedStream(t *testing.T) {
 	for name, tt := range map[string]struct{ restored, complete bool }{
 		"created anew": {}, "restored": {restored: true}, "restored whole": {restored: true, complete: true},
@@ -176,8 +176,8 @@ func TestReplacedStream(t *testing.T) {
 	}
 }
 
-// On a stream whose messages vanish when they are consumed nothing can be read back, so the duplicate window is all there
-// is; but events flow, also after a crash and in batches.
+// From a stream whose messages vanish when they are consumed nothing can be read back, so only the duplicate window protects.
+// But events flow, also after a crash and in batches.
 func TestConsumedStream(t *testing.T) {
 	t.Parallel()
 	for name, retention := range map[string]jetstream.RetentionPolicy{"work queue": jetstream.WorkQueuePolicy, "interest": jetstream.InterestPolicy} {
@@ -231,7 +231,7 @@ func TestConsumedStream(t *testing.T) {
 	}
 }
 
-// A purge is what somebody wanted: nothing that it removed comes back.
+// Somebody meant a purge: nothing that it removed comes back.
 func TestPurgedStreamStaysPurged(t *testing.T) {
 	t.Parallel()
 	w := harness.NewWorld(t, harness.Options{SharedPostgres: true})

@@ -95,7 +95,7 @@ func TestUpgrade(t *testing.T) {
 	poison := func(after string) {
 		w.Exec(conn, `insert into outbox (topic, aggregate_type, aggregate_id, event_type, data, headers) values ('t', 'Poisoned', $1, 'E', '', '{"Nats-Rollup": "all"}')`, after)
 	}
-	buried := func(n int) {
+	deadLetters := func(n int) {
 		t.Helper()
 		harness.Eventually(t, 20*time.Second, "the poisoned events are dead letters", func() bool {
 			var dead int
@@ -106,7 +106,7 @@ func TestUpgrade(t *testing.T) {
 		})
 	}
 	poison("1")
-	buried(1)
+	deadLetters(1)
 
 	p := w.Produce(4)
 	ctx, stop := context.WithCancel(t.Context())
@@ -126,7 +126,7 @@ func TestUpgrade(t *testing.T) {
 	producers.Wait()
 	poison("3")
 	p.Wrote(600)
-	buried(3)
+	deadLetters(3)
 	if !strings.Contains(w.Command("migrate"), "up to date") {
 		t.Error("there is something left to migrate")
 	}
@@ -153,7 +153,7 @@ func TestUpgrade(t *testing.T) {
 	renewed := w.Relay(settings...)
 	renewed.Leads()
 	poison("4")
-	buried(4)
+	deadLetters(4)
 	p.Wrote(900)
 	p.Audit()
 	if code := renewed.Stop(); code != 0 {

@@ -14,7 +14,7 @@ import (
 )
 
 // A leader that is inside a statement for longer than a lease keeps leading as long as its server process lives, and no
-// longer; nobody else is elected meanwhile.
+// longer. No other relay is elected meanwhile.
 func TestALongStatementCostsNoTerm(t *testing.T) {
 	t.Parallel()
 	dsn := storetest.NewDatabase(t)

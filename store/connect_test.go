@@ -582,7 +582,7 @@ func TestAListenerIsRefused(t *testing.T) {
 	woken := make(chan struct{}, 100)
 	hear(t, outbox, woken)
 	eventually(t, "the refusal is told", func() bool { return strings.Contains(log.String(), "not listening for new events") })
-	time.Sleep(2 * time.Second)
+	time.Sleep(2 * time.Second) // Time in which it could warn again: it tries all the while.
 	if got := strings.Count(log.String(), "level=WARN"); got != 1 {
 		t.Errorf("got %d warnings in two seconds, want 1:\n%s", got, log.String())
 	}
@@ -694,4 +694,40 @@ func useAll(t *testing.T, outbox *store.Outbox, insert func(events ...store.Even
 		t.Errorf("the next term is %d, want %d", next.Number, term.Number+1)
 	}
 	must(outbox.Close(ctx))
+}
+
+// What is shown of a DSN is no secret. Of one that is not well formed nothing is shown.
+func TestRedactDSN(t *testing.T) {
+	for dsn, want := range map[string]string{
+		"postgres://h:5432/d?sslmode=disable":            "postgres://h:5432/d?sslmode=disable",
+		"postgres://u@h/d":                               "postgres://u@h/d",
+		"postgres://u:pw@h/d":                            "postgres://u:xxxxx@h/d",
+		"postgres://u:@h/d":                              "postgres://u:xxxxx@h/d",
+		"postgres:///d?host=/run":                        "postgres:///d?host=/run",
+		"postgresql://u:pw@h1:1,h2:2/d":                  "postgresql://u:xxxxx@h1:1,h2:2/d",
+		"postgres://u:pw@[::1]:5432/d":                   "postgres://u:xxxxx@[::1]:5432/d",
+		"postgres://h/d?user=u&password=pw":              "postgres://h/d?user=u&password=xxxxx",
+		"postgres://h/d?pass%77ord=pw&ssl%6Dode=disable": "postgres://h/d?password=xxxxx&sslmode=disable",
+		"postgres://h/d?oauth_client_secret=pw":          "postgres://h/d?xxxxx",
+		"postgres://h/d?password=p&w=x":                  "postgres://h/d?password=xxxxx&xxxxx",
+		"host=h user=u password=pw dbname=d":             "host=h user=u password=xxxxx dbname=d",
+		`password='it\'s pw' host=h`:                     "password=xxxxx host=h",
+		`password=p\ w host=h`:                           "password=xxxxx host=h",
+		"dbname=postgres://u:pw@h/d":                     "dbname=xxxxx",
+		"host=h dbname='a host=pw'":                      "host=h dbname=xxxxx",
+		"host=h gss_secret=pw":                           "host=h xxxxx",
+		"postgres://u:p@w@h/d":                           "xxxxx",
+		"postgres://u:12/w@h/d":                          "xxxxx",
+		"postgres://u:pw":                                "xxxxx",
+		"postgres://u:%zz@h/d":                           "xxxxx",
+		"password=p w host=h":                            "xxxxx",
+		"password='pw":                                   "xxxxx",
+		"jdbc:postgresql://h/d?password=pw":              "xxxxx",
+		"pw":                                             "xxxxx",
+		"":                                               "",
+	} {
+		if got := store.RedactDSN(dsn); got != want {
+			t.Errorf("RedactDSN(%q) = %q, want %q", dsn, got, want)
+		}
+	}
 }

@@ -35,6 +35,58 @@ func CheckDSN(dsn string) error {
 	return err
 }
 
+// hidden stands for what is not shown.
+const hidden = "xxxxx"
+
+// RedactDSN returns a DSN without its passwords, fit to be shown. Of its parameters it shows the values of those that can
+// hold no secret. Of a DSN that is not well formed it shows nothing: any part of it may be a part of the password.
+func RedactDSN(dsn string) string {
+	given, err := parametersOf(dsn)
+	if err != nil {
+		return hidden
+	}
+	shown := make([]string, len(given))
+	for i, p := range given {
+		switch {
+		case slices.Contains(shownParameters(), p.name) && !strings.ContainsAny(p.value, "@="+blanks) && !strings.Contains(p.value, "://"):
+			shown[i] = p.name + "=" + p.value
+		case slices.Contains(ownParameters(), p.name):
+			shown[i] = p.name + "=" + hidden
+		default:
+			shown[i] = hidden // The name, too, may be a part of a password.
+		}
+	}
+	scheme, rest, isURL := strings.Cut(dsn, "://")
+	if !isURL || !isPostgresURL(dsn) {
+		return strings.Join(shown, " ")
+	}
+	target, _, _ := strings.Cut(rest, "?")
+	if login, servers, found := strings.Cut(target, "@"); found {
+		user, _, hasPassword := strings.Cut(login, ":")
+		if hasPassword {
+			user += ":" + hidden
+		}
+		target = user + "@" + servers
+	}
+	if len(shown) > 0 {
+		target += "?" + strings.Join(shown, "&")
+	}
+	return scheme + "://" + target
+}
+
+// shownParameters are those whose values RedactDSN shows. It lists what may be shown, not what may not: the next version of
+// Postgres may add another secret.
+func shownParameters() []string {
+	return []string{
+		"host", "port", "dbname", "user", "application_name", "connect_timeout", "target_session_attrs", "sslmode", "sslcertmode", "sslnegotiation",
+		"channel_binding", "service", "synchronous_commit", "statement_timeout", "lock_timeout",
+	}
+}
+
+func isPostgresURL(dsn string) bool {
+	return strings.HasPrefix(dsn, "postgres://") || strings.HasPrefix(dsn, "postgresql://")
+}
+
 // parseDSN understands what pgx understands, in so far as that is well formed and can work. The files that the DSN and the
 // PG variables name are read: the passfile, the service file and those of TLS.
 func parseDSN(dsn string) (target, error) {
@@ -124,10 +176,10 @@ var (
 // parametersOf returns the named parameters of a DSN in their order. It is strict where pgx guesses: what a guess takes for
 // a host or a database may be the rest of a password, and would be logged.
 func parametersOf(dsn string) ([]parameter, error) {
-	switch _, rest, found := strings.Cut(dsn, "://"); {
+	switch _, rest, _ := strings.Cut(dsn, "://"); {
 	case strings.HasPrefix(strings.ToLower(strings.TrimLeft(dsn, blanks)), "jdbc:"):
 		return nil, errJDBC
-	case found && (strings.HasPrefix(dsn, "postgres://") || strings.HasPrefix(dsn, "postgresql://")):
+	case isPostgresURL(dsn):
 		return parametersOfURL(rest)
 	}
 	return parametersOfKeywords(dsn)

@@ -12,15 +12,15 @@ type FindingKind string
 
 // The kinds of findings.
 const (
-	// FindingLock: the relay's session waits for a lock that somebody else has or asked for earlier.
+	// FindingLock: the relay's session waits for a lock that another session has, or asked for earlier.
 	FindingLock FindingKind = "lock"
-	// FindingSlow: the relay's session is inside a statement that takes long, and waits for nobody's lock.
+	// FindingSlow: the relay's session is inside a statement that takes long, and waits for no lock.
 	FindingSlow FindingKind = "slow"
-	// FindingHorizon: an old transaction keeps vacuum from removing dead rows, which every scan has to pass over.
+	// FindingHorizon: an old transaction keeps vacuum from removing dead rows, so every scan has to step over them.
 	FindingHorizon FindingKind = "horizon"
 )
 
-// Finding is something in the database that slows or stops the relay, or its end.
+// Finding says that something in the database slows or stops the relay, or that this is over.
 type Finding struct {
 	Kind FindingKind
 	// Over tells that it has ended.
@@ -33,10 +33,10 @@ type Finding struct {
 	Lock Lock
 	// Event is what the server says that the session waits for, such as "IPC: SyncRep"; empty if it works.
 	Event string
-	// DeadRows is how many dead rows the outbox has, about (FindingHorizon).
+	// DeadRows is an estimate of how many dead rows the outbox has (FindingHorizon).
 	DeadRows int64
-	// Holder has the lock or holds the horizon; Others do so as well, or stand between it and the relay. Of a slow
-	// statement it is an old transaction that may have to do with it, or zero.
+	// Holder has the lock, or is the old transaction. For a slow statement it is an old transaction that may be the reason, or
+	// zero. Others have the lock or old transactions as well, or wait for the same lock before the relay.
 	Holder Holder
 	Others []Holder
 }
@@ -49,7 +49,7 @@ type Lock struct {
 	Relation string
 }
 
-// String returns it as a message has it.
+// String returns the lock in words, for a message.
 func (l Lock) String() string {
 	if l.Relation != "" {
 		return l.Mode + " on " + l.Relation
@@ -68,7 +68,8 @@ const (
 	HolderStandby  HolderKind = "standby" // With hot_standby_feedback.
 )
 
-// Holder is whoever keeps a lock or the horizon. What the relay's role may not see is empty or 0.
+// Holder is a session, or something else, that has a lock or keeps dead rows from being removed. What the relay's role may
+// not see is empty or 0.
 type Holder struct {
 	Kind HolderKind
 	// PID is the session's, Name that of a prepared transaction or a slot.
@@ -76,17 +77,17 @@ type Holder struct {
 	Name string
 	// Application, Role and State are the session's, as in pg_stat_activity.
 	Application, Role, State string
-	// Age is for how long the transaction has been open, and Statement since when its latest statement began.
+	// Age is how long the transaction has been open, and Statement how long ago its latest statement began.
 	Age, Statement time.Duration
-	// XIDs is how many transactions have begun since the oldest one that it keeps visible.
+	// XIDs is how many transactions have begun since the oldest one whose rows it still may see.
 	XIDs int64
-	// Waits tells that it waits for a lock itself.
+	// Waits tells that the holder itself waits for a lock.
 	Waits bool
 
-	oldest string // The number of the oldest transaction that it keeps visible.
+	oldest string // The number of the oldest transaction whose rows it still may see.
 }
 
-// String names it for a person.
+// String names the holder for a person.
 func (h Holder) String() string {
 	var about []string
 	if h.Application != "" {
@@ -129,7 +130,7 @@ func (h Holder) String() string {
 	return name + " (" + strings.Join(about, ", ") + ")"
 }
 
-// Remedy says how a person can make it let go.
+// Remedy says how a person can end the holder's transaction.
 func (h Holder) Remedy() string {
 	switch h.Kind {
 	case HolderPrepared:
@@ -146,7 +147,7 @@ func (h Holder) Remedy() string {
 	return fmt.Sprintf("end that transaction, or run: select pg_terminate_backend(%d)", h.PID)
 }
 
-// Text says it to an operator, with what to do.
+// Text is the finding in words for an operator, with what to do.
 func (f *Finding) Text() string {
 	if f.Over {
 		return f.end()
@@ -191,7 +192,7 @@ func (f *Finding) others() string {
 	return b.String()
 }
 
-// Level is what it is logged at.
+// Level is the level at which to log the finding.
 func (f *Finding) Level() slog.Level {
 	switch {
 	case f.Known:
@@ -202,7 +203,7 @@ func (f *Finding) Level() slog.Level {
 	return slog.LevelWarn
 }
 
-// Attrs are what programs that read the log want to know.
+// Attrs are the facts, for programs that read the log.
 func (f *Finding) Attrs() []slog.Attr {
 	attrs := []slog.Attr{slog.String("kind", string(f.Kind))}
 	if f.Waited > 0 {
@@ -217,7 +218,7 @@ func (f *Finding) Attrs() []slog.Attr {
 	return attrs
 }
 
-// same reports whether other is about the same thing, so that only numbers differ.
+// same reports whether other is about the same thing: at most the numbers differ.
 func (f *Finding) same(other *Finding) bool {
 	if f.Kind == FindingSlow && other.Kind == FindingSlow {
 		return (f.Event == eventSyncRep) == (other.Event == eventSyncRep)
@@ -225,7 +226,7 @@ func (f *Finding) same(other *Finding) bool {
 	return f.Kind == other.Kind && f.Lock == other.Lock && f.Holder.brief() == other.Holder.brief()
 }
 
-// brief names it without what changes.
+// brief names the holder without what changes from one look to the next.
 func (h Holder) brief() string {
 	return Holder{Kind: h.Kind, PID: h.PID, Name: h.Name, Application: h.Application}.String()
 }

@@ -13,15 +13,15 @@ type Severity int
 
 // The severities.
 const (
-	// Harmless: it was looked at, and is well.
+	// Harmless: nothing is wrong.
 	Harmless Severity = iota
-	// Doubtful: it works, without all that is promised.
+	// Doubtful: the relay works, without all of its guarantees.
 	Doubtful
 	// Harmful: events are not published, or are published twice or in another order.
 	Harmful
 )
 
-// Hazard is what came of a look at something in the database that others may have set up and that the relay depends on.
+// Hazard is the result of one check of something in the database that the relay depends on, and that others may have changed.
 type Hazard struct {
 	// Check names what was looked at.
 	Check    string
@@ -34,12 +34,12 @@ type Hazard struct {
 // one for tasks such as reading the archive.
 const Connections = 4
 
-// farAhead is by how much a seq must be above all that the sequence has given out to be somebody's invention: it is not
-// explained by a sequence that was restarted, and setting the sequence to it would be no remedy.
+// farAhead is how far a seq is above the sequence's latest if no sequence can have made it: a sequence that was restarted does
+// not explain it, and to set the sequence to it would not help.
 const farAhead = 1 << 40
 
-// Hazards looks for what others may have done to the tables or set for their server, and a relay suffers from. It needs
-// tables of this version. Its error is that there is no connection.
+// Hazards looks for changes that others may have made to the tables or the server and that harm a relay. It needs tables of
+// this version. Its error is that there is no connection.
 func (o *Outbox) Hazards(ctx context.Context) (found []Hazard, err error) {
 	err = o.with(ctx, func(conn *pgx.Conn) error {
 		if _, err := conn.Exec(ctx, inspectSettings); err != nil {
@@ -119,7 +119,7 @@ select s.name, coalesce(q.seqcache, 1), coalesce(q.seqincrement, 1), coalesce(q.
 	return Harmless, fmt.Sprintf("at %d, not below any seq that there is, one number at a time", last), nil
 }
 
-// examineTriggers looks for what keeps a row that the relay removes, or changes.
+// examineTriggers looks for triggers and rules that keep a row that the relay removes, or that change one.
 func (t Table) examineTriggers(ctx context.Context, conn *pgx.Conn) (Severity, string, error) {
 	rows, err := conn.Query(ctx, `
 select 'trigger ' || quote_ident(g.tgname) || ' on ' || g.tgrelid::regclass::text,
@@ -164,7 +164,7 @@ select i.inhrelid::regclass::text || ' inherits from the outbox, and its rows ar
 	return Harmful, fmt.Sprintf("%s: run `%s`", strings.Join(found, "; "), strings.Join(remedies, "; ")), nil
 }
 
-// examineForeignKeys looks for what refers to the outbox.
+// examineForeignKeys looks for foreign keys that refer to the outbox.
 func (t Table) examineForeignKeys(ctx context.Context, conn *pgx.Conn) (Severity, string, error) {
 	rows, err := conn.Query(ctx, `
 select quote_ident(c.conname) || ' of ' || c.conrelid::regclass::text,
@@ -225,8 +225,8 @@ select name, 'alter table ' || name || ' disable row level security' from unnest
 		strings.Join(found, ", "), strings.Join(remedies, "; ")), nil
 }
 
-// examineStandbys finds out whether commits wait for a standby that is not there. Who may not see the standbys' states sees
-// at least whether his own sessions wait.
+// examineStandbys finds out whether commits wait for a standby that is not there. A role that may not see the standbys' states
+// sees at least whether its own sessions wait.
 func examineStandbys(ctx context.Context, conn *pgx.Conn) (Severity, string, error) {
 	var (
 		names, commit        string
@@ -298,7 +298,7 @@ func pairs(rows pgx.Rows) (found, remedies []string, err error) {
 	return found, remedies, err
 }
 
-// Obstacles returns what an inspection tells of those who stand in a relay's way just now.
+// Obstacles returns what the inspection has found that keeps a relay from working just now.
 func (i *Inspection) Obstacles() []Hazard {
 	var found []Hazard
 	add := func(check string, severity Severity, text string) {

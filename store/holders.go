@@ -11,12 +11,12 @@ import (
 
 // LockWait is a session that waits for a lock.
 type LockWait struct {
-	// PID and Application are of whoever waits, for how long already.
+	// PID and Application are those of the session that waits; Waited is for how long it has.
 	PID         uint32
 	Application string
 	Waited      time.Duration
 	Lock        Lock
-	// Holders are those that it waits for: first those that wait for nobody themselves.
+	// Holders are those that it waits for. Those that do not wait themselves come first.
 	Holders []Holder
 }
 
@@ -33,9 +33,9 @@ func (w *LockWait) String() string {
 // mostHolders bounds how many are named.
 const mostHolders = 5
 
-// lockWaits returns who waits for which lock, and for whom; condition selects rows l of pg_locks. Those who are waited
-// for may wait themselves, as a migration does for an idle transaction; so it follows them to those who do not. The views
-// show everybody's locks and applications to any role, but states and times only to those who may see them.
+// lockWaits returns which sessions wait for which lock, and for whom; condition selects rows l of pg_locks. A session that is
+// waited for may wait itself, as a migration does for an idle transaction; so lockWaits goes on to those that do not wait. The
+// views show locks and applications of all sessions to any role, but states and times only to roles that may see them.
 func lockWaits(ctx context.Context, conn *pgx.Conn, condition string, args ...any) ([]LockWait, error) {
 	rows, err := conn.Query(ctx, `
 with recursive waiting as materialized (
@@ -92,10 +92,11 @@ select w.pid, coalesce(wa.application_name, ''), extract(epoch from clock_timest
 	return waits, err
 }
 
-// horizon returns who keeps dead rows of this database from being removed, the oldest first, and how many the outbox
-// has, about. The session with the pid except is left out: it suffers from it.
+// horizon returns who keeps dead rows of this database from being removed, the oldest first, and an estimate of how many dead
+// rows the outbox has. The session with the pid except, the relay's own, is left out.
 //
-// Of a slot only xmin counts: catalog_xmin keeps the system's tables only. A vacuum has a snapshot and holds nobody up.
+// Of a slot only xmin counts: catalog_xmin keeps rows of the system's tables only. A running vacuum has a snapshot, but holds
+// back nothing.
 func (t Table) horizon(ctx context.Context, conn *pgx.Conn, except uint32) (holders []Holder, deadRows int64, err error) {
 	rows, err := conn.Query(ctx, `
 with holders (kind, pid, name, application, role, state, age, statement, xids, oldest) as (
@@ -139,7 +140,7 @@ select kind, pid, name, application, role, state, age, statement, xids::bigint, 
 	return holders, deadRows, err
 }
 
-// duration is one of so many seconds; 0 for null, and for a clock that went back.
+// duration converts seconds: null, and a clock that went back, give 0.
 func duration(seconds *float64) time.Duration {
 	if seconds == nil || *seconds <= 0 {
 		return 0

@@ -14,35 +14,35 @@ import (
 )
 
 const (
-	// countLimit is up to where rows are counted. Beyond it the planner's estimate does.
+	// countLimit is up to how many rows are counted. Of more, the planner's estimate is taken.
 	countLimit = 10_000
-	// inspectTimeout bounds each look at the tables: dead rows that vacuum may not remove make any of them slow.
+	// inspectTimeout bounds each query: dead rows that vacuum may not remove make any of them slow.
 	inspectTimeout = 10 * time.Second
-	// inspectLockTimeout bounds how long one waits for a lock: who has it is among what is to be found out.
+	// inspectLockTimeout bounds how long a query waits for a lock: another query finds out who has it.
 	inspectLockTimeout = 2 * time.Second
 )
 
-// inspectSettings are for connections that look at the tables and at the server. Compiling such a question takes many
-// times as long as answering it.
+// inspectSettings are for connections that look at the tables and at the server. They switch off the compiler of queries (jit),
+// since compiling one of these takes many times as long as running it.
 var inspectSettings = fmt.Sprintf(`set statement_timeout = %d; set lock_timeout = %d; set jit = off`, //nolint:gochecknoglobals // Immutable.
 	inspectTimeout.Milliseconds(), inspectLockTimeout.Milliseconds())
 
-// Count is how many rows a table has: exactly so many, or about.
+// Count is how many rows a table has: a count or an estimate.
 type Count struct {
 	Rows  int64
 	Exact bool
 }
 
-// TermRecord is what the tables tell of the terms of one stream.
+// TermRecord is what the tables say of the terms of one stream.
 type TermRecord struct {
 	Stream string
 	// Outbox names this outbox in the stream.
 	Outbox uuid.UUID
-	// Number counts the terms; Leader, a name for humans, leads the latest, or led it, from Since on.
+	// Number is that of the latest term. Leader is the name, for people, of the relay that leads or led in it, from Since on.
 	Number int64
 	Leader string
 	Since  time.Time
-	// For is how long ago that was.
+	// For is how long ago Since was.
 	For time.Duration
 	// Checkpoint is zero before the first one has been recorded.
 	Checkpoint Checkpoint
@@ -50,39 +50,40 @@ type TermRecord struct {
 	Trouble Trouble
 }
 
-// Inspection is what the tables tell of an outbox, whether or not a relay runs. What could not be read is nil.
+// Inspection is what the tables say of an outbox, whether or not a relay runs. What could not be read is nil.
 type Inspection struct {
 	// Terms are those of all streams that were ever published to, the latest first.
 	Terms []TermRecord
-	// Standby tells that the server repeats another one's transactions. Locks are not among them, so it cannot tell
-	// whether anybody leads.
+	// Standby tells that the server repeats the transactions of a primary. It does not have the primary's locks, so it cannot
+	// tell whether a relay leads.
 	Standby bool
-	// Locked tells that a session holds the leader's lock: a relay leads that was elected through Postgres. Nil on a standby.
+	// Locked tells that a session holds the leader's lock: a relay that was elected through Postgres leads. Nil on a standby.
 	Locked *bool
-	// LeaderLocks are who holds it. More than one means that relays compete for different locks, and both lead.
+	// LeaderLocks are the sessions that hold such a lock. More than one means that relays compete for different locks, and
+	// several lead.
 	LeaderLocks []LeaderLock
-	// Candidates are the relays that say that they could lead, and perhaps do.
+	// Candidates are the relays that say that they could lead. One of them may lead.
 	Candidates []Candidate
-	// LockWaits are the sessions that have been waiting for a lock on one of the tables, and those of relays that have
-	// been waiting for any, for a second.
+	// LockWaits are the sessions that have been waiting for a lock on one of the tables for a second, and those of relays
+	// that have been waiting for any lock for so long.
 	LockWaits []LockWait
-	// Horizon are those whose transactions keep dead rows from being removed, the oldest first, and DeadRows is how many
-	// of them the outbox has, about.
+	// Horizon are those whose transactions keep dead rows from being removed, the oldest first. DeadRows is an estimate of how
+	// many dead rows the outbox has.
 	Horizon  []Holder
 	DeadRows *int64
-	// Waiting are the events in the outbox but for those that were given up.
+	// Waiting counts the pending events: those in the outbox, without those that were given up.
 	Waiting *Count
-	// Oldest is how long ago the first of them was inserted; nil if none waits.
+	// Oldest is how long ago the first of them was inserted; nil if none is pending.
 	Oldest *time.Duration
-	// Dead are the dead letters, those included that could not be moved out of the outbox.
+	// Dead counts the dead letters, including those that could not be moved out of the outbox.
 	Dead *Count
-	// Archived are the events in the archive, which take up so many bytes.
+	// Archived counts the events in the archive. ArchivedBytes is the space that they take.
 	Archived      *Count
 	ArchivedBytes *int64
 }
 
-// Inspect reads what the tables tell. It counts no large table. Its error has all that could not be read; the rest is
-// there, unless there is no connection or no outbox.
+// Inspect reads what the tables say. It counts no large table. Its error has everything that could not be read. The rest is in
+// the Inspection, unless there is no connection or no outbox.
 func (o *Outbox) Inspect(ctx context.Context) (found Inspection, err error) {
 	t := o.table
 	err = o.with(ctx, func(conn *pgx.Conn) error {
@@ -166,10 +167,10 @@ type LeaderLock struct {
 	Holder Holder
 }
 
-// Stranger reports whether the session does not call itself a relay's.
+// Stranger reports whether the session's application name is not that of a relay.
 func (l *LeaderLock) Stranger() bool { return !strings.HasPrefix(l.Holder.Application, sessionName) }
 
-// locked finds out who holds the leader's lock, whatever its first half, which an elector chooses.
+// locked finds out who holds the leader's lock, with any first half: electors choose that.
 func (t Table) locked(ctx context.Context, conn *pgx.Conn, found *Inspection) error {
 	if err := conn.QueryRow(ctx, `select pg_is_in_recovery()`).Scan(&found.Standby); err != nil || found.Standby {
 		return err
@@ -208,8 +209,8 @@ func (t Table) lockWaitsOfOutbox(ctx context.Context, conn *pgx.Conn) ([]LockWai
 		tables, sessionName)
 }
 
-// oldest finds out how long the first event has waited, of those whose time of insertion is one. Rows that are below where
-// a relay's scan would begin have been settled, and may be there by the million until vacuum removes them.
+// oldest finds out how long the first event has been pending, of those with a usable time of insertion. It begins where a
+// relay's scan would: rows below that have been settled, and millions of them may be there until vacuum removes them.
 func (t Table) oldest(ctx context.Context, conn *pgx.Conn, found **time.Duration) error {
 	var from int64
 	if err := conn.QueryRow(ctx, `select coalesce(min(scan_from), 0) from only `+t.relay()).Scan(&from); err != nil || from <= 0 {
@@ -230,7 +231,7 @@ select extract(epoch from clock_timestamp())::float8 - extract(epoch from create
 	return nil
 }
 
-// count counts the rows that follow "from", or takes the planner's word for it, which needs no statistics.
+// count counts the rows of what follows "from", or takes the planner's estimate, which needs no statistics.
 func count(ctx context.Context, conn *pgx.Conn, table string, found **Count) error {
 	var rows int64
 	if err := conn.QueryRow(ctx, `select count(*) from (select from `+table+` limit $1) counted`, countLimit+1).Scan(&rows); err != nil {
@@ -256,7 +257,7 @@ func count(ctx context.Context, conn *pgx.Conn, table string, found **Count) err
 	return nil
 }
 
-// Trigger is what became of the trigger that wakes the relay.
+// Trigger is the state of the trigger that wakes the relay.
 type Trigger string
 
 // The states of the trigger.
@@ -267,27 +268,26 @@ const (
 	TriggerForeign  Trigger = "foreign" // One of its name calls another function.
 )
 
-// Diagnosis is what there is to say about the database before an outbox in it is relied on.
+// Diagnosis is what to know about the database before relying on an outbox in it.
 type Diagnosis struct {
 	// Version is the server's, Database and Role are the connection's.
 	Version, Database, Role string
-	// Standby tells that the server repeats another one's transactions and takes none of its own.
+	// Standby tells that the server repeats the transactions of a primary, and takes no writes.
 	Standby bool
-	// SynchronousCommit, Fsync and FullPageWrites are the settings of that name, the first of them as Role has it in
-	// Database unless it says otherwise.
+	// SynchronousCommit, Fsync and FullPageWrites are the settings of that name, the first as Role has it in Database.
 	SynchronousCommit, Fsync, FullPageWrites string
-	// Schema is the version that the tables have, 0 for none or none that could be read; SchemaNeeded is the one that they
-	// need.
+	// Schema is the version of the tables, 0 if there are none or if it could not be read. SchemaNeeded is the version that
+	// this relay needs.
 	Schema, SchemaNeeded int
 	// Tables is what [Outbox.Check] says.
 	Tables error
-	// MayCreate tells that Role may create tables where the outbox's belong.
+	// MayCreate tells that Role may create tables in the outbox's schema.
 	MayCreate bool
 	// Trigger is empty if there is no outbox to have one.
 	Trigger Trigger
 }
 
-// Diagnose looks at the database. Its error is that there is no looking: no connection, or none that a relay can use.
+// Diagnose looks at the database. It fails if there is no connection, or none that a relay can use.
 func (o *Outbox) Diagnose(ctx context.Context) (found Diagnosis, err error) {
 	t := o.table
 	err = o.with(ctx, func(conn *pgx.Conn) error {
@@ -316,7 +316,7 @@ select current_setting('server_version'), current_database(), current_user, pg_i
 	return found, err
 }
 
-// EnableTrigger returns the statement that enables the trigger which wakes the relay.
+// EnableTrigger returns the SQL that enables the trigger that wakes the relay.
 func (t Table) EnableTrigger() string {
 	return "ALTER TABLE " + t.outbox() + " ENABLE TRIGGER " + t.unqualified("_wake")
 }

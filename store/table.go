@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -32,7 +34,7 @@ type Table struct {
 }
 
 // ParseTable reads "table" or "schema.table". Names are taken as they are, so case matters and
-// any character but a dot may be part of them; the relay quotes them.
+// any character but dots and control characters may be part of them; the relay quotes them.
 func ParseTable(s string) (Table, error) {
 	t := Table{Schema: DefaultSchema, Name: s}
 	if schema, name, ok := strings.Cut(s, "."); ok {
@@ -40,6 +42,9 @@ func ParseTable(s string) (Table, error) {
 	}
 	if t.Name == "" || t.Schema == "" || strings.Contains(t.Name, ".") {
 		return Table{}, fmt.Errorf(`table %q: want "table" or "schema.table"`, s)
+	}
+	if strings.TrimSpace(t.Name) != t.Name || strings.TrimSpace(t.Schema) != t.Schema {
+		return Table{}, fmt.Errorf("table %q: a name begins or ends with a blank", s)
 	}
 	return t, t.validate()
 }
@@ -53,8 +58,8 @@ func (t Table) validate() error {
 		if len(part.name) > part.most {
 			return fmt.Errorf("%s name %q: %d bytes, at most %d are possible", part.what, part.name, len(part.name), part.most)
 		}
-		if strings.ContainsRune(part.name, 0) {
-			return fmt.Errorf("%s name %q: a zero byte cannot be part of it", part.what, part.name)
+		if !utf8.ValidString(part.name) || strings.ContainsFunc(part.name, unicode.IsControl) {
+			return fmt.Errorf("%s name %q: a zero byte, another control character or a byte that is not UTF-8 cannot be part of it", part.what, part.name)
 		}
 	}
 	return nil

@@ -14,22 +14,24 @@ const (
 	// inside none.
 	watchEvery = 500 * time.Millisecond
 	watchIdle  = time.Second
-	// slowAfter is when a use of the session is looked into.
+	// slowAfter is how long a use of the session lasts before the watcher asks what it does.
 	slowAfter = time.Second
-	// longAfter is when a statement that waits for nobody's lock is worth a word.
+	// longAfter is how long a statement that waits for no lock runs before it is reported.
 	longAfter = 10 * time.Second
-	// A transaction so old that has kept so many dead rows in the outbox may be to blame for a slow statement.
+	// A transaction may be to blame for a slow statement if it is older than oldAfter, and the outbox has more dead rows than
+	// slowDeadRows.
 	oldAfter     = 10 * time.Second
 	slowDeadRows = 10_000
-	// calmAfter is for how long a wait must not have been seen before it counts as over.
+	// calmAfter is how long after it was last seen a wait counts as over.
 	calmAfter = 2 * time.Second
-	// watchPatience bounds one look. The lease, which it is to renew, lasts longer.
+	// watchPatience bounds one look at the server. It is shorter than the lease, which the look is to renew.
 	watchPatience = 3 * time.Second
-	// watchKeep is for how long the watcher keeps a connection that it does not use.
+	// watchKeep is how long the watcher keeps a connection that it does not use.
 	watchKeep = 10 * time.Second
 
-	// horizonEvery is how often dead rows are looked at while all is well. So many of them, and a transaction that is so
-	// old, or that so many others have followed, are worth a word before anything has become slow.
+	// horizonEvery is how often the watcher looks at dead rows while all is well. It reports a transaction, before anything
+	// has become slow, if there are horizonDeadRows and the transaction is as old as horizonAge or horizonXIDs others have
+	// begun since.
 	horizonEvery    = time.Minute
 	horizonAge      = 5 * time.Minute
 	horizonXIDs     = 1_000_000
@@ -39,13 +41,13 @@ const (
 // eventSyncRep is what a commit waits for while no synchronous standby answers.
 const eventSyncRep = "IPC: SyncRep"
 
-// Watch looks after the leader's session until ctx ends: run it beside a term. While all is well it costs a look at a
-// number now and then, and one question a minute.
+// Watch watches the leader's session until ctx ends: run it beside a term. While all is well it costs a look at a counter
+// now and then, and one query a minute.
 //
-// Once the session has been inside one use for a second, Watch asks on a connection of its own, twice a second, what its
-// server process does. If that is inside a statement, it is a proof of life, and the session's LastRoundTrip moves on: slowness
-// costs no lease. What the session waits for is reported: at once, when it changes, after 1, 2, 5 and every 10 minutes,
-// and when it is over. Findings in between are Known: they carry the numbers.
+// Once one use of the session has lasted a second, Watch asks, on a connection of its own and twice a second, what the
+// session's server process does. If the process is inside a statement, the session is alive: its LastRoundTrip moves on, so
+// that a slow statement costs no lease. Watch reports what the session waits for: at once, when it changes, after 1, 2, 5
+// and every 10 minutes, and when it is over. Findings in between are Known: only their numbers are new.
 //
 // Report is called from Watch's own goroutine.
 func (o *Outbox) Watch(ctx context.Context, report func(Finding)) {
@@ -74,7 +76,7 @@ type watcher struct {
 	report func(Finding)
 
 	conn *pgx.Conn // Nil for none.
-	used time.Time // When it last was.
+	used time.Time // When it was last used.
 	sick bool      // The latest look failed, and the log says so.
 
 	wait, horizon told
@@ -102,7 +104,7 @@ func (w *watcher) look(ctx context.Context) {
 	}
 }
 
-// ask runs one look, on a connection that is opened if need be.
+// ask runs one look at the server, on a connection that it opens if there is none.
 func (w *watcher) ask(ctx context.Context, task func(ctx context.Context, conn *pgx.Conn) error) {
 	bounded, cancel := context.WithTimeout(ctx, watchPatience)
 	defer cancel()
@@ -200,8 +202,8 @@ func (w *watcher) tell(f Finding) {
 	w.report(w.wait.observe(f))
 }
 
-// examineHorizon looks for the oldest transaction that holds back vacuum, and reports it if it is to blame; once reported
-// it stays so until it has ended. If it is not to blame, but not young either, it is returned.
+// examineHorizon looks for the oldest transaction that holds back vacuum, and reports it if it is to blame. Once reported, the
+// transaction counts as to blame until it has ended. Otherwise, if it is older than oldAfter, it is returned as old.
 func (w *watcher) examineHorizon(ctx context.Context, conn *pgx.Conn, session uint32, toBlame func(h *Holder, deadRows int64) bool) (old Holder, blamed bool, err error) {
 	holders, deadRows, err := w.outbox.table.horizon(ctx, conn, session)
 	if err != nil {
@@ -229,14 +231,14 @@ func guilty(h *Holder, deadRows int64) bool {
 	return (h.Age >= oldAfter || h.XIDs >= horizonXIDs) && deadRows >= slowDeadRows
 }
 
-// harmful reports whether a transaction is old enough, and has kept enough dead rows in the outbox, to be told of before
-// anything has become slow.
+// harmful reports whether a transaction is worth a report before anything has become slow: it is old, and the outbox has many
+// dead rows.
 func harmful(h *Holder, deadRows int64) bool {
 	return (h.Age >= horizonAge || h.XIDs >= horizonXIDs) && deadRows >= horizonDeadRows
 }
 
-// estimateAges gives those whose age is hidden from our role the time for which they have been seen. A session whose
-// transactions are short is another holder each time, as the number of its oldest transaction rises.
+// estimateAges sets the age of holders whose age our role may not see: since when the watcher has seen them. A session with
+// short transactions counts as another holder each time, since the number of its oldest transaction rises.
 func (w *watcher) estimateAges(holders []Holder) {
 	now, first := time.Now(), map[Holder]time.Time{}
 	for i := range holders {
@@ -264,10 +266,11 @@ type told struct {
 	steps   int       // How many reminders there were.
 }
 
-// reminders are when a matter that lasts is reported again; after the last one at such intervals.
+// reminders are the times, since its beginning, at which a matter that lasts is reported again. After the last of them that
+// is the interval.
 var reminders = []time.Duration{time.Minute, 2 * time.Minute, 5 * time.Minute, 10 * time.Minute} //nolint:gochecknoglobals // Immutable.
 
-// observe returns the finding as it is to be reported: Known unless it is news, or its time has come again.
+// observe returns the finding as it is to be reported: Known unless it is new, or a reminder is due.
 func (t *told) observe(f Finding) Finding {
 	now := time.Now()
 	if !t.open || !t.finding.same(&f) {
@@ -283,7 +286,7 @@ func (t *told) observe(f Finding) Finding {
 	return f
 }
 
-// reminder is when the matter is to be reported again, since its beginning.
+// reminder is how long after its beginning the matter is to be reported again.
 func (t *told) reminder() time.Duration {
 	if t.steps < len(reminders) {
 		return reminders[t.steps]
@@ -292,7 +295,7 @@ func (t *told) reminder() time.Duration {
 	return last * time.Duration(t.steps-len(reminders)+2)
 }
 
-// end returns the finding that it is over.
+// end returns the finding that reports the end of the matter.
 func (t *told) end() Finding {
 	f := t.finding
 	*t = told{}
@@ -308,9 +311,9 @@ type activity struct {
 	event  string
 }
 
-// activityOf asks what a server process does. A role that may not see it, and a server that does not keep track, show no
-// state: then an open transaction is taken for a statement under way. The relay has none open otherwise but for moments, and
-// it alone keeps its session's locks.
+// activityOf asks what a server process does. The state is missing if our role may not see it, or if the server does not
+// track it. Then an open transaction counts as a statement under way: between statements the relay has a transaction open
+// only for moments, and its session's locks are its own.
 func activityOf(ctx context.Context, conn *pgx.Conn, of backend) (a activity, err error) {
 	var (
 		born        *time.Time

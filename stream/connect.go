@@ -9,8 +9,11 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -200,16 +203,39 @@ func (o ConnectOptions) options(urls string) ([]nats.Option, error) {
 
 	credentials, credentialsErr := o.credentials()
 	certificates, certificatesErr := o.certificates()
-	if err := errors.Join(o.checkNames(urls), credentialsErr, certificatesErr); err != nil {
+	if err := errors.Join(o.checkFields(urls), credentialsErr, certificatesErr); err != nil {
 		return nil, err
 	}
 	return slices.Concat(options, credentials, certificates), nil
 }
 
-// checkNames says what is wrong with TLSFirst, Domain and InboxPrefix.
-func (o ConnectOptions) checkNames(urls string) error {
+// Validate says what is wrong with the options, all at once, as far as that can be told
+// without reading the files that they name. The error shows no part of a URL but its
+// scheme.
+func (o ConnectOptions) Validate() error {
+	var urlErr error
+	switch {
+	case o.URLFile == "":
+		urlErr = checkURLs(o.URL)
+	case o.URL != "":
+		urlErr = errTwoURLs
+	}
+	return errors.Join(urlErr, o.checkFields(o.URL))
+}
+
+var errTwoURLs = errors.New("URL: given, and so is URLFile: want one of them")
+
+// checkFields says what is wrong with all but the URLs, and with the rest if these are
+// the URLs.
+func (o ConnectOptions) checkFields(urls string) error {
 	var faults []error
 	refuse := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
+	if o.CredsFile != "" && o.NKeyFile != "" {
+		refuse("a credentials file and an NKey file were given: want one of them")
+	}
+	if (o.TLSCert == "") != (o.TLSKey == "") {
+		refuse("TLS certificate and key: one was given without the other")
+	}
 	if o.TLSFirst && o.trust(urls).webSocket {
 		refuse("TLSFirst: WebSockets have TLS by their scheme: with ws and wss leave it out")
 	}
@@ -223,12 +249,14 @@ func (o ConnectOptions) checkNames(urls string) error {
 	return errors.Join(faults...)
 }
 
-func unprintable(r rune) bool { return r < ' ' || r == 0x7f }
+// unprintable reports whether a name must not have r: a control character, or what
+// stands for bytes that are not UTF-8.
+func unprintable(r rune) bool { return unicode.IsControl(r) || r == utf8.RuneError }
 
 func (o ConnectOptions) credentials() ([]nats.Option, error) {
 	switch {
 	case o.CredsFile != "" && o.NKeyFile != "":
-		return nil, errors.New("a credentials file and an NKey file were given: want one of them")
+		return nil, nil // checkFields says so.
 
 	case o.CredsFile != "":
 		// nats.go reads it only while connecting, and its error is then told
@@ -270,11 +298,8 @@ func (o ConnectOptions) certificates() ([]nats.Option, error) {
 		}
 		options = append(options, nats.RootCAs(o.TLSCA))
 	}
-	switch {
-	case o.TLSCert == "" && o.TLSKey == "":
-		return options, nil
-	case o.TLSCert == "" || o.TLSKey == "":
-		return nil, errors.New("TLS certificate and key: one was given without the other")
+	if o.TLSCert == "" || o.TLSKey == "" {
+		return options, nil // If one was given, checkFields says so.
 	}
 	pair, err := tls.LoadX509KeyPair(o.TLSCert, o.TLSKey)
 	if err != nil {
@@ -288,37 +313,46 @@ func (o ConnectOptions) certificates() ([]nats.Option, error) {
 	return append(options, nats.ClientCert(o.TLSCert, o.TLSKey)), nil
 }
 
-// checkURLs finds the faults for which nats.go's own errors would show the
-// URL, password and all.
+// checkURLs finds the faults for which nats.go's own errors would show the URL,
+// password and all. Its error shows no part of a URL but its scheme: in one that is
+// malformed, any part may be a part of the password.
 func checkURLs(list string) error {
 	if strings.TrimSpace(list) == "" {
 		return errors.New("URL: is empty, want one such as nats://127.0.0.1:4222")
 	}
-	for raw := range strings.SplitSeq(list, ",") {
-		raw = strings.TrimSpace(raw)
-		full := raw
-		if !strings.Contains(raw, "://") {
-			full = "nats://" + raw
+	urls := strings.Split(list, ",")
+	var webSockets int
+	for i, raw := range urls {
+		which := "URL"
+		if len(urls) > 1 {
+			which = fmt.Sprintf("URL %d of %d", i+1, len(urls))
 		}
-		u, err := url.Parse(full)
-		switch {
-		case err != nil && strings.Contains(list, "@"):
-			// The parser's reason may quote a part of the password.
-			return fmt.Errorf("URL %s: malformed: in a user name, password or token, special characters must be percent-encoded", RedactURL(list))
-		case err != nil:
-			if reason, ok := errors.AsType[*url.Error](err); ok {
-				err = reason.Err // without the URL once more
-			}
-			return fmt.Errorf("URL %q: %w", raw, err)
+		raw = strings.TrimSpace(raw)
+		if !strings.Contains(raw, "://") {
+			raw = "nats://" + raw
+		}
+		u, err := url.Parse(raw)
+		if err != nil || u.User != nil && u.User.String() == "" {
+			return fmt.Errorf("%s: malformed: want one such as nats://127.0.0.1:4222; in a user name, password or token, special characters must be percent-encoded", which)
 		}
 		switch u.Scheme {
-		case "nats", "tls", "ws", "wss":
+		case "nats", "tls":
+		case "ws", "wss":
+			webSockets++
 		default:
-			return fmt.Errorf("URL %s: unknown scheme %q: want nats, tls, ws or wss", RedactURL(raw), u.Scheme)
+			return fmt.Errorf("%s: unknown scheme %q: want nats, tls, ws or wss", which, u.Scheme)
 		}
 		if u.Hostname() == "" {
-			return fmt.Errorf("URL %s: has no host", RedactURL(raw))
+			return fmt.Errorf("%s: has no host", which)
 		}
+		if port := u.Port(); port != "" {
+			if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+				return fmt.Errorf("%s: its port is not from 1 to 65535", which)
+			}
+		}
+	}
+	if webSockets != 0 && webSockets != len(urls) {
+		return errors.New("URL: WebSockets (ws, wss) and other URLs cannot be mixed")
 	}
 	return nil
 }

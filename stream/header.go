@@ -80,9 +80,10 @@ func (e Encoder) Validate() error {
 	if len(e.Template.tokens) == 0 {
 		return errNoTemplate
 	}
-	if e.CloudEventsSource != "" {
-		if _, err := url.Parse(e.CloudEventsSource); err != nil {
-			return fmt.Errorf("CloudEvents source %q: not a URI reference", RedactURL(e.CloudEventsSource))
+	if source := e.CloudEventsSource; source != "" {
+		_, err := url.Parse(source)
+		if err != nil || strings.Contains(source, " ") || strings.ContainsFunc(source, unprintable) {
+			return fmt.Errorf("CloudEvents source %q: not a URI reference", RedactURL(source))
 		}
 	}
 	return nil

@@ -111,7 +111,7 @@ func NewPublisher(options PublisherOptions) (*Publisher, error) {
 		options.Encoder.Template = options.Setup.Template
 	}
 	urls, urlsErr := options.Connect.servers()
-	err := errors.Join(urlsErr, options.Connect.checkNames(urls), options.Setup.Validate(), options.Encoder.Validate(), ackErr)
+	err := errors.Join(urlsErr, options.Connect.checkFields(urls), options.Setup.Validate(), options.Encoder.Validate(), ackErr)
 	if err != nil {
 		return nil, err
 	}

@@ -18,7 +18,7 @@ func (o ConnectOptions) servers() (string, error) {
 		return o.URL, checkURLs(o.URL)
 	}
 	if o.URL != "" {
-		return "", errors.New("URL: given, and so is URLFile: want one of them")
+		return "", errTwoURLs
 	}
 	urls, err := readSecret(o.URLFile)
 	if err == nil {

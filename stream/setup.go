@@ -107,6 +107,9 @@ func (s Setup) Validate() error {
 	if strings.ContainsAny(s.Stream, " .*>/\\") || strings.ContainsFunc(s.Stream, unprintable) {
 		refuse(`Stream: %q has a character that NATS forbids: white space, control characters and . * > / \`, s.Stream)
 	}
+	if most := 255; len(s.Stream) > most {
+		refuse("Stream: the name has %d bytes, and NATS takes at most %d", len(s.Stream), most)
+	}
 	// Shorter windows are refused by the server.
 	if least := 100 * time.Millisecond; s.DuplicateWindow != 0 && s.DuplicateWindow < least {
 		refuse("DuplicateWindow: %v is less than %v", s.DuplicateWindow, least)

@@ -26,7 +26,7 @@ func TestJudge(t *testing.T) {
 		{"one missing, one twice", []message{a1, b1, a2, a2}, verdict{committed: 4, stored: 4, duplicates: 1, missing: 1}, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			l := newLedger()
+			l := newJournal()
 			for i, m := range []message{a1, a2, a3} {
 				l.commit(m.payload, note{subject: m.subject, version: i + 1})
 			}
@@ -42,7 +42,7 @@ func TestJudge(t *testing.T) {
 func TestLatencies(t *testing.T) {
 	epoch := time.Now()
 	at := func(ms int) time.Time { return epoch.Add(time.Duration(ms) * time.Millisecond) }
-	l := newLedger()
+	l := newJournal()
 	for _, event := range []struct {
 		payload       string
 		sent, arrived int

@@ -27,21 +27,21 @@ import (
 // patience is how long anything here may take before the demo has failed.
 const patience = 10 * time.Second
 
-// demo is one performance.
+// demo is one run of the demo.
 type demo struct {
 	options options
 	out     io.Writer
 
-	pool   *pgxpool.Pool
-	js     jetstream.JetStream
-	url    string // Of the HTTP service.
-	fleet  *fleet
-	ledger *ledger
+	pool    *pgxpool.Pool
+	js      jetstream.JetStream
+	url     string // Of the HTTP service.
+	fleet   *fleet
+	journal *journal
 
 	leader int // The process ID of the relay that was elected last.
 }
 
-// play gives the demo between a database and a NATS server that are there, and stops all that it started.
+// play runs the demo with a database and a NATS server that run already, and stops everything that it started.
 func play(ctx context.Context, o options, dsn, natsURL string, out, stderr io.Writer) error {
 	log := slog.New(slog.DiscardHandler)
 	pool, err := pgxpool.New(ctx, dsn)
@@ -71,9 +71,9 @@ func play(ctx context.Context, o options, dsn, natsURL string, out, stderr io.Wr
 	d := &demo{
 		options: o, out: out,
 		pool: pool, js: js, url: "http://" + listener.Addr().String(),
-		fleet: newFleet(dsn, natsURL, stderr), ledger: newLedger(),
+		fleet: newFleet(dsn, natsURL, stderr), journal: newJournal(),
 	}
-	events := inbox.New(js, inbox.Options{Stream: stream.DefaultStream, Filter: "outbox.>", Durable: "demo", Handle: d.ledger.arrive, Logger: log})
+	events := inbox.New(js, inbox.Options{Stream: stream.DefaultStream, Filter: "outbox.>", Durable: "demo", Handle: d.journal.arrive, Logger: log})
 
 	group, ctx := errgroup.WithContext(ctx)
 	ctx, stop := context.WithCancel(ctx)
@@ -141,7 +141,7 @@ func (d *demo) oneUser(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("not within %v", patience))
 	defer cancel()
 	d.printf("\nOne user, through the HTTP service\n\n")
-	client := &visitor{url: d.url, ledger: d.ledger}
+	client := &visitor{url: d.url, journal: d.journal}
 	id, answer, err := client.create(ctx, "john.doe", "sample-user@gmail.de")
 	if err != nil {
 		return err
@@ -152,11 +152,11 @@ func (d *demo) oneUser(ctx context.Context) error {
 		return err
 	}
 	d.printf("  PATCH /users/%d/verify    %s\n", id, answer)
-	if err := d.ledger.await(ctx, 2); err != nil {
+	if err := d.journal.await(ctx, 2); err != nil {
 		return err
 	}
 	d.printf("\n  and at the consumer\n\n")
-	for _, a := range d.ledger.arrivedSince(0) {
+	for _, a := range d.journal.arrivedSince(0) {
 		d.printf("  seq %d   %s/%s   %-12s   %s\n", a.Seq, a.AggregateType, a.AggregateID, a.EventType, a.Data)
 	}
 	return nil
@@ -170,11 +170,11 @@ func (d *demo) storm(ctx context.Context) ([]takeover, error) {
 	producers, working := errgroup.WithContext(ctx)
 	over := make(chan struct{})
 	for i := range writers {
-		w := &writer{pool: d.pool, ledger: d.ledger, number: i + 1}
+		w := &writer{pool: d.pool, journal: d.journal, number: i + 1}
 		producers.Go(func() error { return repeat(working, over, w.write) })
 	}
 	for range visitors {
-		v := &visitor{url: d.url, ledger: d.ledger}
+		v := &visitor{url: d.url, journal: d.journal}
 		producers.Go(func() error { return repeat(working, over, v.visit) })
 	}
 	takeovers, err := d.direct(ctx, working.Done())
@@ -200,12 +200,12 @@ func repeat(ctx context.Context, over <-chan struct{}, work func(context.Context
 	}
 }
 
-// direct kills leaders, sends in new relays, and tells the audience what is going on, until the storm is over or failed.
+// direct kills leaders, starts new relays, and prints what happens, until the storm is over or failed.
 func (d *demo) direct(ctx context.Context, failed <-chan struct{}) ([]takeover, error) {
 	const lines = 8
 	var takeovers []takeover
 	start := time.Now()
-	_, _, shown := d.ledger.counts()
+	_, _, shown := d.journal.counts()
 	line := time.NewTicker(d.options.duration / lines)
 	defer line.Stop()
 	kill := time.NewTicker(d.options.duration / time.Duration(d.options.kills+1))
@@ -238,7 +238,7 @@ func (d *demo) direct(ctx context.Context, failed <-chan struct{}) ([]takeover, 
 	return takeovers, nil
 }
 
-// killLeader kills the leading relay, waits for another to lead, and sends in a new one to stand by.
+// killLeader kills the leading relay, waits for another to lead, and starts a new one to stand by.
 func (d *demo) killLeader(ctx context.Context, start time.Time) (takeover, error) {
 	killed, err := d.fleet.kill(d.leader)
 	if err != nil {
@@ -256,8 +256,8 @@ func (d *demo) killLeader(ctx context.Context, start time.Time) (takeover, error
 
 // line prints where things stand, with the arrivals after those already shown, and returns how many are shown now.
 func (d *demo) line(since time.Duration, shown int) int {
-	committed, rolledBack, _ := d.ledger.counts()
-	fresh := d.ledger.arrivedSince(shown)
+	committed, rolledBack, _ := d.journal.counts()
+	fresh := d.journal.arrivedSince(shown)
 	var versions strings.Builder
 	for _, a := range fresh {
 		var change struct{ Account, Version int }
@@ -270,15 +270,15 @@ func (d *demo) line(since time.Duration, shown int) int {
 	return shown
 }
 
-// errVerdict is the failure that the demo exists to show that it does not happen.
+// errVerdict says that what the stream holds is not what was committed.
 var errVerdict = errors.New("the stream does not hold exactly what was committed, in order")
 
 // judge waits for what is still on its way, and compares the stream with the producers' notes.
 func (d *demo) judge(ctx context.Context, takeovers []takeover) error {
-	committed, _, _ := d.ledger.counts()
+	committed, _, _ := d.journal.counts()
 	patient, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	if err := d.ledger.await(patient, committed); err != nil && ctx.Err() != nil {
+	if err := d.journal.await(patient, committed); err != nil && ctx.Err() != nil {
 		return err
 	}
 	// If patience has run out, the verdict tells what is missing.
@@ -286,7 +286,7 @@ func (d *demo) judge(ctx context.Context, takeovers []takeover) error {
 	if err != nil {
 		return err
 	}
-	v := d.ledger.judge(stored)
+	v := d.journal.judge(stored)
 	d.printf("\nThe verdict, by the producers' notes and a reading of the whole stream\n\n")
 	for _, count := range []struct {
 		name string
@@ -301,7 +301,7 @@ func (d *demo) judge(ctx context.Context, takeovers []takeover) error {
 	} {
 		d.printf("  %-18s %6d\n", count.name, count.n)
 	}
-	led, leaderless := d.ledger.latencies(takeovers)
+	led, leaderless := d.journal.latencies(takeovers)
 	d.printf("\n  COMMIT sent → consumer: p50 %s, p99 %s\n", milliseconds(led.quantile(.5)), milliseconds(led.quantile(.99)))
 	if len(leaderless) > 0 {
 		d.printf("  and %d that were committed while no relay led waited %s at most\n", len(leaderless), milliseconds(leaderless.quantile(1)))

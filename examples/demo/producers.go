@@ -25,13 +25,13 @@ const (
 	pace = 30 * time.Millisecond
 )
 
-// writer changes accounts. Each change takes the account's next version, under the lock of its row, and tells of it in
-// the same transaction. Every tenth transaction or so is rolled back, after all.
+// writer changes accounts. Each change takes the account's next version, under the lock of its row, and inserts the event in
+// the same transaction. Every tenth transaction or so is rolled back.
 type writer struct {
-	pool   *pgxpool.Pool
-	ledger *ledger
-	number int
-	writes int
+	pool    *pgxpool.Pool
+	journal *journal
+	number  int
+	writes  int
 }
 
 func createAccounts(ctx context.Context, pool *pgxpool.Pool) error {
@@ -77,21 +77,21 @@ func (w *writer) change(ctx context.Context, account int, undo bool) error {
 		return err
 	}
 	if undo {
-		w.ledger.rollBack()
+		w.journal.rollBack()
 		return tx.Rollback(ctx)
 	}
 	sent := time.Now()
 	if err := tx.Commit(ctx); err != nil {
 		return err
 	}
-	w.ledger.commit(payload, note{fmt.Sprintf("outbox.accounts.Account.%d", account), version, sent})
+	w.journal.commit(payload, note{fmt.Sprintf("outbox.accounts.Account.%d", account), version, sent})
 	return nil
 }
 
 // visitor uses the HTTP service.
 type visitor struct {
-	url    string
-	ledger *ledger
+	url     string
+	journal *journal
 }
 
 // reply is what the service answered.
@@ -123,7 +123,7 @@ func (v *visitor) create(ctx context.Context, name, email string) (id int64, r r
 		return 0, r, fmt.Errorf("POST /users answered %s: %w", r, err)
 	}
 	payload := fmt.Sprintf(`{"id":%d,"name":%q,"email":%q}`, user.ID, name, email)
-	v.ledger.commit(payload, note{subject: fmt.Sprintf("outbox.users.User.%d", user.ID), version: 1})
+	v.journal.commit(payload, note{subject: fmt.Sprintf("outbox.users.User.%d", user.ID), version: 1})
 	return user.ID, r, nil
 }
 
@@ -132,7 +132,7 @@ func (v *visitor) verify(ctx context.Context, id int64) (r reply, err error) {
 	if err != nil {
 		return r, err
 	}
-	v.ledger.commit(fmt.Sprintf(`{"id":%d,"verified":true}`, id), note{subject: fmt.Sprintf("outbox.users.User.%d", id), version: 2})
+	v.journal.commit(fmt.Sprintf(`{"id":%d,"verified":true}`, id), note{subject: fmt.Sprintf("outbox.users.User.%d", id), version: 2})
 	return r, nil
 }
 

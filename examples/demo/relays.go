@@ -28,7 +28,7 @@ const (
 	stopTimeout = 5 * time.Second
 )
 
-// beRelay makes this process a relay if it was started as one, and returns whether it was, once the relay has stopped.
+// beRelay makes this process a relay if it was started as one. It returns whether it was, after the relay has stopped.
 func beRelay() bool {
 	dsn, natsURL := os.Getenv(relayDSN), os.Getenv(relayNATS)
 	if dsn == "" {
@@ -37,7 +37,7 @@ func beRelay() bool {
 	signal.Ignore(os.Interrupt) // A terminal's Ctrl-C goes to the children, too; the demo decides.
 	ctx, stop := context.WithCancel(context.Background())
 	go func() {
-		// Standard input ends when the demo wants it to, and when the demo itself ends in whatever way.
+		// Standard input ends when the demo closes it, and whenever the demo itself ends.
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		stop()
 	}()

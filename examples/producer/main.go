@@ -95,7 +95,7 @@ func run(ctx context.Context, args []string, settings config.Sources, logs io.Wr
 	mux.Handle("/", service.Handler())
 	mux.Handle("GET "+web.HealthPath, web.Health(pool.Ping))
 
-	// The relay stops after the server, so that what the last requests commit still finds it at work.
+	// The relay stops after the server, so that it still publishes what the last requests commit.
 	group, serving := errgroup.WithContext(ctx)
 	relayCtx, stopRelay := context.WithCancel(context.WithoutCancel(ctx))
 	group.Go(func() error { return relaying.Run(relayCtx) })

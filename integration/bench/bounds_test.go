@@ -14,8 +14,8 @@ import (
 	"github.com/go-outbox/go-outbox/stream"
 )
 
-// BenchmarkBounds measures what either server does for the relay when the other has nothing to do: how fast rows come and
-// go by way of [store.Outbox], and events by way of [stream.Publisher]. No relay can be faster than the two together allow.
+// BenchmarkBounds measures each server alone, while the other has nothing to do: how fast rows come and go through
+// [store.Outbox], and events through [stream.Publisher]. No relay can be faster than both together allow.
 func BenchmarkBounds(b *testing.B) {
 	load := standard(b)
 	for _, retain := range []time.Duration{0, 5 * time.Minute} {

@@ -48,7 +48,7 @@ type drainCase struct {
 	beside   beside // What it is compared to.
 }
 
-// beside is what a drain is compared to.
+// beside is what a drain is compared with.
 type beside int
 
 const (
@@ -58,12 +58,14 @@ const (
 	nothing
 )
 
-// BenchmarkDrain measures how fast a backlog leaves, with the loop draining one just like it beside it in each iteration.
-// Of several iterations, as with -benchtime 5x, the metrics are medians: ×loop is how many times the loop's rate the relay
-// has, ×first how many times that of the first case of its kind, µs/event and loop-µs/event are the processor time of
-// either. A backlog that grows makes nats-server slower, which remembers the ids of all: such are also compared to what
-// JetStream alone takes of as many events. With TLS, the relay without is beside it: ×TCP and ×TCP-CPU are how many times
-// its rate and its processor time it has.
+// BenchmarkDrain measures how fast a relay drains a backlog. In each iteration the loop drains a backlog just like it, for
+// comparison. Of several iterations, as with -benchtime 5x, the metrics are medians:
+//
+//   - ×loop is the relay's rate as a multiple of the loop's, ×first as a multiple of that of the first case of its kind
+//   - µs/event and loop-µs/event are the processor time of relay and loop
+//   - for backlogs of several sizes, ×JetStream is the relay's rate as a multiple of JetStream's alone with as many events, since
+//     nats-server, which remembers all ids, gets slower with their number
+//   - with TLS, ×TCP and ×TCP-CPU are rate and processor time as multiples of those without TLS
 func BenchmarkDrain(b *testing.B) {
 	normal := standard(b)
 	first := make(map[beside]float64)
@@ -138,7 +140,7 @@ func BenchmarkDrain(b *testing.B) {
 	}
 }
 
-// drain is what one drain came to.
+// drain is the result of one drain.
 type drain struct {
 	rate     float64 // Events a second.
 	cpu      float64 // Processor time of whoever drained, in µs an event.
@@ -199,7 +201,7 @@ func fill(w *harness.World, conn *pgx.Conn, load backlog) {
 	w.Exec(conn, `checkpoint`)
 }
 
-// ownDrain is what it is all about: the relay.
+// ownDrain drains with the relay.
 func (c drainCase) ownDrain(w *harness.World, js jetstream.JetStream, conn *pgx.Conn, m *memory) drain {
 	w.Helper()
 	settings := c.settings
@@ -222,8 +224,8 @@ func relayDrain(w *harness.World, js jetstream.JetStream, conn *pgx.Conn, total 
 	return drain{float64(total) / took.Seconds(), cpu.Seconds() * 1e6 / float64(total), resident / 1e6}
 }
 
-// drained waits until the stream holds so many messages and the outbox is empty. The stream is asked first: looking
-// for the last row among many deleted ones would take the database's time.
+// drained waits until the stream holds n messages and the outbox is empty. It asks the stream first: to look for the last row
+// among many deleted ones would take the database's time.
 func drained(w *harness.World, js jetstream.JetStream, conn *pgx.Conn, total int, m *memory) {
 	w.Helper()
 	within := time.Minute + time.Duration(total)*time.Second/5000

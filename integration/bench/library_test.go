@@ -29,8 +29,8 @@ func BenchmarkLibrary(b *testing.B) {
 }
 
 // BenchmarkExactlyOnce measures what exactly-once costs while nothing goes wrong: the same backlog is drained by a relay
-// that relies on the duplicate window alone, by one that keeps a checkpoint and looks at the stream, and by one that
-// archives as well, in turn.
+// that relies on the duplicate window alone, by one that keeps a checkpoint and verifies the stream, and by one that also
+// archives, in turn.
 func BenchmarkExactlyOnce(b *testing.B) {
 	l := newLibrary(b)
 	var window, recovering, archiving time.Duration
@@ -73,7 +73,7 @@ func (l *library) fill() {
 	l.total += libraryEvents
 }
 
-// windowOnly does not say that a publisher can read the stream back.
+// windowOnly hides that a publisher can read the stream back.
 type windowOnly struct{ relay.Publisher }
 
 func (windowOnly) ReadsBack() bool { return false }

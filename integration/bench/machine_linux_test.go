@@ -11,8 +11,8 @@ import (
 // memory is memory that has been in use and is given back bit by bit, as a backlog is drained and others need some.
 //
 // On a virtual machine whose host takes back what is free, a page that has not been in use lately costs more than an event
-// does: 4 to 16 µs on the one that these benchmarks were written on. A small backlog finds pages that were in use just now and
-// a large one does not, so that without this the size of a backlog would seem to matter to whoever drains it.
+// does: 4 to 16 µs on the machine that these benchmarks were written on. A small backlog finds pages that were in use just now,
+// a large one does not. Without this, the size of a backlog would seem to matter to the relay.
 type memory struct {
 	pages []byte
 	given int
@@ -20,8 +20,8 @@ type memory struct {
 }
 
 const (
-	// memoryPerEvent is about what both servers and the files that they write need for an event, beside some copies of its
-	// payload.
+	// memoryPerEvent is an estimate of what both servers, and the files that they write, need for an event, without the copies of
+	// its payload.
 	memoryPerEvent  = 3 << 10
 	memoryPerCopies = 3
 	// memoryAhead is given back before it is needed: so much may be free without being taken at once.

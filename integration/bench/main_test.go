@@ -59,8 +59,8 @@ func (t table) print() {
 	fmt.Fprintln(os.Stdout)
 }
 
-// within calls a function with a test of its own, so to say: what that started, and the files that it made, are gone
-// when it returns, and do not take processor and memory from what comes next.
+// within calls a function with a scope of its own: what the function started, and the files that it made, are gone when within
+// returns, so that they take no processor time and memory from what comes next.
 func within[T any](tb testing.TB, do func(tb testing.TB) T) T {
 	tb.Helper()
 	s := &scope{TB: tb}

@@ -56,7 +56,7 @@ func BenchmarkProducers(b *testing.B) {
 	report(b, bare.Seconds()/relayed.Seconds(), "relayed/bare")
 }
 
-// BenchmarkIdle measures what a relay costs that has nothing to do.
+// BenchmarkIdle measures what a relay costs while it has nothing to do.
 func BenchmarkIdle(b *testing.B) {
 	w := harness.NewWorld(b, harness.Options{})
 	relay := w.Relay("OUTBOX_LOGGING_LEVEL=info")

@@ -30,18 +30,18 @@ func environmentSeed() int64 {
 }
 
 const (
-	// fullLife is how many episodes a world has; then its stream gets long, and the audit with it.
+	// fullLife is how many episodes a world has. With more, its stream would get long, and the audit would take long.
 	fullLife = 40
 	// lanes is how many worlds there are at once; they mostly wait.
 	lanes = 3
-	// shortLife is that for those who only want to know whether it still works.
+	// shortLife is how many a world has without flags: enough to see whether it still works.
 	shortLife = 8
 )
 
-// Nothing is missing, stored twice or out of order, whatever fails, and as soon as nothing fails any more all goes on.
+// Nothing is missing, stored twice or out of order, whatever fails. As soon as nothing fails any more, everything goes on.
 //
-// Without flags that is shown in two worlds, of one nats-server and of three. With -duration there are new ones until the
-// time is over, some at once; with -seed alone, the one world that failed before.
+// Without flags there are two worlds, of one nats-server and of three. With -duration there are new worlds, some at once, until
+// the time is over; with -seed alone, only the world of that seed.
 func TestChaos(t *testing.T) {
 	var report report
 	began := time.Now()

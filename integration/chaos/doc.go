@@ -8,7 +8,7 @@
 //	go test ./integration/chaos -v -run TestChaos -seed 42 -episodes 40    the one world of that seed, once more
 //
 // A failed test names its seed. The seed decides which faults come, in which order, how long they last and what the
-// relays' settings are; it does not decide what the processes are at meanwhile, so it may take some attempts.
+// relays' settings are. It does not decide what the processes do meanwhile, so it may take some attempts to see the fault again.
 //
 // # What happens
 //
@@ -19,7 +19,7 @@
 //
 // A world lives through forty episodes. In each, one to four faults overlap, in different places:
 //
-//   - a relay is killed, frozen (by SIGSTOP) or restarted gracefully, or all are, one after the other; or whoever leads is
+//   - a relay is killed, frozen (by SIGSTOP) or restarted gracefully, or all are, one after the other; or the leader is
 //     stopped, up to three times in a row
 //   - its line to NATS or to Postgres is cut, loses all answers, or is late
 //   - Postgres crashes (immediate stop), or ends the relays' sessions
@@ -31,9 +31,9 @@
 // An episode has ended well when all that had been committed before the end of its last fault is settled, within 45 s.
 // After the last one the producers stop, and what they committed is compared with what the stream holds.
 //
-// One episode in four is a trial: one fault alone, of which more can be said. It begins once a relay leads, another is ready
-// to take over, and all replicas are current; if that is not so within 15 s, as after a leader has made way, it is left out
-// and counted. In a cluster, all may take twice as long.
+// One episode in four is a trial of one fault alone. So more can be demanded: see the table. A trial begins once a relay leads,
+// another is ready to take over, and all replicas are current. If that takes longer than 15 s, as after a leader has made way,
+// the trial is left out and counted. In a cluster, everything may take twice as long.
 //
 //	| trial              | what happens                                                                | what must hold                                                       |
 //	|--------------------|-----------------------------------------------------------------------------|----------------------------------------------------------------------|
@@ -51,24 +51,23 @@
 //
 // # What does not happen
 //
-// These are no faults that the relay promises to survive, so none of them is drawn:
+// The relay does not promise to survive these faults, so they never happen here:
 //
 //   - in a cluster, the stores of two servers of three go back to an old copy
 //   - messages are purged or deleted one by one, or somebody else writes to the events' subjects
-//   - the stream is replaced while a relay is frozen, or its line to NATS late or mute: what it had sent before it heard of
-//     that may be stored in the next stream before what is lost
+//   - the stream is replaced while a relay is frozen, or while its line to NATS is late or mute: the new stream may store what
+//     the relay had sent to the old one, before what is lost
 //   - the stream is deleted while a nats-server is frozen or starts: if then a relay creates it while its deletion is under way,
 //     nats-server 2.15.2 has a stream that answers questions and takes nothing, until the server restarts
-//   - a row has the seq of one that was published before, and the broker loses both: only one of them can come back at once
+//   - a row has the seq of one that was published before, and the broker loses both: only one at a time can come back
 //   - the broker loses what is older than the archive: the worlds keep one for 30 minutes, and live for one or two
-//   - a line is late by more than the duplicate window: what protects from a plain publish that late is the window
-//     alone
+//   - a line is late by more than the duplicate window: only the window protects from a plain publish that is so late
 //   - Postgres forgets what a producer committed (synchronous_commit = off)
 //
 // # Mutants
 //
 // Package integration/mutants builds the relay without one of its safeguards, and runs the cheapest test that notices.
-// TestMutants does to each such relay, as a whole, what must give it away, and the same to an intact relay.
+// TestMutants runs each such relay as a whole, and makes happen what must show its fault; then it does the same to an intact relay.
 //
 //	| mutant           | without the safeguard                                        | killed by                                                                                | what was seen                                                  |
 //	|------------------|--------------------------------------------------------------|------------------------------------------------------------------------------------------|----------------------------------------------------------------|
@@ -79,11 +78,11 @@
 //	| one-in-flight    | an aggregate's next event does not wait for the one before   | the broker refuses an event because its subject is full, and takes it later              | hot: number 4 is stored after 6                                |
 //	| delete-by-key    | what is published is removed by range                        | an event commits late, below others that are on their way                                | number 3 is missing                                            |
 //	| duplicate-ack    | that the stream has an event already counts as a failure     | an event comes again under an id that the stream knows                                   | the outbox does not get empty                                  |
-//	| audit            | what a look at the stream finds is ignored                   | the stream is deleted and created anew, while there is nothing to publish                | what it held does not come back                                |
+//	| verify           | what loss detection finds is ignored                         | the stream is deleted and created anew, while there is nothing to publish                | what it held does not come back                                |
 //	| in-process       | that an event is being stored (10158) counts as success      | a cluster without a majority gets an event twice, then loses its leader                  | acknowledged and not stored                                    |
 //	| fitness          | a leader that cannot publish stays                           | a leader loses its broker, while a standby has it                                        | the standby does not publish                                   |
 //
-// Two are killed by what the publisher alone does, reconnect-buffer and in-process: around it, the relay has a second
+// Two of them, reconnect-buffer and in-process, are killed by a test of the publisher alone: the relay around it has a second
 // safeguard against each. It publishes nothing while it is not connected, and after an outcome in doubt its fence follows
 // on the same connection; and when that fence is stored, nothing from before is in process any more. A relay that keeps an
 // archive survives delete-by-key: it counts what was removed, pauses, and puts back what it did not find in the stream.

@@ -144,7 +144,7 @@ func (w *world) lineFault() fault {
 	case 1:
 		f.name, f.begin, f.long = "loses all answers", each((*harness.Proxy).Mute), 6*time.Second
 	default:
-		// Later than that would be past the duplicate window: nothing but that protects from a plain publish so late.
+		// A longer delay would exceed the duplicate window, which alone protects from a plain publish that is so late.
 		late := 50*time.Millisecond + below(w.random, 450*time.Millisecond)
 		f.name, f.begin = "is late", each(func(p *harness.Proxy) { p.Delay(late) })
 	}

@@ -33,8 +33,8 @@ var (
 	scenario = flag.String("scenario", "", "the mutant whose scenario TestScenario goes through")
 )
 
-// scenarios are what gives mutants away: what happens, and what must be complained about then, among others. An intact
-// relay survives the same.
+// scenarios show each mutant's fault: what happens to the relay, and one of the complaints that must follow. An intact relay
+// survives the same without a complaint.
 //
 //nolint:gochecknoglobals // A table.
 var scenarios = []struct {
@@ -76,7 +76,7 @@ var scenarios = []struct {
 		"the outbox is empty", cameTwice, false,
 	},
 	{
-		"audit", "somebody deletes the stream and creates it anew, while there is nothing to publish",
+		"verify", "somebody deletes the stream and creates it anew, while there is nothing to publish",
 		"comes back", createdAnew, false,
 	},
 	{
@@ -89,8 +89,8 @@ var scenarios = []struct {
 	},
 }
 
-// Each safeguard is there for a reason: without it, something happens that the other tests are there to notice. With
-// -duration, those whose turn comes after that are left out.
+// Without a safeguard, something happens that the other tests must notice. With -duration, the mutants that would begin after
+// that time are left out.
 func TestMutants(t *testing.T) {
 	if !*tryMutants {
 		t.Skip("takes minutes: make chaos")
@@ -175,7 +175,7 @@ func TestScenario(t *testing.T) {
 	t.Fatalf("no scenario of %q", *scenario)
 }
 
-// seenInside returns what TestScenario has to complain about in a test that is compiled with an overlay.
+// seenInside returns the complaints of TestScenario in a test that is compiled with an overlay.
 func seenInside(t *testing.T, mutant, overlay string) (complaints []string) {
 	t.Helper()
 	binary := filepath.Join(t.TempDir(), "chaos.test")
@@ -214,7 +214,7 @@ func root(t *testing.T) string {
 	return dir
 }
 
-// verdict takes down what a test complains about, in place of failing.
+// verdict collects a test's complaints, instead of failing.
 type verdict struct {
 	testing.TB
 
@@ -237,7 +237,7 @@ func (v *verdict) Fatalf(format string, args ...any) {
 
 func (v *verdict) Fatal(args ...any) { v.Fatalf("%s", fmt.Sprint(args...)) }
 
-// seen returns what a scenario has to complain about when it happens to relays of a program.
+// seen returns the complaints of a scenario that happens to relays of a program.
 func seen(t *testing.T, happens func(v *verdict, program string), program string) []string {
 	t.Helper()
 	v := &verdict{TB: t}
@@ -252,7 +252,7 @@ func seen(t *testing.T, happens func(v *verdict, program string), program string
 	return v.seen
 }
 
-// window makes the stream forget ids so soon that it is no help, and pastWindow is longer than that.
+// window is a duplicate window so short that it protects from nothing here. pastWindow is longer.
 const (
 	window     = 2 * time.Second
 	pastWindow = window + 500*time.Millisecond
@@ -342,7 +342,7 @@ func stoppedBetweenEvents(v *verdict, program string) {
 	b.Audit(conn)
 }
 
-// stoppingPublisher is that of a process that is stopped when it has sent some events, until it is thawed.
+// stoppingPublisher behaves like the publisher of a process that is frozen after it has sent some events, until it is thawed.
 type stoppingPublisher struct {
 	*stream.Publisher
 
@@ -428,7 +428,7 @@ func neverCommitted(v *verdict, _ string) {
 	}
 }
 
-// aPublisher is open, and belongs to a test.
+// aPublisher returns an open publisher, which is closed when the test ends.
 type aPublisher struct {
 	testing.TB
 	*stream.Publisher

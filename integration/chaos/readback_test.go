@@ -8,9 +8,9 @@ import (
 	"github.com/go-outbox/go-outbox/integration/harness"
 )
 
-// A stream that changes while it is read back is read back once more. The worlds of TestChaos found that it was not: the
-// stream had been deleted, and while what the archive has of it was put back, the broker's store went back to a copy from
-// before. Nothing but the lost connection tells the relay of that.
+// A stream that changes while it is read back is read back once more. TestChaos found that it was not: the stream had been
+// deleted, and while the relay put back what the archive had of it, the broker's store was set back to an older copy. Only the
+// lost connection tells the relay of that.
 func TestTroubleWhileReadingBack(t *testing.T) {
 	t.Parallel()
 	const rows = 500

@@ -25,12 +25,12 @@ type trial struct {
 func (t trial) String() string { return strings.TrimSpace(t.kind + " " + t.detail) }
 
 const (
-	// takeoverWithin is how long it takes until a standby publishes for a leader that has lost its broker.
+	// takeoverWithin is how long it takes until a standby publishes in place of a leader that has lost its broker.
 	takeoverWithin = 10 * time.Second
-	// flowsWithin is how long it takes until an event is stored that nothing stands in the way of, or nothing does any more;
-	// twice as long in a cluster, which may choose a leader for the stream meanwhile.
+	// flowsWithin is how long it takes until an event is stored, once nothing keeps it from being stored. In a cluster it is
+	// twice as long: that may elect a leader for the stream meanwhile.
 	flowsWithin = 5 * time.Second
-	// recoveriesMost is how often the stream is read back for what concerns single events only.
+	// recoveriesMost is how often, at most, the stream is read back because of faults of single events.
 	recoveriesMost = 3
 	// calmWithin is how long a trial waits for a leader and a standby; one that made way does not stand by for some time.
 	calmWithin = 15 * time.Second
@@ -271,7 +271,7 @@ func (w *world) flows(what string, within time.Duration) {
 	}
 }
 
-// bound is how long something may take that takes so long with a single server.
+// bound is how long something may take here, if it takes d with a single server.
 func (w *world) bound(single time.Duration) time.Duration {
 	if len(w.nodes) > 1 {
 		return 2 * single
@@ -279,7 +279,7 @@ func (w *world) bound(single time.Duration) time.Duration {
 	return single
 }
 
-// settled reports whether no honest event up to a seq waits.
+// settled reports whether no honest event up to a seq is pending.
 func (w *world) settled(last int64) bool {
 	w.Helper()
 	var waiting bool
@@ -304,7 +304,7 @@ func (w *world) drawExtras() extras {
 	return extras{topic: fmt.Sprintf("restricted%d", w.extraTopics), rows: 1 + w.random.IntN(100), share: 1 + w.random.IntN(10), size: 10}
 }
 
-// subject is where those go to that are refused.
+// subject is the subject of the events that are refused.
 func (x extras) subject() string { return "outbox." + x.topic + ".Extra.refused" }
 
 // write inserts the extras and returns the ids of those that are to be refused, and of the others. Postgres may be away.
@@ -338,8 +338,8 @@ returning id, aggregate_id = 'refused'`, x.topic, x.rows, x.share, x.size)
 	return refused, others
 }
 
-// refused writes extras and waits until those that are to be refused are dead letters for a reason, and the others, as all
-// honest events, are settled.
+// refused writes extras. It waits until those that are to be refused are dead letters with the right reason, and until the
+// others and all honest events are settled.
 func (w *world) refused(x extras, reason string) {
 	w.Helper()
 	refused, others := w.write(x)
@@ -393,7 +393,7 @@ func (w *world) redeem() {
 	}
 }
 
-// leader returns the relay that leads; nil if none does, or nobody knows.
+// leader returns the relay that leads; nil if none does, or if that is not known.
 func (w *world) leader() *candidate {
 	ctx, cancel := context.WithTimeout(w.Context(), time.Second)
 	defer cancel()

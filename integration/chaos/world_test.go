@@ -22,7 +22,7 @@ import (
 // a leader that thaws after its lease, and for slow machines.
 const progressWithin = 45 * time.Second
 
-// world is what things happen to.
+// world is the servers and relays of one seed.
 type world struct {
 	*harness.World
 
@@ -107,7 +107,7 @@ func newWorld(t *testing.T, seed int64) *world {
 // revive starts a relay and does not wait for it.
 func (w *world) revive(r *candidate) { r.Process = w.Launch(r.settings...) }
 
-// stop asks a relay to end, which it does without complaint.
+// stop asks a relay to end. It must exit with 0.
 func (w *world) stop(r *candidate) {
 	w.Helper()
 	r.WaitFor(starting) // Before that, nobody listens.
@@ -176,7 +176,7 @@ func (w *world) writes(row harness.HostileRow, copies int) {
 	})
 }
 
-// readable shows that an operator can read what there is, whatever rows there are.
+// readable shows that the operator's commands work with whatever rows there are.
 func (w *world) readable() {
 	w.Helper()
 	if w.hostility == nil {
@@ -236,7 +236,7 @@ func (w *world) audit() (events int) {
 	if w.hostility != nil {
 		w.Logf("%d hostile rows", w.rows)
 	}
-	// An empty outbox is not enough: the stream may have gone back to an old copy, and the relay not have seen it yet.
+	// An empty outbox is not enough: the stream may be an old copy now, and the relay may not have seen that yet.
 	harness.Eventually(w.TB, progressWithin, fmt.Sprintf("%d events in the stream", events), func() bool {
 		return w.StoredIn(w.js, "OUTBOX") >= events
 	})

@@ -36,7 +36,7 @@ create trigger fill before insert on outbox for each row execute function fill()
 			t.Parallel()
 			s := newScene(t, "OUTBOX_ON_DEAD=hold")
 			s.start()
-			s.bury(t, parse(t, "headers=msg-id")[0])
+			s.giveUp(t, parse(t, "headers=msg-id")[0])
 			for _, fault := range s.traffic.Audit(20 * time.Second) {
 				s.problem("%s", fault)
 			}

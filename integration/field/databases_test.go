@@ -49,7 +49,7 @@ var settingsOfRoles = []struct { //nolint:gochecknoglobals // A constant, were i
 	{"search path", []string{"search_path = ''"}, 0},
 }
 
-// The role of the relay has settings that somebody made for people or for other programs.
+// The relay's role has settings that were meant for people or for other programs.
 func TestSettings(t *testing.T) {
 	t.Parallel()
 	for _, group := range settingsOfRoles {
@@ -76,7 +76,7 @@ func TestSettings(t *testing.T) {
 	})
 }
 
-// A new leader has much to read, and little time for a statement.
+// A new leader has much to read, and statements of its role may not take long.
 func TestStatementTimeoutAndLargeArchive(t *testing.T) {
 	t.Parallel()
 	s := newBareScene(t, harness.NewWorld(t, harness.Options{SharedPostgres: true, Quiet: true}))
@@ -190,8 +190,8 @@ func silent(t *testing.T) (address string) {
 	return listener.Addr().String()
 }
 
-// Somebody made functions, operators, types and tables of the names that PostgreSQL has in pg_catalog, in a schema that
-// comes first in the relay's search_path. None of them may run or count.
+// There are functions, operators, types and tables with the names of those in pg_catalog, in a schema that comes first in the
+// search_path of the relay's role. None of them may run or count.
 func TestImpostors(t *testing.T) {
 	t.Parallel()
 	for name, path := range map[string]string{"before pg_catalog": `evil, pg_catalog, public`, "after pg_catalog": `evil, public`} {
@@ -214,8 +214,8 @@ func TestImpostors(t *testing.T) {
 	}
 }
 
-// plant makes the schema evil: each function of pg_catalog with the same arguments, and with ones that fit a call less
-// exactly there; operators and types likewise. Who calls one leaves a trace.
+// plant makes the schema evil. It has each function of pg_catalog, with the same arguments and with arguments that fit a call
+// better; operators and types likewise. Each call of one leaves a trace.
 func plant(s *scene) {
 	s.Helper()
 	s.Exec(s.conn, `
@@ -359,7 +359,8 @@ func databaseIn(t *testing.T, dsn, encoding string) string {
 	return u.String()
 }
 
-// Connection strings that people have from elsewhere work, or end the relay with exit code 2 and without the secret.
+// Connection strings that were made for other programs either work, or end the relay with exit code 2 and a message without
+// the secret.
 func TestConnectionStrings(t *testing.T) {
 	t.Parallel()
 	for _, parameter := range []string{
@@ -411,8 +412,8 @@ func TestConnectionStrings(t *testing.T) {
 	})
 }
 
-// The sequence begins anew, as after a truncate or a restore, and then the broker loses the stream. Of events that have
-// one seq, each is in the stream again, or in the archive, or in the log.
+// The sequence begins anew, as after a truncate or a restore, and then the broker loses the stream. Each of two events with the
+// same seq is in the stream again, or in the archive, or in the log.
 func TestSequenceRestarted(t *testing.T) {
 	t.Parallel()
 	s := newScene(t)
@@ -558,7 +559,7 @@ insert into note select seq from event`)
 	s.verdict()
 }
 
-// granted makes the relay's role one that owns nothing and may use the tables.
+// granted gives the relay a role that owns nothing and may use the tables.
 func (s *scene) granted() {
 	s.Helper()
 	s.CommandWith(s.settings, "migrate")
@@ -568,7 +569,7 @@ func (s *scene) granted() {
 	s.settings = append(s.settings, "OUTBOX_MIGRATE=false")
 }
 
-// Row-level security is switched on under a running relay: it hides all rows from the relay. The log says so.
+// Row-level security is switched on while a relay runs. It hides all rows from the relay, and the log says so.
 func TestRowSecuritySwitchedOn(t *testing.T) {
 	t.Parallel()
 	s := newBareScene(t, harness.NewWorld(t, harness.Options{SharedPostgres: true, Quiet: true}))
@@ -592,7 +593,7 @@ func TestRowSecuritySwitchedOn(t *testing.T) {
 	s.verdict()
 }
 
-// Somebody holds the table for some seconds. The log names who, and the term survives or is begun again once.
+// A session locks the table for some seconds. The log names it, and the term goes on or is begun again once.
 func TestExclusiveLock(t *testing.T) {
 	t.Parallel()
 	s := newScene(t)
@@ -624,7 +625,7 @@ func TestExclusiveLock(t *testing.T) {
 	s.verdict()
 }
 
-// Somebody else holds the lock that relays compete for. The log names the session.
+// A session that is no relay holds the lock that relays compete for. The log names it.
 func TestLockHeldBySomebodyElse(t *testing.T) {
 	t.Parallel()
 	s := newScene(t)
@@ -660,7 +661,7 @@ select array_agg(classid::bigint), array_agg(objid::bigint), array_agg(objsubid:
 	s.verdict()
 }
 
-// signed reads an oid as the integer that it was made of.
+// signed converts an oid back to the integer that it was made of.
 func signed(oid int64) int64 { return int64(int32(uint32(oid))) }
 
 // A role has few connections.
@@ -750,7 +751,7 @@ func TestRotatedPassword(t *testing.T) {
 	}
 }
 
-// demandPasswords has the world's own Postgres ask a role for its password.
+// demandPasswords makes the world's own Postgres ask a role for its password.
 func (s *scene) demandPasswords(role string) {
 	s.Helper()
 	path := filepath.Join(filepath.Dir(s.Postgres.LogFile()), "data", "pg_hba.conf")
@@ -764,7 +765,7 @@ func (s *scene) demandPasswords(role string) {
 	s.Exec(s.conn, `select pg_reload_conf()`)
 }
 
-// The synchronous standby is gone, so no commit that waits for it ends. The log names it.
+// The synchronous standby is gone, so no commit that waits for it ends. The log says so.
 func TestSynchronousStandbyGone(t *testing.T) {
 	t.Parallel()
 	w := harness.NewWorld(t, harness.Options{Quiet: true})

@@ -1,10 +1,10 @@
-// Package field does to the relay what other people's rows and databases do to it, and looks at it from outside: the
-// binary, SQL and NATS clients.
+// Package field runs the relay with other people's rows and in other people's databases, and looks at it from outside: it uses
+// the binary, SQL and NATS clients.
 //
 // # Rows
 //
-// A producer holds INSERT, and a service that owns the table can write any column, with or without its checks. Whatever a
-// row is like, it is refused by Postgres with an error that says why, or:
+// A producer may INSERT, and a service that owns the table can write any column, with or without the checks. Whatever is in a
+// row, either Postgres refuses it with an error that says why, or:
 //
 //   - events of other aggregates are in the stream within a second of their commit (99 of 100), once and in order
 //   - the relay lives, keeps its term, and does not read the stream back again and again
@@ -13,8 +13,8 @@
 //   - the row is in the stream, or among the dead letters, or the log names it
 //   - all of this is also true of the next relay, which finds such a row there when its term begins
 //
-// TestRows is the table of such rows, alone and in thousands; TestDrawnRows draws some, by a seed, and makes what
-// fails smaller.
+// TestRows has a table of such rows, alone and in thousands. TestDrawnRows draws some, by a seed, and makes a failing case
+// smaller.
 //
 // # Databases
 //
@@ -24,7 +24,7 @@
 //
 // # Vacuum
 //
-// A million dead rows that vacuum cannot remove, or a million that wait for a decision, slow nobody down.
+// A million dead rows that vacuum cannot remove, or a million rows that wait for a person's decision, delay no other event.
 //
 //	go test ./integration/field                          what make test runs, three to four minutes
 //	go test ./integration/field -field.long              also what takes minutes and gigabytes

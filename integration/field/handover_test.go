@@ -67,8 +67,8 @@ func gapIn(stored []time.Time, from, to time.Time) time.Duration {
 	return longest
 }
 
-// Whoever takes over does so without a gap that anybody notices: at once from a leader that stops, and after a crash as
-// soon as it has read back what was published lately, however short the term before was.
+// A new leader publishes without a noticeable gap: at once after a leader that stopped; after a crash, as soon as it has read
+// back what was published lately, however short the term before was.
 //
 // Not parallel: it measures times. OUTBOX_RATE is the load, in events a second.
 func TestHandOver(t *testing.T) {

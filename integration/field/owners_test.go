@@ -17,9 +17,9 @@ import (
 	"github.com/go-outbox/go-outbox/store/storetest/postgres"
 )
 
-// What owners of the tables put on them, change about them and do to them, while a relay works.
+// What owners of the tables do to them while a relay works: triggers, constraints, rules, maintenance.
 
-// hostile inserts an event that somebody's trigger or constraint does not let go, and returns its id.
+// hostile inserts an event that a trigger or a constraint of the test's keeps in the table, and returns its id.
 func (s *scene) hostile() (id string) {
 	s.Helper()
 	if err := s.conn.QueryRow(s.Context(), `
@@ -29,7 +29,7 @@ insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) value
 	return id
 }
 
-// beside looks at what others feel for a while, and again at the next relay. Then no honest event is missing.
+// beside watches honest events for a while, with this relay and then with the next one. In the end none of them is missing.
 func (s *scene) beside() {
 	s.Helper()
 	began := s.began
@@ -45,7 +45,7 @@ func (s *scene) beside() {
 	}
 }
 
-// A trigger refuses that one row is deleted, with whatever error. It concerns nobody else, and the log names it.
+// A trigger lets one row not be deleted, with various errors. No other event is concerned, and the log names the row.
 func TestTriggerRefusesOneRow(t *testing.T) {
 	t.Parallel()
 	for name, body := range map[string]string{
@@ -111,7 +111,7 @@ create constraint trigger veto after delete on outbox deferrable initially defer
 	}
 }
 
-// A rule does something more at each deletion, or with each dead letter. Postgres refuses some statements where there are
+// A rule does something in addition to each deletion, or to each dead letter. Postgres refuses some statements on tables with
 // rules.
 func TestRules(t *testing.T) {
 	t.Parallel()
@@ -126,7 +126,7 @@ func TestRules(t *testing.T) {
 			s.Exec(s.conn, `create table audit (seq bigint)`)
 			s.Exec(s.conn, rule)
 			s.start()
-			s.bury(t, parse(t, "headers=msg-id")[0])
+			s.giveUp(t, parse(t, "headers=msg-id")[0])
 			s.beside()
 			s.verdict()
 		})
@@ -164,8 +164,8 @@ insert into outbox (topic, aggregate_type, aggregate_id, event_type, data, heade
 	}
 }
 
-// The broker loses the stream, and Postgres does not take one event back: a foreign key that somebody gave the outbox refers
-// to a row that is gone by now. The other events come back, and the log names that one.
+// The broker loses the stream, and Postgres does not take one event back: the outbox has a foreign key to a row that is gone by
+// now. The other events come back, and the log names that one.
 func TestPutBackRefused(t *testing.T) {
 	t.Parallel()
 	s := newScene(t)
@@ -224,7 +224,7 @@ insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) selec
 	s.verdict()
 }
 
-// The sequence gives each session fifty numbers at once, so a producer that is idle for a while writes below what others
+// The sequence gives each session fifty numbers at once. So a producer that was idle for a while writes lower seqs than others
 // have written. That may change the order, as doctor says, but its events do not wait.
 func TestSequenceCache(t *testing.T) {
 	t.Parallel()
@@ -240,7 +240,7 @@ func TestSequenceCache(t *testing.T) {
 	s.verdict()
 }
 
-// The role has a setting that makes it another, as whoever hands out roles for a day may do.
+// The relay's role has the setting "role", which makes each session another role, as with roles that are given for a day.
 func TestRoleThatBecomesAnother(t *testing.T) {
 	t.Parallel()
 	s := newBareScene(t, harness.NewWorld(t, harness.Options{SharedPostgres: true, Quiet: true}))
@@ -261,7 +261,7 @@ func TestRoleThatBecomesAnother(t *testing.T) {
 	s.ordinary()
 }
 
-// Somebody empties the table that says who leads. The leader notices, and begins a term with a number of its own.
+// The table that says who leads is emptied. The leader notices, and begins a term with a new number.
 func TestTermDeleted(t *testing.T) {
 	t.Parallel()
 	s := newScene(t)
@@ -330,7 +330,7 @@ insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) selec
 	}
 }
 
-// Others look after the tables, which takes locks of every kind, and cancel our statements. Nobody waits for long.
+// Others maintain the tables, which takes locks of every kind, and cancel the relay's statements. No event waits for long.
 func TestMaintenance(t *testing.T) {
 	t.Parallel()
 	for name, statements := range map[string][]string{
@@ -360,8 +360,8 @@ func TestMaintenance(t *testing.T) {
 	}
 }
 
-// maintain executes a statement until Postgres does not choose it as the victim of a deadlock. What an attempt at an index
-// has left is removed first.
+// maintain executes a statement, again while Postgres chooses it as the victim of a deadlock. Before each attempt it removes
+// what an earlier one left of an index.
 func (s *scene) maintain(sql string) {
 	s.Helper()
 	for range 10 {
@@ -420,7 +420,7 @@ select 'hostile', 'Hostile', 'h', 'E', convert_to(string_agg(md5(g::text), ''), 
 	s.verdict()
 }
 
-// A relay has the only connection that there is, and takes over from one that crashed. It has to read the archive all the same.
+// A relay may have only one connection, and takes over from a relay that crashed. It must read the archive nevertheless.
 func TestTakeoverOnOneConnection(t *testing.T) {
 	t.Parallel()
 	s := newBareScene(t, harness.NewWorld(t, harness.Options{SharedPostgres: true, Quiet: true}))

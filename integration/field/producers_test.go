@@ -12,7 +12,7 @@ import (
 	"github.com/go-outbox/go-outbox/store/storetest/postgres"
 )
 
-// Whatever way producers write in, each event that is committed is stored once, and soon; none that is rolled back is.
+// However producers insert, each event that is committed is stored once, and soon. None that is rolled back is stored.
 func TestWaysOfProducing(t *testing.T) {
 	t.Parallel()
 	w := harness.NewWorld(t, harness.Options{Quiet: true})

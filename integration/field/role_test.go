@@ -52,13 +52,13 @@ func (s *scene) as(role, password string) string {
 	return dsn.String()
 }
 
-// use has the relay and the commands use a connection string.
+// use makes the relay and the commands use a connection string.
 func (s *scene) use(dsn string) {
 	s.settings = append(slices.DeleteFunc(s.settings, func(setting string) bool { return strings.HasPrefix(setting, "OUTBOX_DATABASE_DSN=") }),
 		"OUTBOX_DATABASE_DSN="+dsn)
 }
 
-// ordinary shows that a relay does all that it is for: it publishes, buries, puts back, stops and starts.
+// ordinary shows that a relay does its whole work: it publishes, gives up, puts back, stops and starts.
 func (s *scene) ordinary() {
 	s.Helper()
 	s.relay = s.Relay(s.settings...)
@@ -81,7 +81,7 @@ func (s *scene) ordinary() {
 	s.verdict()
 }
 
-// daily is what happens every day, and one takeover.
+// daily does what happens every day, and one takeover.
 func (s *scene) daily() {
 	s.Helper()
 	refused, err := harness.ParseHostileRow("headers=msg-id")

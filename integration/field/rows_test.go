@@ -113,7 +113,7 @@ func largeRows() []rowsCase {
 	}
 }
 
-// Whatever is in the outbox, other events flow, the relay lives and its operator sees what there is.
+// Whatever is in the outbox, other events flow, the relay lives, and its operator can read everything.
 func TestRows(t *testing.T) {
 	t.Parallel()
 	for _, c := range ordinaryRows() {
@@ -124,7 +124,7 @@ func TestRows(t *testing.T) {
 	}
 }
 
-// Not parallel: what such rows cost Postgres, others would feel.
+// Not parallel: such rows would slow Postgres for other tests.
 func TestLargeRows(t *testing.T) {
 	for _, c := range largeRows() {
 		t.Run(c.name, func(t *testing.T) {
@@ -136,7 +136,7 @@ func TestLargeRows(t *testing.T) {
 	}
 }
 
-// TestOneRow is for whoever looks into a failure.
+// TestOneRow is for looking into a failure of one of the others.
 func TestOneRow(t *testing.T) {
 	t.Parallel()
 	if *oneRow == "" {
@@ -158,7 +158,7 @@ func (c rowsCase) run(t *testing.T) {
 		s.WithNulls(s.conn)
 	}
 	if c.first != "" {
-		s.bury(t, parse(t, c.first)[0])
+		s.giveUp(t, parse(t, c.first)[0])
 		s.mark()
 	}
 	s.judge(c, rows)
@@ -177,8 +177,8 @@ func parse(t *testing.T, text string) (rows []harness.HostileRow) {
 	return rows
 }
 
-// probe takes the table's checks away if they refuse one of the rows: it may be older than the checks, or its owner may do
-// the same. What refuses it has to say why. Large rows and those that need others first are not tried.
+// probe removes the table's checks if they refuse one of the rows: such a row may be older than the checks, or the owner may
+// have removed them. The refusal must say why. Large rows, and rows that need others first, are not tried.
 func (s *scene) probe(t *testing.T, rows []harness.HostileRow) {
 	t.Helper()
 	refused := false
@@ -218,8 +218,8 @@ func inClearWords(err error) bool {
 	return false
 }
 
-// bury writes a row and waits until it is a dead letter.
-func (s *scene) bury(t *testing.T, row harness.HostileRow) {
+// giveUp writes a row and waits until it is a dead letter.
+func (s *scene) giveUp(t *testing.T, row harness.HostileRow) {
 	t.Helper()
 	if _, err := row.Write(t.Context(), s.conn, 1000, 1); err != nil {
 		t.Fatal(err)
@@ -236,7 +236,7 @@ const (
 	fateWithin = 12 * time.Second // A hostile row has met its fate.
 )
 
-// judge writes rows into a running world, and looks for what must not be.
+// judge writes rows into a running world, and looks for what must not happen.
 func (s *scene) judge(c rowsCase, rows []harness.HostileRow) {
 	s.Helper()
 	began := s.began
@@ -329,7 +329,7 @@ func (s *scene) fate(c rowsCase, written []harness.WrittenRow) {
 	}
 }
 
-// write inserts the rows, numbered from first on, and removes them at once if they are to be gone.
+// write inserts the rows, numbered from first on. Rows that are to be gone are deleted at once.
 func (s *scene) write(rows []harness.HostileRow, first, copies int, gone bool) (written []harness.WrittenRow, err error) {
 	s.Helper()
 	ctx := s.Context()

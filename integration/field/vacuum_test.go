@@ -17,7 +17,7 @@ func rowsFor(daily, full int) int {
 	return daily
 }
 
-// An idle transaction keeps vacuum from removing what was published. Nobody waits for it, terms hold, a new leader soon
+// An idle transaction keeps vacuum from removing published rows. No event waits for it, no term ends, a new leader soon
 // publishes, and the log names the transaction. Not parallel: it measures times, and writes much.
 func TestDeadRowsUnderIdleTransaction(t *testing.T) {
 	rows := rowsFor(300_000, 9_000_000)
@@ -68,7 +68,7 @@ select 't', 'Bulk', 'b' || i % 1000, 'E', 'x' from generate_series(1, $1::int) i
 	s.verdict()
 }
 
-// A great many rows wait for a person's decision about a dead letter of their aggregate. Nobody else waits.
+// A great many rows wait for a person's decision about a dead letter of their aggregate. No other aggregate waits.
 func TestRowsBehindHeldAggregate(t *testing.T) {
 	rows := rowsFor(300_000, 7_000_000)
 	s := newScene(t, "OUTBOX_ON_DEAD=hold")

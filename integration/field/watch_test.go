@@ -16,7 +16,7 @@ import (
 	"github.com/go-outbox/go-outbox/integration/harness"
 )
 
-// Bounds of what may happen to a relay and to honest events beside something hostile.
+// Bounds of what may happen to a relay and to honest events while there is something hostile.
 const (
 	boundDelay     = time.Second // For 99 of 100 events.
 	boundMedian    = 100 * time.Millisecond
@@ -28,7 +28,7 @@ const (
 	boundTakeover  = 5 * time.Second // Until the first event after the start of the next relay.
 )
 
-// scene is a world in which something hostile happens to a relay, and honest events flow beside.
+// scene is a world in which something hostile happens to a relay while honest events flow.
 type scene struct {
 	*harness.World
 
@@ -74,7 +74,7 @@ func (s *scene) start() {
 	s.mark()
 }
 
-// awaitConsumer waits until the one who takes the times has read all that is stored.
+// awaitConsumer waits until the consumer that takes the times has read all that is stored.
 func (s *scene) awaitConsumer() {
 	s.Helper()
 	from := time.Now()
@@ -131,8 +131,8 @@ func (s *scene) check(what string) {
 	s.seen = append(s.seen, fmt.Sprintf("%s; %v read-backs; memory up to %d MiB; %d bytes of log", seen, backs, peak>>20, s.relay.Logged()))
 }
 
-// late reports whether honest events waited for longer than they may. On a machine that has no time for the producer's
-// inserts they may wait for longer, within limits.
+// late reports whether honest events waited for longer than they may. If the machine is too busy for the producer's inserts,
+// they may wait somewhat longer.
 func late(d harness.Delays) bool {
 	return d.Events == 0 || d.P99 > boundDelay+min(4*d.Insert, 2*time.Second) || d.P50 > boundMedian+min(2*d.Insert, time.Second)
 }
@@ -165,7 +165,7 @@ func (s *scene) letters() (letters []letter, err error) {
 	return letters, nil
 }
 
-// checkCommands runs what an operator does first.
+// checkCommands runs the commands that an operator runs first.
 func (s *scene) checkCommands() {
 	s.Helper()
 	if _, err := s.letters(); err != nil {

@@ -10,11 +10,11 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// HostileRow is a row of the outbox that no decent producer writes: some of its columns have an extreme value, the others
-// a usual one. [Extremes] has all that there are, [ParseHostileRow] reads a row's text, and [HostileRows] draws some.
+// HostileRow is a row of the outbox that no well-behaved producer writes: some of its columns have an extreme value, the
+// others a usual one. [Extremes] has all extreme values, [ParseHostileRow] reads a row's text, and [HostileRows] draws rows.
 type HostileRow []Extreme
 
-// Extreme is one such value. Its expression may refer to i, the number of the copy, from 1 on.
+// Extreme is an extreme value. Its expression may refer to i, the number of the copy, from 1 on.
 type Extreme struct {
 	Column, Name string
 
@@ -85,7 +85,7 @@ type WrittenRow struct {
 	Seq int64
 }
 
-// Write inserts so many copies of the row in one statement. The number tells the rows of one table apart.
+// Write inserts several copies of the row in one statement. Number tells the rows of one table apart.
 func (r HostileRow) Write(ctx context.Context, conn *pgx.Conn, number, copies int) ([]WrittenRow, error) {
 	columns := []string{"id", "topic", "aggregate_type", "aggregate_id", "event_type", "data"}
 	values := map[string]string{
@@ -138,12 +138,12 @@ end
 $$`)
 }
 
-// noise returns an expression for a text of so many kilobytes that cannot be compressed much, another for each copy.
+// noise returns an expression for a text of that many kilobytes, which cannot be compressed much and differs for each copy.
 func noise(kilobytes int) string {
 	return fmt.Sprintf(`(select string_agg(md5(i || '/' || g), '') from generate_series(1, %d) g)`, kilobytes*1024/32)
 }
 
-// Extremes are the values of each column that were seen to do harm, and their kin.
+// Extremes are the values of each column that were seen to do harm, and similar ones.
 func Extremes() []Extreme {
 	extremes := []Extreme{
 		{Column: "seq", Name: "zero", SQL: `0`},

@@ -39,7 +39,7 @@ type role struct {
 
 	Cert, Key string // Files; empty for no TLS.
 
-	// Permissions adds RelayUser, who may publish to all subjects but Denied. Who does not log in may do everything.
+	// Permissions adds RelayUser, who may publish to all subjects but Denied. A client that does not log in may do everything.
 	Permissions bool
 	Deaf        bool // RelayUser may not subscribe to what servers tell of streams.
 	Denied      []string
@@ -80,7 +80,7 @@ func newNATS(tb testing.TB, options Options) *NATS {
 	return n
 }
 
-// freePorts returns so many different ports that nobody uses just now.
+// freePorts returns n different ports that are free just now.
 func freePorts(tb testing.TB, count int) []int {
 	tb.Helper()
 	var ports []int
@@ -170,8 +170,8 @@ func replaceFile(name string, content []byte) error {
 	return os.Rename(name+".new", name)
 }
 
-// Deny reloads the server so that RelayUser may not publish to some subjects. Like the limits below, that outlasts kills,
-// and comes into force soon after the server runs; see Reloaded.
+// Deny reloads the server so that RelayUser may not publish to some subjects. Like the limits below, that stays over kills. It
+// comes into force soon after the server runs; see Reloaded.
 func (n *NATS) Deny(subjects ...string) {
 	n.Helper()
 	n.role.Denied = subjects
@@ -205,7 +205,7 @@ func (n *NATS) Reloaded() {
 	})
 }
 
-// reloadedSuffix is what is added to the name of a role's file for that of the file with the role in force.
+// reloadedSuffix added to the name of a role's file gives the name of the file with the role that is in force.
 const reloadedSuffix = ".reloaded"
 
 func (n *NATS) ready() {
@@ -236,7 +236,7 @@ func (n *NATS) Revive() {
 // Kill ends the server without its consent.
 func (n *NATS) Kill() { n.running.Kill() }
 
-// Freeze stops the server in its tracks until Thaw.
+// Freeze stops the server until Thaw, in the middle of whatever it does.
 func (n *NATS) Freeze() { n.running.Freeze() }
 
 // Thaw lets a frozen server go on.
@@ -439,7 +439,7 @@ func (w *World) StoredIn(js jetstream.JetStream, name string) (events int) {
 		if err != nil {
 			return false
 		}
-		// What the relay writes for itself goes to subjects apart from the events', or with this token.
+		// The relay's own messages have other subjects than events, or this token.
 		info, err := stream.Info(ctx, jetstream.WithSubjectFilter(">"))
 		if err != nil {
 			return false

@@ -63,8 +63,8 @@ func launch(tb testing.TB, cmd *exec.Cmd) *Process {
 	return p
 }
 
-// longestLine is what is kept of a line of the log. A process whose output nobody reads any more would stand still, so
-// longer lines are read to their end.
+// longestLine is how much is kept of a line of the log. Longer lines are read to their end nevertheless: a process stops when
+// its output is not read.
 const longestLine = 16 << 10
 
 // listen reads the log until it ends.
@@ -228,7 +228,7 @@ func (p *Process) tail(n int) string {
 	return strings.Join(kept, "\n")
 }
 
-// cut shortens a line to what a reader of a test's report can bear.
+// cut shortens a line for a test's report.
 func cut(line string) string {
 	const most = 1000
 	if len(line) <= most {
@@ -277,7 +277,7 @@ func (p *Process) Kill() {
 	<-p.ended
 }
 
-// Freeze stops the process in its tracks until Thaw.
+// Freeze stops the process until Thaw, in the middle of whatever it does.
 func (p *Process) Freeze() { p.signal(freeze) }
 
 // Thaw lets a frozen process go on.
@@ -337,7 +337,7 @@ func (p *Process) Get(path string) int {
 	return code
 }
 
-// Body is Get for what is answered.
+// Body is Get, and returns the body.
 func (p *Process) Body(path string) string {
 	p.Helper()
 	_, body := p.ask(path)

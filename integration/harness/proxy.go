@@ -11,7 +11,7 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// Proxy stands between a relay and a server, and does to what passes what a network may do.
+// Proxy is between a relay and a server, and can do to the traffic what a network may do.
 type Proxy struct {
 	testing.TB
 
@@ -37,13 +37,13 @@ func (p *Proxy) Address() string { return p.proxy.Listen }
 // Cut ends all connections and takes no more, until Mend.
 func (p *Proxy) Cut() { p.proxy.Stop() }
 
-// Mute lets requests pass and loses what is answered, until Mend: then the connections end, since nobody could make
-// sense of what comes after a gap.
+// Mute lets requests pass and loses all answers, until Mend. Then the connections end: after a gap, what follows makes no
+// sense.
 func (p *Proxy) Mute() {
 	p.poison(`{"name": "mute", "type": "timeout", "stream": "downstream", "attributes": {"timeout": 0}}`)
 }
 
-// Delay makes requests late, until Mend. What is late by then comes at once, also if the sender is gone.
+// Delay makes requests late, until Mend. Then those that are late arrive at once, even if the sender is gone.
 func (p *Proxy) Delay(late time.Duration) {
 	p.poison(fmt.Sprintf(`{"name": "delay", "type": "latency", "stream": "upstream", "attributes": {"latency": %d}}`, late.Milliseconds()))
 }

@@ -50,7 +50,7 @@ func NATSServer(tb testing.TB, version string) (program string) {
 		}
 		tb.Fatal(err)
 	}
-	// Others may build it at the same time; whoever is last wins.
+	// Several tests may build it at the same time; the last one wins.
 	if err := os.Rename(filepath.Join(dir, "nats-server"), program); err != nil {
 		tb.Fatal(err)
 	}

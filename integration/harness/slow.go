@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// SlowLine forwards connections to address, so many bytes a second towards it and back, 0 for any number, until the test
-// ends. It returns where it listens.
+// SlowLine forwards connections to address until the test ends, at so many bytes a second towards it and back; 0 sets no
+// limit. It returns its own address.
 func SlowLine(tb testing.TB, address string, there, back int) string {
 	tb.Helper()
 	listener, err := new(net.ListenConfig).Listen(tb.Context(), "tcp", "127.0.0.1:0")

@@ -37,7 +37,7 @@ type Traffic struct {
 	failed    error // The latest error of an insert.
 }
 
-// journey is one event's way.
+// journey is when one event was committed, and when it arrived.
 type journey struct {
 	aggregate string
 	version   int
@@ -90,7 +90,7 @@ func (t *Traffic) produce(ctx context.Context, conn *pgx.Conn) {
 		t.byID[id] = j
 		t.mu.Unlock()
 		began := time.Now()
-		// It is not interrupted: then nobody would know whether it is committed.
+		// It is not interrupted: then it would not be known whether it is committed.
 		_, err := conn.Exec(context.WithoutCancel(ctx), t.insert, id, aggregate, strconv.Itoa(j.version))
 		t.mu.Lock()
 		if t.failed = err; err == nil {
@@ -151,11 +151,11 @@ func (t *Traffic) take(m jetstream.Msg) {
 	t.latest[j.aggregate] = j.version
 }
 
-// Delays are how long honest events took from commit to stream; what has not come yet counts with what it has waited.
+// Delays are how long honest events took from commit to stream. An event that has not come yet counts with its time so far.
 type Delays struct {
 	Events, Missing int
 	P50, P99, Max   time.Duration
-	// Insert is how long 99 of 100 inserts took, which the relay has no part in: it tells how busy the machine is.
+	// Insert is how long 99 of 100 inserts took. The relay has no part in that: it tells how busy the machine is.
 	Insert time.Duration
 }
 
@@ -164,7 +164,7 @@ func (d Delays) String() string {
 		d.P50.Round(time.Millisecond), d.P99.Round(time.Millisecond), d.Max.Round(time.Millisecond), d.Insert.Round(time.Millisecond))
 }
 
-// Since returns the delays of the events that were committed from a time on, but for those of one aggregate.
+// Since returns the delays of the events that were committed from a time on, except for those of one aggregate.
 func (t *Traffic) Since(from time.Time, without string) (d Delays) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -228,8 +228,8 @@ func (t *Traffic) Honest(id string) bool {
 	return t.byID[id] != nil
 }
 
-// Audit stops the producer, waits until all honest events are stored, but no longer than within, and returns what is
-// missing, stored twice or out of order.
+// Audit stops the producer and waits until all honest events are stored, but no longer than within. It returns what is missing,
+// stored twice or out of order.
 func (t *Traffic) Audit(within time.Duration) (faults []string) {
 	t.stop()
 	t.done.Wait()

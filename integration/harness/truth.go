@@ -14,13 +14,13 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Producers write to aggregates whose rows carry a version, and tell of each new version in the same transaction.
-// What they committed is therefore what the aggregates' rows say, and no part of the outbox has a hand in it.
+// Producers raise the versions of aggregates, and insert an event for each new version in the same transaction. So the
+// aggregates' rows say what was committed, and the outbox has no part in that.
 type Producers struct {
 	*World
 
-	// Others is set where somebody else writes rows of other aggregate types: the audit leaves them out, but for that none may
-	// be stored twice.
+	// Others is set where something else writes rows of other aggregate types. Of these the audit only sees that none is stored
+	// twice.
 	Others bool
 
 	load      Load
@@ -38,9 +38,10 @@ const (
 // Load says how Producers write.
 type Load struct {
 	Writers int
-	// Rollbacks are so many of a hundred transactions, and Bursts tell of all aggregates several times over.
+	// Rollbacks is how many of a hundred transactions roll back, and Bursts how many write events of all aggregates, several
+	// each.
 	Rollbacks, Bursts int
-	// Pause is what a writer makes after each transaction, on average.
+	// Pause is how long a writer pauses after each transaction, on average.
 	Pause time.Duration
 }
 
@@ -65,7 +66,7 @@ func (w *World) ProduceLoad(load Load) *Producers {
 	for range load.Writers {
 		p.done.Go(func() {
 			for ctx.Err() == nil {
-				// It is not interrupted: a commit that nobody waits for would be done after the audit has begun.
+				// It is not interrupted: a commit that nothing waits for could be done after the audit has begun.
 				p.resting.RLock()
 				err := p.write(context.WithoutCancel(ctx), pool)
 				p.resting.RUnlock()
@@ -125,7 +126,7 @@ func (p *Producers) write(ctx context.Context, pool *pgxpool.Pool) error {
 	return p.conclude(ctx, tx)
 }
 
-// everybody gives each account a new version, and tells of it; burst is how often, so that the relay has a backlog.
+// everybody gives each account a new version, and inserts the events, burst times, so that the relay has a backlog.
 const (
 	everybody = `
 with locked as (select id from account order by length(id), id for update),
@@ -135,7 +136,7 @@ select 'accounts', '` + HonestType + `', id, 'Changed', convert_to(version::text
 	burst = 5
 )
 
-// conclude commits, or does not.
+// conclude commits or rolls back.
 func (p *Producers) conclude(ctx context.Context, tx pgx.Tx) error {
 	if rand.IntN(100) < p.load.Rollbacks {
 		return tx.Rollback(ctx)
@@ -153,7 +154,7 @@ func (p *Producers) Wrote(n int64) {
 	Eventually(p.TB, time.Minute, fmt.Sprintf("%d transactions", n), func() bool { return p.committed.Load() >= n })
 }
 
-// Rest does something while nobody writes.
+// Rest does something while the producers pause.
 func (p *Producers) Rest(during func()) {
 	p.resting.Lock()
 	defer p.resting.Unlock()

@@ -90,9 +90,9 @@ type Options struct {
 	NoNATS       bool // Until NATS.Start is called.
 	// Permissions lets relays log in as RelayUser, whom NATS.Deny forbids subjects.
 	Permissions bool
-	// Deaf is Permissions, without that to hear that a stream was deleted.
+	// Deaf is Permissions, without the permission to hear that a stream was deleted.
 	Deaf bool
-	// TLS has the nats-server offer TLS, to whoever wants it: see NATS.Encrypted.
+	// TLS has the nats-server offer TLS; clients need not use it: see NATS.Encrypted.
 	TLS bool
 	// NATSProgram is a nats-server of another version: see NATSServer.
 	NATSProgram string
@@ -102,7 +102,7 @@ type Options struct {
 	SharedPostgres bool
 	// RelayProgram is an outbox-relay that Build made. Empty is the one that Main built.
 	RelayProgram string
-	// Quiet keeps the relays' logs out of the report of a failed test, which has an account of its own.
+	// Quiet keeps the relays' logs out of the report of a failed test, for tests that report themselves.
 	Quiet bool
 }
 
@@ -232,7 +232,7 @@ type Result struct {
 	Code           int // -1 if it was still running after a time, and was killed.
 }
 
-// Try runs an outbox-relay command to its end, whichever that is, but no longer than within.
+// Try runs an outbox-relay command to its end, whether it succeeds or fails, but no longer than within.
 func (w *World) Try(within time.Duration, settings []string, args ...string) Result {
 	w.Helper()
 	ctx, cancel := context.WithTimeout(w.Context(), within)
@@ -354,7 +354,7 @@ func read(ctx context.Context, js jetstream.JetStream, name string) ([]*jetstrea
 				continue
 			}
 			if all := stream.CachedInfo().State.Msgs; seen < all {
-				// In a cluster, the consumer may be on a server that has just come back and knows no better.
+				// In a cluster, the consumer may be on a server that has just come back and is not up to date.
 				return nil, fmt.Errorf("%d messages of %d that the stream's leader has", seen, all)
 			}
 			return messages, nil

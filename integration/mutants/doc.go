@@ -6,8 +6,8 @@
 //
 // A [Mutant] is a list of edits to production code: a file, a text that occurs in it exactly once, and the text that
 // replaces it. go build and go test read the changed copies by their flag -overlay, so production code has no switches.
-// TestApply, which is part of make test, fails when the text of an edit is no longer there, or occurs twice: whoever changes
-// that line moves the mutant with it.
+// TestApply, which is part of make test, fails when the text of an edit is no longer there, or occurs twice: if you change
+// such a line, change the mutant, too.
 //
 // # To add a mutant
 //

@@ -154,7 +154,7 @@ func All() []Mutant {
 			Killer: Killer{"./stream", "^TestAnswerToAnEvent$/^a_duplicate$", "want that it is stored"},
 		},
 		{
-			Name:    "audit",
+			Name:    "verify",
 			Without: "what a look at the stream finds is ignored",
 			Edits: []Edit{{
 				File: "relay/lossdetector.go",

@@ -41,7 +41,7 @@ func TestDowngrade(t *testing.T) {
 	b.Audit(conn)
 }
 
-// disallowBatches does what the command does that the relay and doctor name.
+// disallowBatches does the same as the command that the relay and doctor name.
 func disallowBatches(w *harness.World) {
 	w.Helper()
 	conn, err := nats.Connect(w.URL())

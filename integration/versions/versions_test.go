@@ -11,7 +11,7 @@ import (
 	"github.com/go-outbox/go-outbox/integration/harness"
 )
 
-// amid does something once a part of a backlog has left the outbox, and sees that it did so before all had.
+// amid does something once a part of a backlog has left the outbox. It fails if by then all had.
 func amid(w *harness.World, conn *pgx.Conn, rows int, do func()) {
 	w.Helper()
 	left := func() (n int) {
@@ -27,8 +27,8 @@ func amid(w *harness.World, conn *pgx.Conn, rows int, do func()) {
 	}
 }
 
-// TestVersions is what is promised of every version: a drain, and one in which the relay, and one in which the server is
-// killed, lose nothing, store nothing twice and keep the order.
+// TestVersions drains a backlog with each version: without a fault, with a relay that is killed, and with a server that is
+// killed. Nothing is missing, stored twice or out of order.
 func TestVersions(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

@@ -11,8 +11,8 @@ import (
 // connection costs a descriptor, which the relay's own connections may need, and some memory.
 const maxConnections = 64
 
-// connections are the open ones of a server. One too many takes the place of another, so that whoever opens many and
-// says nothing keeps no probe from its answer.
+// connections are the open connections of a server. At the limit, a new one takes the place of another: a client that opens
+// many and sends nothing keeps no probe from its answer.
 type connections struct {
 	limit int
 
@@ -26,15 +26,15 @@ type connection struct {
 	answering bool
 }
 
-// track is an http.Server's ConnState. It closes the connection that has waited longest for a request or, where all are
-// being answered, the one that has been for longest.
+// track is an http.Server's ConnState. At the limit it closes the connection that has been waiting longest for a request. If
+// all are being answered, it closes the one whose request came first.
 func (c *connections) track(conn net.Conn, state http.ConnState) {
 	if excess := c.note(conn, state); excess != nil {
 		_ = excess.Close() // The server learns of it when it reads or writes.
 	}
 }
 
-// note takes down a connection's state and returns the connection to be closed, if any.
+// note records a connection's state and returns the connection to close, if any.
 func (c *connections) note(conn net.Conn, state http.ConnState) (excess net.Conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -48,7 +48,7 @@ func (c *connections) note(conn net.Conn, state http.ConnState) (excess net.Conn
 	case http.StateNew:
 	default:
 		if i < 0 {
-			return nil // It has lost its place, and is about to be closed.
+			return nil // It was removed here, and is about to be closed.
 		}
 	}
 	if len(c.open) >= c.limit {

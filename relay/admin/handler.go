@@ -12,20 +12,21 @@ import (
 // Report is the JSON that /healthz and /readyz answer with.
 type Report struct {
 	Identity
-	// Ready tells that the relay publishes, or could and knows another to lead. If not, Trouble says why.
+	// Ready tells that the relay publishes, or that another relay leads and this one could. If not, Trouble says why.
 	Ready bool `json:"ready"`
 	// State is what the relay is doing, since Since.
 	State relay.State `json:"state"`
 	Since time.Time   `json:"since"`
-	// Standby tells that another relay is known to lead, and Fit that this one, which does not, could: it has reached
-	// Postgres, the broker and the stream just now.
+	// Standby tells that another relay is known to lead. Fit tells that this one does not lead and could: it has just reached
+	// Postgres, the broker and the stream.
 	Standby bool `json:"standby"`
 	Fit     bool `json:"fit"`
-	// Term is the number of the term of office, 0 while not leading.
+	// Term is the number of the term, 0 while not leading.
 	Term int64 `json:"term"`
-	// Publishing tells that a leader has the broker's ear.
-	Publishing bool   `json:"publishing"`
-	Trouble    string `json:"trouble,omitempty"`
+	// Publishing tells that this relay leads and can publish.
+	Publishing bool `json:"publishing"`
+	// Trouble is why the relay cannot publish, or could not if it were elected; empty for nothing.
+	Trouble string `json:"trouble,omitempty"`
 	// Published counts the events that this relay saw acknowledged.
 	Published int64 `json:"published"`
 }
@@ -33,12 +34,12 @@ type Report struct {
 const index = `Go Outbox relay
 
 /healthz  200 unless the relay has stopped or hangs
-/readyz   200 if it publishes, or could and another leads, otherwise 503
+/readyz   200 if it publishes, or if another leads and it could; otherwise 503
 /metrics  for Prometheus
 `
 
-// NewHandler returns a handler that reports, as self, what status returns, which may be called at any time, and serves
-// metrics under /metrics.
+// NewHandler returns the handler of a relay: self is who it is, status returns its state, and metrics is served at /metrics.
+// Status is called for each request, by several goroutines at once.
 func NewHandler(self Identity, status func() relay.Status, metrics http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {

@@ -5,16 +5,17 @@ import (
 	"os"
 )
 
-// Identity tells relays apart that may be found at one address: with host networking, containers share their ports.
+// Identity tells relays apart if they can have the same address: with host networking, containers share their ports.
 type Identity struct {
 	// Table is the outbox table that is relayed.
 	Table string `json:"table,omitempty"`
-	// Container is Linux's name of the process ID namespace. Processes of one container have it in common; those of
-	// another container have another one. It is empty where it is not known.
+	// Container is Linux's name of the process ID namespace: the same for all processes of a container, and another one for
+	// each container. It is empty if it is not known.
 	Container string `json:"container,omitempty"`
 }
 
-// Self is the identity of a relay of table in this process's container.
+// Self returns the identity of a relay that runs in this process's container. Table is its outbox table, such as
+// public.outbox.
 func Self(table string) Identity {
 	namespace, err := os.Readlink("/proc/self/ns/pid")
 	if err != nil {
@@ -23,8 +24,7 @@ func Self(table string) Identity {
 	return Identity{Table: table, Container: namespace}
 }
 
-// Check returns an error that says what is different if other is certainly not i. What either does not know is not
-// compared.
+// Check returns an error if other is certainly not i; it says what differs. A field that is empty in either is not compared.
 func (i Identity) Check(other Identity) error {
 	switch {
 	case differ(i.Table, other.Table):
@@ -38,7 +38,7 @@ func (i Identity) Check(other Identity) error {
 
 func differ(a, b string) bool { return a != "" && b != "" && a != b }
 
-// cut shortens what comes from somebody else.
+// cut shortens a text that came over the network.
 func cut(text string) string {
 	const limit = 150 // A name of Postgres has 63 bytes.
 	if len(text) <= limit {

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// Budgets of a [Server]. What it serves is small and near.
+// Limits of a [Server]. Its answers are small, and its clients are near.
 const (
 	requestTimeout = 5 * time.Second
 	answerTimeout  = 30 * time.Second
@@ -21,14 +21,15 @@ const (
 	maxHeaderBytes = 16 << 10
 )
 
-// Server serves a handler at one address. It keeps no more than 64 connections open, and none that is silent for long.
+// Server serves a handler at one address. It has at most 64 connections open, and closes one that sends nothing for two
+// minutes.
 type Server struct {
 	listener net.Listener
 	http     *http.Server
 }
 
-// Listen takes hold of the address, host:port, so that its error tells whether it is free. Connections wait until
-// [Server.Run]. Log receives what goes wrong with single connections; nil discards it.
+// Listen listens at addr, host:port; it fails if another process does. Connections wait until [Server.Run]. Log receives what
+// goes wrong with single connections; nil discards it.
 func Listen(ctx context.Context, addr string, handler http.Handler, log *slog.Logger) (*Server, error) {
 	var config net.ListenConfig
 	listener, err := config.Listen(ctx, "tcp", addr)
@@ -54,11 +55,11 @@ func Listen(ctx context.Context, addr string, handler http.Handler, log *slog.Lo
 	}, nil
 }
 
-// Addr returns where the server listens: if port 0 was asked for, with the port that it got.
+// Addr returns where the server listens, host:port. If port 0 was asked for, it has the port that the system chose.
 func (s *Server) Addr() string { return s.listener.Addr().String() }
 
-// Run serves until ctx ends and then lets answers under way finish, for a moment. It returns nil if it was
-// stopped. It is to be called once, since it gives the address up.
+// Run serves until ctx ends, and then waits at most a second for answers under way. It returns nil if it was stopped that
+// way. Call it once: it frees the address.
 func (s *Server) Run(ctx context.Context) error {
 	served := make(chan error, 1)
 	go func() { served <- s.http.Serve(s.listener) }()
@@ -71,7 +72,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer cancel()
 	err := s.http.Shutdown(closing)
 	if errors.Is(err, context.DeadlineExceeded) {
-		err = s.http.Close() // Whoever is still reading would read for ever.
+		err = s.http.Close() // A client that still reads might never end.
 	}
 	if failure := <-served; err == nil && !errors.Is(failure, http.ErrServerClosed) {
 		err = failure

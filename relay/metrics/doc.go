@@ -7,27 +7,27 @@
 // # Metrics
 //
 //	outbox_relay_leader                 gauge      1 while this relay leads, 0 otherwise
-//	outbox_relay_term                   gauge      its latest term of office; 0 before the first
+//	outbox_relay_term                   gauge      the number of its latest term; 0 before the first
 //	outbox_relay_paused                 gauge      1 while it leads and cannot publish
 //	outbox_relay_pauses_total{fault}    counter    times that publishing paused, by whose fault: "weather" passes by
 //	                                               itself, "setup" is for a person to mend
 //	outbox_relay_published_total        counter    events that the stream acknowledged
-//	outbox_relay_batched_total          counter    those among them that went in ordered batches
-//	outbox_relay_duplicates_total       counter    of these, events that the stream had from an earlier attempt
-//	outbox_relay_refused_total          counter    refusals of an event for a reason of its own, the last included
+//	outbox_relay_batched_total          counter    those of them that went in ordered batches
+//	outbox_relay_duplicates_total       counter    those of them that the stream had from an earlier attempt
+//	outbox_relay_refused_total          counter    refusals of an event for its own sake, the last one included
 //	outbox_relay_dead_total             counter    events given up: these are dead letters now
 //	outbox_relay_recoveries_total       counter    times that the stream was read back
-//	outbox_relay_recovered_total        counter    events found there then, and settled without publishing
+//	outbox_relay_recovered_total        counter    events found in the stream then, and settled without publishing
 //	outbox_relay_lost_total             counter    events that the broker had acknowledged and lost: they were put back
 //	                                               from the archive, and published again
 //	outbox_relay_publish_lag_seconds    histogram  age of the oldest event in each group of acknowledgements
-//	outbox_relay_exchanges_total        counter    round trips to the outbox
+//	outbox_relay_round_trips_total      counter    round trips to the outbox
 //	outbox_relay_fetched_total          counter    rows read from the outbox
 //	outbox_relay_settled_total          counter    rows removed from the outbox after they were published
-//	outbox_relay_lock_wait_seconds      gauge      for how long it has been waiting for a lock in Postgres; 0 if it does not
+//	outbox_relay_lock_wait_seconds      gauge      for how long it has been waiting for a lock in Postgres; 0 if it waits for none
 //	outbox_relay_oldest_transaction_seconds  gauge   age of the transaction that keeps dead rows from being removed, while that
 //	                                               slows the relay or is about to; 0 otherwise
-//	outbox_relay_database_findings_total{kind}  counter   times that the log names somebody in Postgres who slows or stops the
+//	outbox_relay_database_findings_total{kind}  counter   times that something in Postgres was found to slow or stop the
 //	                                               relay: "lock", "slow" (a statement), "horizon" (an old transaction)
 //	outbox_relay_kept_rows_total        counter    times that Postgres refused to settle a row or to record its refusal, for a
 //	                                               reason of that row's own; it stays in the outbox, and the log names it
@@ -49,8 +49,9 @@
 //
 // # What to watch
 //
-// Of all relays of an outbox, sum(outbox_relay_leader) is 1 but for moments. Paused for longer than an outage
-// should take, or any pause of fault "setup", is worth a call, and so is any dead letter; an event lost by the broker is worth a look at it.
+// sum(outbox_relay_leader) over all relays of an outbox is 1, except for moments. Call a person if outbox_relay_paused is 1
+// for longer than an outage should take, and for any pause of fault "setup", any dead letter and any kept row. After an event
+// that the broker lost, look at the broker.
 //
-// Two relays of one process need registerers that tell them apart, such as prometheus.WrapRegistererWith makes.
+// Two relays in one process need registerers that tell them apart, such as those of prometheus.WrapRegistererWith.
 package metrics

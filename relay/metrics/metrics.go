@@ -11,12 +11,12 @@ import (
 	"github.com/go-outbox/go-outbox/stream"
 )
 
-// New registers a relay's metrics and returns the hooks that keep them. It fails if the registerer has metrics
-// of these names already.
+// New registers a relay's metrics and returns the hooks that update them. It fails if the registerer already has metrics
+// of these names.
 func New(registerer prometheus.Registerer) (relay.Hooks, error) {
 	m := newMetrics()
 	for _, collector := range []prometheus.Collector{
-		m.leader, m.term, m.paused, m.pauses, m.published, m.batched, m.duplicates, m.refused, m.dead, m.recoveries, m.recovered, m.lost, m.lag, m.exchanges, m.fetched, m.settled,
+		m.leader, m.term, m.paused, m.pauses, m.published, m.batched, m.duplicates, m.refused, m.dead, m.recoveries, m.recovered, m.lost, m.lag, m.roundTrips, m.fetched, m.settled,
 		m.lockWait, m.oldest, m.findings, m.kept, m.repeatedIDs,
 	} {
 		if err := registerer.Register(collector); err != nil {
@@ -46,7 +46,8 @@ type metrics struct {
 	refused, dead               prometheus.Counter
 	recoveries, recovered, lost prometheus.Counter
 	lag                         prometheus.Histogram
-	exchanges, fetched, settled prometheus.Counter
+	roundTrips, fetched         prometheus.Counter
+	settled                     prometheus.Counter
 	lockWait, oldest            prometheus.Gauge
 	findings                    *prometheus.CounterVec
 	kept, repeatedIDs           prometheus.Counter
@@ -63,27 +64,27 @@ func newMetrics() *metrics {
 		return prometheus.NewGauge(prometheus.GaugeOpts{Name: prefix + name, Help: help})
 	}
 	m := &metrics{
-		lockWait: gauge("lock_wait_seconds", "For how long this relay, which leads, has been waiting for a lock in Postgres, 0 if it does not."),
+		lockWait: gauge("lock_wait_seconds", "For how long this relay, while it leads, has been waiting for a lock in Postgres, 0 if it waits for none."),
 		oldest:   gauge("oldest_transaction_seconds", "Age of the transaction that keeps dead rows from being removed, while that slows this relay or is about to, 0 otherwise."),
 		findings: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: prefix + "database_findings_total",
-			Help: "Times that something in Postgres was found to slow or stop this relay, or is still: a lock, a slow statement, an old transaction.",
+			Help: "Times that something in Postgres was found to slow or stop this relay: a lock, a slow statement, an old transaction.",
 		}, []string{"kind"}),
 		kept:        counter("kept_rows_total", "Times that Postgres refused to settle a row or to record its refusal, for a reason of that row's own: it stays in the outbox."),
 		repeatedIDs: counter("repeated_ids_total", "Events that the stream did not store since another row had the same id."),
 		leader:      gauge("leader", "Whether this relay leads."),
-		term:        gauge("term", "Number of this relay's latest term of office, 0 before the first."),
+		term:        gauge("term", "Number of this relay's latest term, 0 before the first."),
 		paused:      gauge("paused", "Whether this relay leads and cannot publish."),
 		pauses: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: prefix + "pauses_total",
 			Help: "Times that publishing paused, by whose fault: weather passes by itself, setup is for a person to mend.",
 		}, []string{"fault"}),
 		published:  counter("published_total", "Events that the stream acknowledged, duplicates included."),
-		batched:    counter("batched_total", "Events among those published that went in ordered batches, rather than each by itself."),
+		batched:    counter("batched_total", "Published events that went in ordered batches, not each by itself."),
 		duplicates: counter("duplicates_total", "Acknowledged events that the stream had from an earlier attempt."),
-		refused:    counter("refused_total", "Refusals of an event for a reason of its own, the last included."),
+		refused:    counter("refused_total", "Refusals of an event for its own sake, the last one included."),
 		dead:       counter("dead_total", "Events that were given up and became dead letters."),
-		recoveries: counter("recoveries_total", "Times that the stream was read back, at the beginning of a term or after an open outcome."),
+		recoveries: counter("recoveries_total", "Times that the stream was read back, at the beginning of a term or after an outcome in doubt."),
 		recovered:  counter("recovered_total", "Events found in the stream when it was read back, and settled without publishing."),
 		lost:       counter("lost_total", "Events that the broker had acknowledged and lost, and that went back to the outbox from the archive."),
 		lag: prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -91,9 +92,9 @@ func newMetrics() *metrics {
 			Help:    "Age of the oldest event in each group of acknowledgements.",
 			Buckets: lagBuckets(),
 		}),
-		exchanges: counter("exchanges_total", "Round trips to the outbox."),
-		fetched:   counter("fetched_total", "Rows read from the outbox."),
-		settled:   counter("settled_total", "Rows removed from the outbox after they were published."),
+		roundTrips: counter("round_trips_total", "Round trips to the outbox."),
+		fetched:    counter("fetched_total", "Rows read from the outbox."),
+		settled:    counter("settled_total", "Rows removed from the outbox after they were published."),
 	}
 	for _, kind := range []store.FindingKind{store.FindingLock, store.FindingSlow, store.FindingHorizon} {
 		m.findings.WithLabelValues(string(kind))
@@ -121,9 +122,9 @@ func (m *metrics) onElected(term int64) {
 
 func (m *metrics) onResigned() {
 	m.leader.Set(0)
-	m.onResumed() // Whoever does not lead is not kept from publishing,
+	m.onResumed() // Only a leader is paused,
 	m.lockWait.Set(0)
-	m.oldest.Set(0) // and looks at nothing.
+	m.oldest.Set(0) // and only a leader watches its session.
 }
 
 func (m *metrics) onPublished(p relay.Published) {
@@ -132,7 +133,7 @@ func (m *metrics) onPublished(p relay.Published) {
 	if p.InOrder {
 		m.batched.Add(float64(p.Events))
 	}
-	if !p.Oldest.IsZero() { // The relay may have let go of all of them meanwhile.
+	if !p.Oldest.IsZero() { // Zero: the relay no longer held any of them.
 		m.lag.Observe(max(time.Since(p.Oldest), 0).Seconds())
 	}
 }
@@ -162,13 +163,13 @@ func (m *metrics) onResumed() {
 func (m *metrics) onRecovered(r relay.Recovered) {
 	m.recoveries.Inc()
 	m.recovered.Add(float64(r.Found))
-	if !r.Skipped { // Otherwise they had not been stored.
+	if !r.Skipped { // If the reading was skipped, they had never been stored.
 		m.lost.Add(float64(r.Lost))
 	}
 }
 
 func (m *metrics) onExchanged(e relay.Exchanged) {
-	m.exchanges.Inc()
+	m.roundTrips.Inc()
 	m.fetched.Add(float64(e.Fetched))
 	m.settled.Add(float64(e.Settled))
 }

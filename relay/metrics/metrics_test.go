@@ -36,7 +36,7 @@ func TestCountersFollowTheHooks(t *testing.T) {
 	expect(t, registry, `outbox_relay_leader 1`, `outbox_relay_term 7`,
 		`outbox_relay_published_total 3`, `outbox_relay_duplicates_total 1`,
 		`outbox_relay_refused_total 2`, `outbox_relay_dead_total 1`,
-		`outbox_relay_exchanges_total 2`, `outbox_relay_fetched_total 7`, `outbox_relay_settled_total 3`)
+		`outbox_relay_round_trips_total 2`, `outbox_relay_fetched_total 7`, `outbox_relay_settled_total 3`)
 
 	hooks.Recovered(relay.Recovered{Read: 9, Found: 4, Lost: 2})
 	expect(t, registry, `outbox_relay_recoveries_total 1`, `outbox_relay_recovered_total 4`, `outbox_relay_lost_total 2`)

@@ -1,9 +1,9 @@
 // Package inbox is the other end of an outbox: a durable JetStream consumer that handles every event once, and the events
 // of an aggregate in their order.
 //
-// The stream has each event once and in order, but that is not yet so for what a consumer gets. A message whose
-// acknowledgement was lost is delivered again, so an [Inbox] remembers the ids that it has handled. And while one message
-// waits to be delivered again, the ones after it would go on; so an Inbox has one message outstanding at a time.
+// The stream has each event once and in order. Deliveries to a consumer may still repeat and overtake each other. A message
+// whose acknowledgement was lost is delivered again, so an [Inbox] remembers the ids that it has handled. And while one message
+// waits to be delivered again, later ones would be delivered; so an Inbox has one message outstanding at a time.
 //
 // What it remembers ends with the process. A consumer that changes a database keeps the ids there, and adds the id in the
 // transaction of the change: then no crash comes between the two.
@@ -29,8 +29,8 @@ const (
 	// ackWait is how long a message stays with a consumer that crashed. It must exceed the time that handling takes.
 	ackWait = 10 * time.Second
 
-	// memory is how many ids are remembered. With one message outstanding, the last one would do for what is
-	// delivered again; the others are for a stream that has an event twice after all.
+	// memory is how many ids are remembered. With one message outstanding, the latest id would be enough for repeated
+	// deliveries; the others are for a stream that has an event twice after all.
 	memory = 10_000
 )
 
@@ -97,7 +97,7 @@ func (i *Inbox) connected() error {
 	return nil
 }
 
-// complain logs why there are no events, once for each reason.
+// complain logs why no events come, once for each reason.
 func (i *Inbox) complain(ctx context.Context, err error) {
 	if err.Error() == i.trouble {
 		return

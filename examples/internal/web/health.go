@@ -25,7 +25,7 @@ func Health(check func(context.Context) error) http.Handler {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
-		_, _ = io.WriteString(w, "ok\n") // Whoever asked has gone if it fails.
+		_, _ = io.WriteString(w, "ok\n") // If it fails, the client has gone.
 	})
 }
 

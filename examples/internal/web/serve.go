@@ -33,7 +33,7 @@ func Serve(ctx context.Context, listener net.Listener, handler http.Handler) err
 	defer cancel()
 	err := server.Shutdown(drain)
 	if err != nil {
-		err = errors.Join(err, server.Close()) // Whoever is still talking has had its time.
+		err = errors.Join(err, server.Close()) // Clients that are still connected have had their time.
 	}
 	if end := <-served; !errors.Is(end, http.ErrServerClosed) {
 		err = errors.Join(err, end)

@@ -93,7 +93,7 @@ func (s *Service) refuse(w http.ResponseWriter, r *http.Request, status int, err
 	s.answer(w, r, status, map[string]string{"error": err.Error()})
 }
 
-// fail tells the client that it is not to blame, and the log what happened.
+// fail answers with status 500, and logs the reason.
 func (s *Service) fail(w http.ResponseWriter, r *http.Request, err error) {
 	s.log.ErrorContext(r.Context(), "request failed", slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Any("error", err))
 	s.answer(w, r, http.StatusInternalServerError, map[string]string{"error": "internal error"})

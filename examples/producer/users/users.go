@@ -1,5 +1,5 @@
-// Package users is a service as one writes it with an outbox: it keeps users in a table, and tells others of every change
-// by an event that is inserted in the transaction of that change. Either both are there or neither is.
+// Package users is a service with an outbox: it keeps users in a table, and tells others of every change by an event. It
+// inserts the event in the transaction of the change, so either both are there or neither is.
 //
 // [Service.Create] does so with pgx and [Service.Verify] with database/sql, to show both; a service of your own has one.
 package users
@@ -41,7 +41,7 @@ func New(pool *pgxpool.Pool, db *sql.DB, outbox store.Table, log *slog.Logger) *
 // CreateTable creates the table of users if it is not there. Many may call it at once.
 func (s *Service) CreateTable(ctx context.Context) error {
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		// IF NOT EXISTS does not keep two that create the same table from failing, so they take turns.
+		// With IF NOT EXISTS, two concurrent calls could still fail, so they take turns.
 		if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock(hashtext('create table users'))`); err != nil {
 			return err
 		}

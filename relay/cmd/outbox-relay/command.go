@@ -21,7 +21,7 @@ const (
 // usageError is a command line or a configuration that cannot work.
 type usageError struct {
 	err  error
-	hint string // Where to read how it is done.
+	hint string // Where to read more.
 }
 
 func (e *usageError) Error() string { return e.err.Error() + e.hint }
@@ -48,9 +48,9 @@ func exitCode(err error) int {
 	}
 }
 
-const about = `Go Outbox relays events from a Postgres table to a NATS JetStream stream: each event that
-was committed, once, in the order in which its aggregate produced it. The relay, Postgres
-and NATS may crash or be away; any number of relays may run: one leads, the others stand by.
+const about = `Go Outbox relays events from a Postgres table to a NATS JetStream stream: each committed
+event once, in the order in which its aggregate produced it. The relay, Postgres and NATS may
+crash or be away. Any number of relays may run: one leads, the others stand by.
 
 Two minutes to the first event, with a NATS server inside the relay:
 
@@ -147,7 +147,7 @@ func usage(check cobra.PositionalArgs) cobra.PositionalArgs {
 	}
 }
 
-// noArgs and oneArg are cobra's in words that fit.
+// noArgs and oneArg are cobra's NoArgs and ExactArgs(1), with our own messages.
 func noArgs(_ *cobra.Command, args []string) error {
 	if len(args) > 0 {
 		return fmt.Errorf("unexpected argument %q", args[0])

@@ -22,7 +22,7 @@ func TestWrongCommandLines(t *testing.T) {
 		{"migrate --print --fast", "unknown flag: --fast (see outbox-relay migrate --help)"},
 		{"help relay", `unknown command "relay"`},
 		{"help dead lit", `unknown command "lit", did you mean list?`},
-		{"dead", "say what to do with them (see outbox-relay dead --help)"},
+		{"dead", "want one of list, show, requeue and discard (see outbox-relay dead --help)"},
 		{"dead lst", `unknown command "lst", did you mean list? (see outbox-relay dead --help)`},
 		{"dead list 1", `unexpected argument "1"`},
 		{"dead list --limit many", `invalid argument "many"`},

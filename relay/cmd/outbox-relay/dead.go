@@ -19,8 +19,8 @@ func newDeadCommand(p *process) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "dead",
 		Short: "List, show, requeue and discard events that were given up",
-		Long: `Look after the dead letters: events that the broker refused for reasons of their own, as often as
-max_attempts allows or, where trying again cannot help, once. An outage makes no dead letters.
+		Long: `List, show, requeue and discard the dead letters: events that the broker refused for their own sake, as
+often as max_attempts allows or, where trying again cannot help, once. An outage makes no dead letters.
 
 A KEY is a dead letter's seq, its event id (a UUID) or, as two dead letters may have the same seq or id,
 its own number: letter:7. Dead list shows all three. A dead letter that could not be moved out of the
@@ -28,7 +28,7 @@ outbox has no number; it is listed as "in outbox", and its seq names it or, if t
 outbox:7.`,
 		Args: subcommand,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return wrongCommand(cmd, errors.New("dead: say what to do with them"))
+			return wrongCommand(cmd, errors.New("dead: want one of list, show, requeue and discard"))
 		},
 	}
 	cmd.SuggestionsMinimumDistance = 2
@@ -67,7 +67,7 @@ func newDeadListCommand(p *process) *cobra.Command {
 	}
 	filterFlags(cmd, &filter)
 	cmd.Flags().IntVar(&filter.Limit, "limit", 0, "list at most `N`; 0 for all")
-	cmd.Flags().Int64Var(&after, "after", 0, "list those with a higher `seq`: the last one of the page before")
+	cmd.Flags().Int64Var(&after, "after", 0, "list those with a higher `seq`; for the next page, the last seq of this one")
 	jsonFlag(cmd, &asJSON)
 	return cmd
 }
@@ -76,9 +76,9 @@ func newDeadShowCommand(p *process) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "show KEY",
-		Short: "Show a dead letter, its payload included",
-		Long: `Show a dead letter, its payload included. Of a payload beyond 16 MiB and of other values beyond 1 MiB
-the beginning is shown, and said to be no more; for people, of a payload the first 64 KiB.`,
+		Short: "Show a dead letter with its payload",
+		Long: `Show a dead letter with its payload. A payload is shown up to 16 MiB (up to 64 KiB without --json), any
+other value up to 1 MiB; what is cut is marked.`,
 		Args: usage(oneArg),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			outbox, keys, err := p.letters(cmd, args)
@@ -119,17 +119,18 @@ func newDeadRequeueCommand(p *process) *cobra.Command {
 	})
 	cmd.Use = "requeue KEY... | --all"
 	cmd.Short = "Put dead letters back into the outbox"
-	cmd.Long = `Put dead letters back into the outbox, with their seq and no attempts: they are published before what
-their aggregate has waiting. One whose seq another event has meanwhile gets a new one. The relay notices
-at once.
+	cmd.Long = `Put dead letters back into the outbox, with their seq and no attempts, so that they are published before
+the later events of their aggregate. If another event has the seq by now, the dead letter gets a new one.
+The relay notices at once.
 
-What is larger than the broker took when a relay last asked it would only be given up again: it is
-refused, or left where --all selects it, unless --force insists.
+An event that is larger than the broker takes would only be given up again. Such a KEY is refused, and
+--all leaves the event where it is, unless --force is given. The size is the one that the broker took
+when a relay last asked.
 
-Of the KEYs all are requeued or, if one of them is not there, none.`
+Either all KEYs are requeued or, if one of them is not there, none.`
 	cmd.DisableFlagsInUseLine = true
 	selected.bind(cmd)
-	cmd.Flags().BoolVar(&force, "force", false, "requeue also what is larger than the broker takes")
+	cmd.Flags().BoolVar(&force, "force", false, "requeue events that are larger than the broker takes, too")
 	return cmd
 }
 
@@ -138,9 +139,9 @@ func newDeadDiscardCommand(p *process) *cobra.Command {
 	cmd.Use = "discard KEY... | --all --yes"
 	cmd.Short = "Remove dead letters for good"
 	cmd.DisableFlagsInUseLine = true
-	cmd.Long = `Remove dead letters for good. With on_dead = "hold" that lets the events go on which waited for them.
+	cmd.Long = `Remove dead letters for good. With on_dead = "hold", the later events of their aggregates then go on.
 
-Of the KEYs all are discarded or, if one of them is not there, none.`
+Either all KEYs are discarded or, if one of them is not there, none.`
 	selected.bind(cmd)
 	cmd.Flags().BoolVar(&selected.yes, "yes", false, "confirm --all")
 	selected.confirm = true

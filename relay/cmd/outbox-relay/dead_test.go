@@ -263,7 +263,7 @@ insert into outbox (seq, topic, aggregate_type, aggregate_id, event_type, data, 
 	if len(lines) != 7 || !strings.HasPrefix(lines[1], "-7 ") || !strings.HasPrefix(lines[6], "9 ") || !strings.Contains(lines[6], "in outbox") || !strings.Contains(lines[6], "index row size") {
 		t.Errorf("dead list =\n%s", list.stdout)
 	}
-	expectText(t, "status", execute(t, env, "status").stdout, "waiting       0\n", "dead letters  6\n")
+	expectText(t, "status", execute(t, env, "status").stdout, "pending       0\n", "dead letters  6\n")
 	json := execute(t, env, "dead", "list", "--json").stdout
 	expectText(t, "dead list --json", json, `"letter":null`, `"letter":4`)
 

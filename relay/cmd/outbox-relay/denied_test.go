@@ -1,6 +1,7 @@
 package main
 
 import (
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -111,7 +112,16 @@ func TestDeniedEverything(t *testing.T) {
 		insert(t, dsn, "users", "User", strconv.Itoa(n), "UserCreated", "x")
 	}
 	relay.logged("event refused; trying again later")
-	time.Sleep(2 * time.Second) // Twenty attempts.
+	refusals := regexp.MustCompile(`(?m)^outbox_relay_refused_total\S* (\d+)$`)
+	base := relay.base()
+	eventually(t, "twenty attempts of each", func() bool {
+		found := refusals.FindStringSubmatch(get(t, base+"/metrics").body)
+		if found == nil {
+			return false
+		}
+		n, err := strconv.Atoi(found[1])
+		return err == nil && n >= 20*20
+	})
 	if got := number(t, dsn, `select count(*) from outbox_dead`); got > 0 {
 		t.Errorf("%d events were given up", got)
 	}

@@ -4,9 +4,9 @@
 //	outbox-relay                                   relay events until SIGTERM or SIGINT; so does outbox-relay run
 //	outbox-relay migrate                           create or upgrade the tables; --print prints the SQL that would, and
 //	                                               --print-grants what each role needs
-//	outbox-relay dead list|show|requeue|discard    look after the events that were given up
+//	outbox-relay dead list|show|requeue|discard    list, show, requeue or remove the events that were given up
 //	outbox-relay replay ID... | --all | FLAGS      publish again what was published, from the archive
-//	outbox-relay status                            tell from the tables who leads, what waits and what was given up
+//	outbox-relay status                            show who leads, what is pending and what was given up
 //	outbox-relay find ID | SEQ | TYPE/ID           tell where an event is
 //	outbox-relay doctor                            check all that exactly-once delivery depends on
 //	outbox-relay healthcheck [--ready]             ask the relay of this configuration how it is
@@ -23,15 +23,15 @@
 //
 // # Stopping
 //
-// On the first SIGTERM or SIGINT the relay finishes what is on its way, records it, hands the leadership over and
-// exits with 0, within relay.shutdown_timeout. A second signal, a second or more later, ends it at once, with 1; nothing
-// is lost by that, since the next leader finds in the stream what was not recorded.
+// On the first SIGTERM or SIGINT the relay finishes what is in flight, records it, hands over the leadership and exits with
+// 0, within relay.shutdown_timeout. A second signal, a second or more later, ends it at once, with 1. Nothing is lost by
+// that: the next leader finds in the stream what was not recorded.
 //
 // # Replaying
 //
-// With --new-ids, replay makes new events of archived ones. Without it they keep their ids, and only those are published
-// that the stream does not have any more, whatever its duplicate window: the relay begins another term, in which it
-// reads the stream back from the place after which the oldest of them is stored. A relay that leads is therefore interrupted for a moment.
+// With --new-ids, replay makes new events of archived ones. Without it they keep their ids, and the relay publishes only those
+// that the stream no longer has, whatever its duplicate window: the relay begins another term, in which it
+// reads the stream back from before the oldest of them on. So the leader is interrupted for a moment.
 //
 // # Exit codes
 //
@@ -39,8 +39,8 @@
 //	1  failed: the message on standard error says at what
 //	2  the configuration or the command line is wrong: the message lists everything that is
 //
-// A healthcheck exits with 0 or 1 only, as Docker asks. So does a doctor, for which a wrong configuration is a finding
-// like any other: 0 if nothing failed and, with strict = true, there is no warning either.
+// Healthcheck exits with 0 or 1 only, as Docker wants it. So does doctor, which reports a wrong configuration like anything
+// else: 0 if nothing failed and, with strict = true, there is no warning either.
 //
 // Results go to standard output; logs, and errors as "outbox-relay: …", to standard error. Payloads are shown by
 // outbox-relay dead show, and nowhere else.

@@ -90,7 +90,7 @@ func (d *doctor) note(status verdict, check, format string, args ...any) {
 }
 
 func (d *doctor) examine(ctx context.Context) {
-	_, faults := d.p.config(needAll)
+	_, faults := d.p.config(config.NeedRelay)
 	if usage, ok := errors.AsType[*usageError](faults); ok {
 		faults = usage.err // The hint is for who asked for something else.
 	}
@@ -99,7 +99,7 @@ func (d *doctor) examine(ctx context.Context) {
 	} else {
 		d.ok("configuration", "valid")
 	}
-	c, err := d.p.config(needForm)
+	c, err := d.p.config(config.NeedValues)
 	if err != nil {
 		return // Its faults are among those above.
 	}

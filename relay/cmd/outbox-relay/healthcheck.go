@@ -26,15 +26,15 @@ func newHealthcheckCommand(p *process) *cobra.Command {
 		Long: `Ask the relay that runs with this configuration, on this host, how it is. It exits with 0 if the
 relay is alive and with 1 if not, as Docker's HEALTHCHECK wants it.
 
-With host networking several relays share their ports: the answer of one that relays another table,
-or that runs in another container, does not count.
+With host networking several relays share their ports. The answer of a relay of another table, or in
+another container, does not count.
 
-Alive is not the same as useful: a relay that stands by, or whose broker is away, is alive, since
-restarting it would mend nothing. One that hangs is not. With --ready the relay has to publish, or to
-stand by while another leads: it could lead itself, for it has reached Postgres, NATS and the stream.`,
+Alive is not the same as useful: a relay that stands by, or whose broker is away, is alive, since a
+restart would mend nothing. A relay that hangs is not alive. With --ready the relay must publish, or
+another must lead and this one be able to: it has reached Postgres, NATS and the stream.`,
 		Args: usage(noArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := p.config(needNothing)
+			c, err := p.config(config.NeedNothing)
 			if err != nil {
 				return errors.New(err.Error()) // No longer a usageError: Docker reserves its exit code.
 			}
@@ -49,7 +49,7 @@ stand by while another leads: it could lead itself, for it has reached Postgres,
 	return cmd
 }
 
-// ask asks the relay that serves HTTP at addr, which must be self.
+// ask asks the relay that serves HTTP at addr. It must have the identity self.
 func ask(ctx context.Context, self admin.Identity, addr string, ready bool) (admin.Report, error) {
 	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
@@ -73,7 +73,7 @@ func ask(ctx context.Context, self admin.Identity, addr string, ready bool) (adm
 	defer answer.Body.Close()
 	var report admin.Report
 	if err := json.NewDecoder(answer.Body).Decode(&report); err != nil || report.State == "" {
-		return admin.Report{}, fmt.Errorf("what answers on %s is no relay", host)
+		return admin.Report{}, fmt.Errorf("the server on %s is no relay", host)
 	}
 	if err := self.Check(report.Identity); err != nil {
 		return admin.Report{}, fmt.Errorf("another relay answers on %s: %w; give each relay an OUTBOX_HTTP_ADDR of its own", host, err)
@@ -84,10 +84,10 @@ func ask(ctx context.Context, self admin.Identity, addr string, ready bool) (adm
 	return report, nil
 }
 
-// reachable returns where a relay on this host answers that listens on addr.
+// reachable returns the address at which to ask a relay that listens on addr, on this host.
 func reachable(addr string) (string, error) {
 	if addr == config.HTTPOff {
-		return "", errors.New("http_addr is off, so there is nobody to ask: set OUTBOX_HTTP_ADDR")
+		return "", errors.New("http_addr is off, so there is nothing to ask: set OUTBOX_HTTP_ADDR")
 	}
 	host, port, err := net.SplitHostPort(addr)
 	switch {

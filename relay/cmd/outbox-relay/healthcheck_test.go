@@ -90,7 +90,7 @@ func TestHealthcheckTakesNoAnswerOfANeighbour(t *testing.T) {
 	}{
 		"itself":            {self, environment{"OUTBOX_TABLE": "shop.events"}, 0, "healthy: leading, term 7"},
 		"an earlier one":    {admin.Identity{}, environment{"OUTBOX_TABLE": "shop.events"}, 0, "healthy: leading, term 7"},
-		"another table":     {self, nil, 1, `it relays the table "shop.events", not "outbox"`},
+		"another table":     {self, nil, 1, `it relays the table "shop.events", not "public.outbox"`},
 		"another container": {neighbour, environment{"OUTBOX_TABLE": "shop.events"}, 1, "it runs in another container"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -28,10 +29,14 @@ func TestALimitOnMessagesOfASubjectIsRemembered(t *testing.T) {
 	relay := start(t, env)
 	relay.logged("leading")
 	insert(t, dsn, "a", "A", "first", "E", "x") // It remains, so that the stream's beginning does not tell what was removed.
-	for range 5 {
+	checkpointed := func(sequence int) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("the checkpoint is %d", sequence), func() bool { return number(t, dsn, `select checkpoint from outbox_relay`) == sequence })
+	}
+	for n := range 5 {
 		sql(t, dsn, `insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) select 'a', 'A', (n % 10)::text, 'E', '' from generate_series(1, 100) n`)
 		eventually(t, "all are settled", func() bool { return number(t, dsn, `select count(*) from outbox`) == 0 })
-		time.Sleep(1200 * time.Millisecond) // Another epoch.
+		checkpointed(1 + 100*(n+1)) // So that what follows is another epoch.
 	}
 	config.MaxMsgsPerSubject = -1
 	if _, err = js.UpdateStream(t.Context(), config); err != nil {
@@ -41,7 +46,7 @@ func TestALimitOnMessagesOfASubjectIsRemembered(t *testing.T) {
 	if _, err := js.Publish(t.Context(), "outbox.foreign", nil); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(7 * time.Second) // The checkpoint moves on.
+	checkpointed(502) // It moves past that message.
 	relay.stop()
 	relay.wait()
 	second := start(t, env)

@@ -28,13 +28,13 @@ type letter struct {
 	AggregateID   string          `json:"aggregate_id"`
 	EventType     string          `json:"event_type"`
 	Headers       json.RawMessage `json:"headers"`    // An object, or null.
-	CreatedAt     store.Timestamp `json:"created_at"` // In the form of RFC 3339 where it has one, such as not "infinity".
+	CreatedAt     store.Timestamp `json:"created_at"` // As in RFC 3339, except for what has no such form: "infinity", for example.
 	Attempts      int             `json:"attempts"`
 	LastError     string          `json:"last_error"`
 	DiedAt        store.Timestamp `json:"died_at"`
 	Letter        *int64          `json:"letter"` // Null if it could not be moved out of the outbox.
 	DataBytes     int64           `json:"data_bytes"`
-	Cut           []string        `json:"cut,omitempty"` // Fields of which there is more; headers are null instead.
+	Cut           []string        `json:"cut,omitempty"` // Fields that were cut; headers are null instead.
 }
 
 // detail is a dead letter as dead show --json shows it.

@@ -20,15 +20,15 @@ func newMigrateCommand(p *process) *cobra.Command {
 version already, and any number of processes may migrate at once. A table of that name and
 another shape is refused and never altered.
 
-Tables in use are upgraded beside producers and a relay of the version before: locks are
-asked for briefly and again, so that no producer waits for long. Who keeps a table for a
-minute is named, and the next run goes on where this one stopped. Only the tables' owner may
-upgrade them.
+Tables are upgraded while producers and a relay of the version before use them: the upgrade
+asks for each lock briefly, again and again, so that no producer waits for long. If another
+session keeps a table for a minute, the upgrade names it and stops; the next run goes on from
+there. Only the tables' owner may upgrade them.
 
-The relay does the same at each start unless OUTBOX_MIGRATE=false; the command is for roles
-that may not. With --print it prints the schema as SQL, for other migration tools, and with
---print-grants what producers, the relay and the migrator need to be granted; both need no
-database.`,
+The relay does the same at each start, unless OUTBOX_MIGRATE=false. Use this command if the
+relay's role may not. With --print it prints the schema as SQL, for other migration tools;
+with --print-grants it prints the GRANTs that producers, the relay and the migrator need.
+Neither needs a database.`,
 		Args: usage(noArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			switch {
@@ -75,7 +75,7 @@ func migrated(before error) string {
 }
 
 func printSchema(p *process) error {
-	c, err := p.config(needNothing)
+	c, err := p.config(config.NeedNothing)
 	if err != nil {
 		return err
 	}
@@ -87,7 +87,7 @@ func printSchema(p *process) error {
 }
 
 func printGrants(p *process, roles store.Roles) error {
-	c, err := p.config(needNothing)
+	c, err := p.config(config.NeedNothing)
 	if err != nil {
 		return err
 	}
@@ -96,7 +96,7 @@ func printGrants(p *process, roles store.Roles) error {
 
 // outbox opens the configured outbox, for a command that needs nothing else.
 func (p *process) outbox() (*store.Outbox, error) {
-	c, err := p.config(needDatabase)
+	c, err := p.config(config.NeedDatabase)
 	if err != nil {
 		return nil, err
 	}

@@ -9,9 +9,10 @@ import (
 	"github.com/lmittmann/tint"
 
 	"github.com/go-outbox/go-outbox/config"
+	"github.com/go-outbox/go-outbox/relay"
 )
 
-// process is what a command gets from its surroundings.
+// process is what a command knows of the process that it runs in.
 type process struct {
 	environ        []string // As os.Environ returns it.
 	stdout, stderr io.Writer
@@ -26,52 +27,29 @@ func (p *process) lookupEnv(name string) (value string, ok bool) {
 	return "", false
 }
 
-// need is how much of a configuration a command cannot do without. What is there must be right in any case: a
-// misspelt setting is worth knowing of whatever brought it to light.
-type need int
-
-const (
-	// needAll is for the relay.
-	needAll need = iota
-	// needForm is for who finds out by itself what settings in the right form are worth.
-	needForm
-	// needDatabase is for what does not talk to the broker: the files with its credentials and certificates
-	// need not be there, as they are not in a container that only migrates.
-	needDatabase
-	// needNothing is for what does not talk to the database either.
-	needNothing
-)
-
 // config loads the configuration. Its error lists all faults.
-func (p *process) config(n need) (config.Config, error) {
-	sources := config.Sources{
+func (p *process) config(need config.Need) (config.Config, error) {
+	c, err := config.Load(config.Sources{
 		LookupEnv: p.lookupEnv,
 		Environ:   func() []string { return p.environ },
-	}
-	switch n {
-	case needAll:
-		sources.Check = check
-	case needForm:
-	case needDatabase:
-		sources.Check = checkDatabase
-		sources.Unneeded = func(key string) bool { return strings.HasPrefix(key, "nats_") }
-	case needNothing:
-		sources.Unneeded = func(string) bool { return true }
-		sources.LookupEnv = func(name string) (string, bool) {
-			switch name {
-			case "OUTBOX_DATABASE_DSN":
-				return "host=unused", true
-			case "OUTBOX_DATABASE_DSN_FILE":
-				return "", false
-			}
-			return p.lookupEnv(name)
-		}
-	}
-	c, err := config.Load(sources)
+		Need:      need,
+	})
 	if err != nil {
 		return config.Config{}, wrongConfig(err)
 	}
 	return c, nil
+}
+
+// unstarted stands for the URL of an embedded server that does not run yet.
+const unstarted = "nats://embedded"
+
+// relayConfig returns the relay's part of a configuration, with the URL of the embedded server if it asks for one.
+func relayConfig(c config.Config, embeddedURL string) relay.Config {
+	r := c.RelayConfig()
+	if c.NATS.Embedded() {
+		r.NATS = embeddedURL
+	}
+	return r
 }
 
 // logger returns a logger to standard error for records of at least this level.

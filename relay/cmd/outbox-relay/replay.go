@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
+	"github.com/go-outbox/go-outbox/config"
 	"github.com/go-outbox/go-outbox/store"
 )
 
@@ -21,19 +22,20 @@ func newReplayCommand(p *process) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "replay ID... | --all | --since TIME ...",
 		Short: "Publish again what was published, from the archive",
-		Long: `Put events that were published back into the outbox, from the archive, where the relay keeps them
-for relay.retain. What is to be put back is named by event IDs (UUIDs), or selected by flags that
-all have to be met, or everything there is: --all. A TIME is one of RFC 3339, such as
-2026-01-02T15:04:05Z, or how long ago it was, such as 10m.
+		Long: `Put published events back into the outbox, from the archive, where the relay keeps them for
+relay.retain. Name the events by their IDs (UUIDs), or select them by flags, all of which must match,
+or take everything: --all. A TIME is one of RFC 3339, such as 2026-01-02T15:04:05Z, or how long ago
+it was, such as 10m.
 
-With --new-ids the events get new ids and new seqs: whoever consumes the stream receives them
-again, as new messages, after all that waits and in their old order among each other.
+With --new-ids the events get new ids and new seqs. Consumers of the stream receive them again, as new
+messages, after all pending events and in their old order.
 
-Without it they keep id and seq, and the relay publishes only what the stream does not have any
-more. Its session is ended and it begins another term, within a second or so: it reads the stream
-back from where the oldest of them is, settles what it finds there, however long ago it was published,
-and publishes the rest. What somebody removed from the stream within its duplicate window the broker
-drops as a duplicate, though; wait until that has passed, or use --new-ids.`,
+Without --new-ids they keep id and seq, and the relay publishes only those that the stream no longer
+has. The command ends the leader's session, and within a second or so a new term begins. The relay
+reads the stream back from before the oldest of these events on, settles those that it finds, however
+long ago they were published, and publishes the rest. If somebody removed an event from the stream, the
+broker still takes it for a duplicate within the duplicate window: wait until that has passed, or use
+--new-ids.`,
 		DisableFlagsInUseLine: true,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if err := r.parse(args); err != nil {
@@ -65,7 +67,7 @@ drops as a duplicate, though; wait until that has passed, or use --new-ids.`,
 	flags.StringVar(&r.filter.Topic, "topic", "", "only those of this `topic`")
 	flags.StringVar(&r.filter.AggregateType, "aggregate-type", "", "only those of this aggregate `type`")
 	flags.StringVar(&r.filter.AggregateID, "aggregate-id", "", "only those of this aggregate `id`")
-	flags.BoolVar(&r.newIDs, "new-ids", false, "make new events of them, which consumers receive again")
+	flags.BoolVar(&r.newIDs, "new-ids", false, "make new events of them, so that consumers receive them again")
 	flags.BoolVar(&dryRun, "dry-run", false, "only say what would be put back")
 	flags.IntVar(&limit, "limit", 1000, "of a dry run, list at most `N`; 0 for all")
 	jsonFlag(cmd, &asJSON)
@@ -108,8 +110,7 @@ func (r *replay) parse(args []string) error {
 	return err
 }
 
-// parseMoment reads a TIME. How long ago something was is left to the database to reckon, whose clock has stamped the
-// events.
+// parseMoment reads a TIME. The database works out how long ago something was, by the clock that stamped the events.
 func parseMoment(flag, text string) (store.Moment, error) {
 	if text == "" {
 		return store.Moment{}, nil
@@ -124,7 +125,7 @@ func parseMoment(flag, text string) (store.Moment, error) {
 }
 
 func (r *replay) open() error {
-	c, err := r.p.config(needDatabase)
+	c, err := r.p.config(config.NeedDatabase)
 	if err != nil {
 		return err
 	}
@@ -141,14 +142,14 @@ func (r *replay) run(ctx context.Context, asJSON bool) error {
 	case asJSON:
 		return writeJSON(r.p.stdout, struct {
 			Replayed int `json:"replayed"`
-			Left     int `json:"left,omitempty"` // Selected, and nevertheless in the archive still.
+			Left     int `json:"left,omitempty"` // Selected, and still in the archive.
 		}{replayed.Back, replayed.Left})
 	case replayed.Back == 0:
 		return r.sayWhyNothing(ctx)
 	}
 	left := ""
 	if replayed.Left > 0 {
-		left = fmt.Sprintf("; %s the archive: the outbox has them already or another event under their seq, or they are dead letters; --new-ids publishes them nevertheless",
+		left = fmt.Sprintf("; %s the archive: the outbox already has them or another event with their seq, or they are dead letters; --new-ids publishes them nevertheless",
 			stay(replayed.Left))
 	}
 	return printf(r.p.stdout, "put back %s%s\n", plural(replayed.Back, "event"), left)
@@ -197,11 +198,11 @@ type published struct {
 	AggregateID   string          `json:"aggregate_id"`
 	EventType     string          `json:"event_type"`
 	Headers       json.RawMessage `json:"headers"`    // An object, or null.
-	CreatedAt     store.Timestamp `json:"created_at"` // In the form of RFC 3339 where it has one, such as not "infinity".
+	CreatedAt     store.Timestamp `json:"created_at"` // As in RFC 3339, except for what has no such form: "infinity", for example.
 	PublishedAt   store.Timestamp `json:"published_at"`
 	Stream        string          `json:"stream"`
 	DataBytes     int64           `json:"data_bytes"`
-	Cut           []string        `json:"cut,omitempty"` // Fields of which there is more; headers are null instead.
+	Cut           []string        `json:"cut,omitempty"` // Fields that were cut; headers are null instead.
 }
 
 func (r *replay) listForPrograms(ctx context.Context, limit int) error {
@@ -237,7 +238,7 @@ func (r *replay) sayWhyNothing(ctx context.Context) error {
 	case total == 0:
 		why = fmt.Sprintf("the archive is empty: nothing was published within relay.retain (%v), or it has been put back already", r.retain)
 	case selected > 0:
-		why = fmt.Sprintf("%s selected, which the outbox or the dead letters have already, or another event under their seq", plural(selected, "event"))
+		why = fmt.Sprintf("%s selected, but already in the outbox or among the dead letters, or another event has the seq", plural(selected, "event"))
 	}
 	return printf(r.p.stdout, "nothing to put back: %s\n", why)
 }

@@ -52,7 +52,7 @@ func TestReplayWrongCommandLines(t *testing.T) {
 	}
 	got := execute(t, nil, "replay", "--help")
 	expectCode(t, got, 0)
-	expectText(t, "help", got.stdout, "--new-ids", "--dry-run", "duplicate window", "RFC 3339", "it reads the stream\nback")
+	expectText(t, "help", got.stdout, "--new-ids", "--dry-run", "duplicate window", "RFC 3339", "The relay\nreads the stream back")
 }
 
 func TestReplayDryRun(t *testing.T) {
@@ -150,7 +150,7 @@ func TestReplayPutsBack(t *testing.T) {
 	sql(t, dsn, `
 insert into outbox_published (part, stream, after, seq, id, topic, aggregate_type, aggregate_id, event_type, data, headers, created_at)
 select 0, 'OUTBOX', 0, seq, id, topic, aggregate_type, aggregate_id, event_type, data, headers, created_at from outbox limit 1`)
-	expectText(t, "of what waits", execute(t, env, "replay", "--all").stdout, "nothing to put back: 1 event selected, which the outbox or the dead letters have already")
+	expectText(t, "of what is pending", execute(t, env, "replay", "--all").stdout, "nothing to put back: 1 event selected, but already in the outbox or among the dead letters")
 	sql(t, dsn, `delete from outbox_published`)
 	env["OUTBOX_RETAIN"] = "0s"
 	expectText(t, "without an archive", execute(t, env, "replay", "--all").stdout, "relay.retain (OUTBOX_RETAIN) is 0")

@@ -27,8 +27,8 @@ func newRunCommand(p *process) *cobra.Command {
 	return &cobra.Command{
 		Use:   "run",
 		Short: "Relay events until SIGTERM or SIGINT; the default",
-		Long: `Relay events until SIGTERM or SIGINT, then finish what is on its way and exit. It starts whether or
-not Postgres and NATS are there, and says what it waits for.
+		Long: `Relay events until SIGTERM or SIGINT, then finish what is in flight and exit. The relay starts whether
+or not Postgres and NATS are there, and says what it waits for.
 
 Settings come from a file and the environment; outbox-relay help config lists them.`,
 		Args: usage(noArgs),
@@ -38,7 +38,7 @@ Settings come from a file and the environment; outbox-relay help config lists th
 
 // serve runs a service until ctx ends.
 func serve(ctx context.Context, p *process) error {
-	c, err := p.config(needAll)
+	c, err := p.config(config.NeedRelay)
 	if err != nil {
 		return err
 	}
@@ -68,7 +68,7 @@ func serve(ctx context.Context, p *process) error {
 	return nil
 }
 
-// differences are the settings that are not as by default, by their file keys and without passwords.
+// differences are the settings that do not have their default, by their file keys and without passwords.
 func differences(c config.Config) slog.Value {
 	var attrs []slog.Attr
 	for _, f := range config.Fields() {
@@ -181,7 +181,7 @@ func (s *service) startBroker(ctx context.Context) (*embedded.Server, error) {
 // warnOfBroker says what the embedded server is not meant for.
 func (s *service) warnOfBroker(ctx context.Context) {
 	if addr := s.config.NATS.Listen; !isLoopback(addr) {
-		s.log.WarnContext(ctx, "the embedded NATS server asks for no credentials: whoever reaches it may read, publish and delete; keep its port from others, or run a NATS server with users", slog.String("listen", addr))
+		s.log.WarnContext(ctx, "the embedded NATS server asks for no credentials: every client that reaches it may read, publish and delete; keep its port from others, or run a NATS server with users", slog.String("listen", addr))
 	}
 	if s.config.Election.Kind != config.ElectionNone {
 		s.log.WarnContext(ctx, "the embedded NATS server is for one relay: a second relay with an embedded server publishes to a stream of its own, and its consumers get other events; run one relay, or a NATS server for all of them")
@@ -207,12 +207,12 @@ func (s *service) listen(ctx context.Context, abort func()) (stop func() error, 
 	case err != nil && s.config.HTTPAddrSet:
 		return nil, fmt.Errorf("%w; set OUTBOX_HTTP_ADDR to another address, or to off", err)
 	case err != nil:
-		s.log.WarnContext(ctx, "going on without health and metrics, since the default address cannot be had; set OUTBOX_HTTP_ADDR to another, or to off", slog.Any("error", err))
+		s.log.WarnContext(ctx, "going on without health and metrics: the default address is taken; set OUTBOX_HTTP_ADDR to another, or to off", slog.Any("error", err))
 		return nothing, nil
 	}
 	s.log.InfoContext(ctx, "serving health and metrics", slog.String("addr", server.Addr()))
 
-	// It goes on while the relay stops, which takes time and can be watched.
+	// The server goes on while the relay stops, so that this can be watched.
 	serving, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var failure error
 	var running sync.WaitGroup
@@ -228,7 +228,7 @@ func (s *service) listen(ctx context.Context, abort func()) (stop func() error, 
 	}, nil
 }
 
-// status is the relay's or, while the embedded server starts, that of one which cannot campaign yet.
+// status is the relay's. While the embedded server starts there is no relay yet: then it says that.
 func (s *service) status() relay.Status {
 	if r := s.relay.Load(); r != nil {
 		return r.Status()

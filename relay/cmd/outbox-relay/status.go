@@ -18,16 +18,16 @@ func newStatusCommand(p *process) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Tell who leads, what waits and what was given up",
-		Long: `Tell what the tables say: the current leader, its term number and when the term began, how far it
-is, why it cannot publish, what waits, what was given up, what is in the archive; and what stands in a
-relay's way, such as a lock that somebody holds. It asks the database only, so it works whether or not a relay runs, and
-from any host. Large tables are not counted but estimated.
+		Short: "Show who leads, what is pending and what was given up",
+		Long: `Show what the tables say: the current leader, its term number and when the term began, its
+checkpoint, why it cannot publish, how many events are pending, were given up or are in the archive;
+and what keeps a relay from working, such as a lock. Status asks only the database, so it works from
+any host, whether or not a relay runs. Large tables are estimated, not counted.
 
-If something cannot be read the rest is shown, and the exit code is 1.`,
+If something cannot be read, the rest is shown, and the exit code is 1.`,
 		Args: usage(noArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := p.config(needDatabase)
+			c, err := p.config(config.NeedDatabase)
 			if err != nil {
 				return err
 			}
@@ -52,22 +52,22 @@ If something cannot be read the rest is shown, and the exit code is 1.`,
 	return cmd
 }
 
-// status is what status --json shows; null is what could not be read, or is not there. Programs read this: fields may
-// be added, not changed.
+// status is what status --json shows. A field is null if it could not be read, or if there is no such thing. Programs read
+// this: fields may be added, not changed.
 type status struct {
 	Table   string       `json:"table"`
 	Leading *bool        `json:"leading"` // Whether somebody leads now; null if relays are not elected through Postgres.
 	Terms   []termStatus `json:"terms"`   // Of each stream that was ever published to, the latest first.
 
-	Waiting       *countStatus `json:"waiting"`
-	OldestWaiting *float64     `json:"oldest_waiting_seconds"`
+	Pending       *countStatus `json:"pending"`
+	OldestPending *float64     `json:"oldest_pending_seconds"`
 	DeadLetters   *countStatus `json:"dead_letters"`
 	Archive       *countStatus `json:"archive"`
 	ArchiveBytes  *int64       `json:"archive_bytes"`
 
-	Standby   bool     `json:"standby"`   // The server is one, and does not know who leads.
-	DeadRows  *int64   `json:"dead_rows"` // That vacuum has not removed from the outbox yet, about.
-	Obstacles []string `json:"obstacles"` // What stands in a relay's way just now, such as a lock, and what to do.
+	Standby   bool     `json:"standby"`   // The server is a standby, and does not know who leads.
+	DeadRows  *int64   `json:"dead_rows"` // An estimate of the rows that vacuum still has to remove from the outbox.
+	Obstacles []string `json:"obstacles"` // What keeps a relay from working just now, such as a lock, and what to do.
 }
 
 // termStatus is the latest term of one stream.
@@ -92,7 +92,7 @@ type troubleStatus struct {
 	AgeSeconds   float64 `json:"age_seconds"`
 }
 
-// String says what a person wants to read.
+// String is for a person.
 func (t *troubleStatus) String() string {
 	return fmt.Sprintf("for %s, as its leader said %s ago: %s", age(t.SinceSeconds), age(t.AgeSeconds), visible(t.Reason))
 }
@@ -107,7 +107,7 @@ func statusOf(c config.Config, table store.Table, found *store.Inspection) statu
 	s := status{
 		Table:        table.String(),
 		Leading:      leading(c, found),
-		Waiting:      countOf(found.Waiting),
+		Pending:      countOf(found.Waiting),
 		DeadLetters:  countOf(found.Dead),
 		Archive:      countOf(found.Archived),
 		ArchiveBytes: found.ArchivedBytes,
@@ -120,7 +120,7 @@ func statusOf(c config.Config, table store.Table, found *store.Inspection) statu
 	}
 	if found.Oldest != nil {
 		seconds := found.Oldest.Seconds()
-		s.OldestWaiting = &seconds
+		s.OldestPending = &seconds
 	}
 	if found.Terms != nil {
 		s.Terms = []termStatus{}
@@ -157,7 +157,7 @@ func countOf(c *store.Count) *countStatus {
 	return &countStatus{c.Rows, c.Exact}
 }
 
-// String says what a person wants to read.
+// String is for a person.
 func (c *countStatus) String() string {
 	switch {
 	case c == nil:
@@ -203,9 +203,9 @@ func (s *status) write(w io.Writer) error {
 			fmt.Fprintf(columns, "  paused\t%s\n", t.Trouble)
 		}
 	}
-	fmt.Fprintf(columns, "waiting\t%v\n", s.Waiting)
-	if s.OldestWaiting != nil {
-		fmt.Fprintf(columns, "oldest waiting\tfor %s\n", age(*s.OldestWaiting))
+	fmt.Fprintf(columns, "pending\t%v\n", s.Pending)
+	if s.OldestPending != nil {
+		fmt.Fprintf(columns, "oldest pending\tfor %s\n", age(*s.OldestPending))
 	}
 	fmt.Fprintf(columns, "dead letters\t%v\n", s.DeadLetters)
 	archive := s.Archive.String()

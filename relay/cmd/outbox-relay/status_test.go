@@ -23,8 +23,8 @@ func TestStatusOfARunningRelay(t *testing.T) {
 	got := execute(t, env, "status")
 	expectCode(t, got, 0)
 	expectText(t, "status", got.stdout, "table         public.outbox\n", "stream        OUTBOX\n", "term        1, since 2", "checkpoint  sequence 0 of the stream that was created at 2",
-		"waiting       0\n", "dead letters  0\n", "archive       1, ")
-	if strings.Contains(got.stdout, "none now") || strings.Contains(got.stdout, "oldest waiting") {
+		"pending       0\n", "dead letters  0\n", "archive       1, ")
+	if strings.Contains(got.stdout, "none now") || strings.Contains(got.stdout, "oldest pending") {
 		t.Errorf("status says that nobody leads, or that something waits:\n%s", got.stdout)
 	}
 
@@ -34,7 +34,7 @@ func TestStatusOfARunningRelay(t *testing.T) {
 	sql(t, dsn, `update outbox set created_at = created_at - interval '2 hours'`)
 	got = execute(t, env, "status")
 	expectCode(t, got, 0)
-	expectText(t, "status", got.stdout, "  leader        none now; the latest was ", "waiting         1\n", "oldest waiting  for 2h0m")
+	expectText(t, "status", got.stdout, "  leader        none now; the latest was ", "pending         1\n", "oldest pending  for 2h0m")
 
 	got = execute(t, env, "status", "--json")
 	expectCode(t, got, 0)
@@ -42,8 +42,8 @@ func TestStatusOfARunningRelay(t *testing.T) {
 	if err := json.Unmarshal([]byte(got.stdout), &s); err != nil {
 		t.Fatal(err)
 	}
-	if s.Table != "public.outbox" || s.Leading == nil || *s.Leading || len(s.Terms) != 1 || *s.Waiting != (countStatus{1, true}) ||
-		*s.DeadLetters != (countStatus{0, true}) || *s.Archive != (countStatus{1, true}) || *s.ArchiveBytes == 0 || *s.OldestWaiting < 7200 || *s.OldestWaiting > 7260 {
+	if s.Table != "public.outbox" || s.Leading == nil || *s.Leading || len(s.Terms) != 1 || *s.Pending != (countStatus{1, true}) ||
+		*s.DeadLetters != (countStatus{0, true}) || *s.Archive != (countStatus{1, true}) || *s.ArchiveBytes == 0 || *s.OldestPending < 7200 || *s.OldestPending > 7260 {
 		t.Errorf("status --json = %s", got.stdout)
 	}
 	if term := s.Terms[0]; term.Stream != "OUTBOX" || term.Term != 1 || term.Leader == "" || time.Since(term.Since).Abs() > time.Minute || term.StreamCreated == nil {
@@ -77,7 +77,7 @@ insert into outbox_relay (stream, outbox, term, leader, leader_since, stream_cre
 	}
 	want := `{"table":"public.outbox","leading":false,"terms":[{"stream":"OUTBOX","outbox":"6ba7b810-9dad-11d1-80b4-00c04fd430c8","term":7,"leader":"me",` +
 		`"since":"2026-01-02T03:04:05Z","since_seconds":` + string(seconds) + `,"stream_created":"2026-01-01T00:00:00Z","checkpoint":12,"trouble":null}],` +
-		`"waiting":{"events":0,"exact":true},"oldest_waiting_seconds":null,"dead_letters":{"events":0,"exact":true},"archive":{"events":0,"exact":true},` +
+		`"pending":{"events":0,"exact":true},"oldest_pending_seconds":null,"dead_letters":{"events":0,"exact":true},"archive":{"events":0,"exact":true},` +
 		`"archive_bytes":` + s.Bytes.String() + `,"standby":false,"dead_rows":0,"obstacles":[]` + "}\n"
 	if got != want {
 		t.Errorf("status --json =\n%s\nwant\n%s", got, want)
@@ -138,10 +138,10 @@ func TestStatusOfWhatIsLeft(t *testing.T) {
 	got = execute(t, env, "status")
 	expectCode(t, got, 1)
 	expectText(t, "standard error", got.stderr, "read how many dead letters there are: the outbox table does not exist")
-	expectText(t, "status", got.stdout, "leader        unknown\n", "waiting       0\n", "dead letters  unknown\n")
+	expectText(t, "status", got.stdout, "leader        unknown\n", "pending       0\n", "dead letters  unknown\n")
 	got = execute(t, env, "status", "--json")
 	expectCode(t, got, 1)
-	expectText(t, "status --json", got.stdout, `"terms":null`, `"dead_letters":null`, `"waiting":{"events":0,"exact":true}`)
+	expectText(t, "status --json", got.stdout, `"terms":null`, `"dead_letters":null`, `"pending":{"events":0,"exact":true}`)
 
 	got = execute(t, environment{"OUTBOX_DATABASE_DSN": nowhere}, "status")
 	expectCode(t, got, 1)

@@ -11,8 +11,8 @@ import (
 	"github.com/go-outbox/go-outbox/stream"
 )
 
-// ledger is what the two ends know for themselves: the producers what they committed, the consumer what arrived.
-type ledger struct {
+// journal is what the two ends record: the producers what they committed, the consumer what arrived.
+type journal struct {
 	changed chan struct{} // Holds one token when something has arrived.
 
 	mu         sync.Mutex      // Protects what follows.
@@ -34,57 +34,57 @@ type arrival struct {
 	at time.Time
 }
 
-func newLedger() *ledger {
-	return &ledger{changed: make(chan struct{}, 1), committed: make(map[string]note)}
+func newJournal() *journal {
+	return &journal{changed: make(chan struct{}, 1), committed: make(map[string]note)}
 }
 
-func (l *ledger) commit(payload string, n note) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.committed[payload] = n
+func (j *journal) commit(payload string, n note) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.committed[payload] = n
 }
 
-func (l *ledger) rollBack() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.rolledBack++
+func (j *journal) rollBack() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.rolledBack++
 }
 
 // arrive is the consumer's handler.
-func (l *ledger) arrive(_ context.Context, event stream.Event) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.arrivals = append(l.arrivals, arrival{event, time.Now()})
+func (j *journal) arrive(_ context.Context, event stream.Event) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.arrivals = append(j.arrivals, arrival{event, time.Now()})
 	select {
-	case l.changed <- struct{}{}:
+	case j.changed <- struct{}{}:
 	default: // Told already.
 	}
 	return nil
 }
 
 // counts returns how much there is of each.
-func (l *ledger) counts() (committed, rolledBack, arrived int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.committed), l.rolledBack, len(l.arrivals)
+func (j *journal) counts() (committed, rolledBack, arrived int) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return len(j.committed), j.rolledBack, len(j.arrivals)
 }
 
 // arrivedSince returns the arrivals after the first n.
-func (l *ledger) arrivedSince(n int) []arrival {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return slices.Clone(l.arrivals[n:])
+func (j *journal) arrivedSince(n int) []arrival {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.Clone(j.arrivals[n:])
 }
 
 // await returns once n events have arrived. Only one goroutine may wait.
-func (l *ledger) await(ctx context.Context, n int) error {
+func (j *journal) await(ctx context.Context, n int) error {
 	for {
-		_, _, arrived := l.counts()
+		_, _, arrived := j.counts()
 		if arrived >= n {
 			return nil
 		}
 		select {
-		case <-l.changed:
+		case <-j.changed:
 		case <-ctx.Done():
 			return fmt.Errorf("wait for %d events, %d have arrived: %w", n, arrived, context.Cause(ctx))
 		}
@@ -105,14 +105,14 @@ func (v verdict) good() bool {
 }
 
 // judge compares the producers' notes with all messages of the stream, in the stream's order.
-func (l *ledger) judge(stored []message) verdict {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	v := verdict{committed: len(l.committed), stored: len(stored)}
-	missing := maps.Clone(l.committed)
+func (j *journal) judge(stored []message) verdict {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	v := verdict{committed: len(j.committed), stored: len(stored)}
+	missing := maps.Clone(j.committed)
 	newest := make(map[string]int) // The last version of each aggregate.
 	for _, m := range stored {
-		n, known := l.committed[m.payload]
+		n, known := j.committed[m.payload]
 		_, first := missing[m.payload]
 		switch {
 		case !known || n.subject != m.subject:
@@ -145,21 +145,21 @@ func (l latencies) quantile(share float64) time.Duration {
 	return l[min(int(share*float64(len(l))), len(l)-1)]
 }
 
-// latencies tells what was committed while a relay led from what had to wait until one was elected and had caught up.
-func (l *ledger) latencies(takeovers []takeover) (led, leaderless latencies) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+// latencies returns two lists: of events that were committed while a relay led, and of events that waited for the next leader.
+func (j *journal) latencies(takeovers []takeover) (led, leaderless latencies) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	caughtUp := make([]time.Time, len(takeovers)) // When the first event that was committed since the election arrived.
-	for _, a := range l.arrivals {
-		sent := l.committed[string(a.Data)].sent
+	for _, a := range j.arrivals {
+		sent := j.committed[string(a.Data)].sent
 		for i, t := range takeovers {
 			if caughtUp[i].IsZero() && sent.After(t.elected) {
 				caughtUp[i] = a.at
 			}
 		}
 	}
-	for _, a := range l.arrivals {
-		sent := l.committed[string(a.Data)].sent
+	for _, a := range j.arrivals {
+		sent := j.committed[string(a.Data)].sent
 		if sent.IsZero() {
 			continue
 		}
