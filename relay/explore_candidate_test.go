@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -24,6 +25,7 @@ type candidate struct {
 	lease   bool  // Its clock says so.
 	frozen  bool  // It does nothing, for now.
 	atLeast int64 // See Relay.
+	floor   int64 // Where its next fetch begins.
 
 	// What it has asked for and not been answered.
 	request  *store.Request
@@ -155,7 +157,7 @@ func (c *core) clone() *core {
 		n.spare = append(n.spare, new(lane)) // Which of them is used does not matter.
 	}
 	n.blocked, n.aside = newBlocks(), nil
-	n.doubles = slices.Clone(c.doubles)
+	n.doubles, n.hot = slices.Clone(c.doubles), slices.Clone(c.hot)
 	for parity := range n.stored {
 		n.stored[parity], n.twice[parity] = slices.Clone(c.stored[parity]), slices.Clone(c.twice[parity])
 	}
@@ -288,7 +290,8 @@ func (p *port) join() {
 func (p *port) Begin(_ context.Context, _, _ string, atLeast int64) (store.Term, error) {
 	w := p.world
 	w.terms = max(w.terms+1, atLeast)
-	return store.Term{Outbox: p.outboxID, Number: w.terms, Checkpoint: w.checkpoint, First: !w.recorded}, nil
+	p.candidate.floor = w.scanFrom
+	return store.Term{Outbox: p.outboxID, Number: w.terms, Checkpoint: w.checkpoint, First: !w.recorded, Floor: w.scanFrom}, nil
 }
 
 func (p *port) Stand(context.Context, string, bool) (string, error) { return "", nil }
@@ -518,7 +521,7 @@ func (e *encoder) world(w *world) {
 	}
 	e.checkpoint(w.checkpoint)
 	e.flag(w.recorded, w.forgot)
-	e.number(uint64(w.terms), uint64(w.anew), uint64(len(w.messages)))
+	e.number(uint64(w.terms), uint64(w.anew), uint64(w.scanFrom), uint64(len(w.messages)))
 	for _, m := range w.messages {
 		e.number(uint64(m.seq), uint64(m.term))
 		e.flag(m.known)
@@ -562,7 +565,7 @@ func (e *encoder) candidate(w *world, o *candidate) {
 		return
 	}
 	e.flag(o.session, o.lease, o.frozen, o.opening, o.connected, o.reconnecting, o.fenced, o.severed)
-	e.number(o.fence)
+	e.number(o.fence, uint64(o.floor))
 	e.set(o.inFlight)
 	e.set(o.silent)
 	e.orderedBatch(o.ordered)
@@ -641,7 +644,16 @@ func (e *encoder) core(c *core, rows int64) {
 		e.number(uint64(l.aggregate.id[0]))
 	}
 	e.number(uint64(c.heldRows), uint64(c.inFlight))
-	e.flag(c.ordered, c.closing, c.readsBack, c.doubt, c.recovering, c.stale, c.more, c.asleep, c.next.IsZero(), c.back)
+	e.flag(c.ordered, c.closing, c.readsBack, c.doubt, c.recovering, c.stale, c.more, c.asleep, c.next.IsZero(), c.back, c.batches)
+	if c.back {
+		e.number(uint64(c.backTo))
+	}
+	e.number(uint64(c.floor))
+	e.number(uint64(len(c.hot)))
+	for _, h := range slices.SortedFunc(slices.Values(c.hot), func(a, b hot) int { return strings.Compare(a.aggregate.id, b.aggregate.id) }) {
+		e.number(uint64(h.from))
+		e.b = append(e.b, h.aggregate.id...)
+	}
 	l := &c.checkpoints
 	for back := range uint64(2) {
 		parity := (l.epoch - back) & 1
@@ -664,6 +676,12 @@ func (e *encoder) core(c *core, rows int64) {
 		e.flag(r.Fetch != nil)
 		if r.Fetch != nil {
 			e.set(r.Fetch.Held)
+			e.flag(r.Fetch.Back, r.Fetch.Stay)
+			e.number(uint64(r.Fetch.BackTo), uint64(len(r.Fetch.BlockedIDs)))
+		}
+		e.flag(c.trip.refill != nil)
+		if c.trip.refill != nil {
+			e.number(uint64(c.trip.refill.proven), uint64(c.trip.refill.aggregate.id[0]))
 		}
 	}
 }

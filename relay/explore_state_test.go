@@ -108,8 +108,8 @@ func partsOfState() map[string]partOfState {
 			notEncoded: map[string]string{
 				"batch": constant, "batchBytes": constant, "window": constant, "orderedFrom": constant, "maxAttempts": constant, "retry": constant,
 				"poll": constant, "succeeded": noRefusal, "lanes": "they are those of the rows held", "spare": "which of them is used does not matter",
-				"heldBytes": "all rows are of one size", "highest": "the explorer's outbox does without it", "floor": "the explorer's outbox has none",
-				"blocked": noRefusal, "backTo": "the explorer's outbox does without it", "maxData": constant, "noted": constant,
+				"heldBytes": "all rows are of one size", "highest": "the explorer's outbox does without it",
+				"blocked": noRefusal, "backTo": "it counts only with back, and is encoded then", "maxData": constant, "noted": constant,
 				"storedAt": noClock, "oldest": telling, "failed": noRefusal, "dead": noRefusal, "unfit": noRefusal, "doubles": inStep,
 				"aside": noRefusal, "asideAt": noClock, "busy": noClock,
 			},
@@ -126,6 +126,7 @@ func partsOfState() map[string]partOfState {
 		"lane": {
 			of: func(w *world) any { return core(w).held[1].lane },
 			notEncoded: map[string]string{
+				"rows": "it follows from item.lane", "bytes": "it follows from item.lane",
 				"aggregate": "it is that of its rows", "last": "it follows from item.next", "inFlight": "it follows from item.inFlight",
 			},
 		},
@@ -139,7 +140,7 @@ func partsOfState() map[string]partOfState {
 		"roundTrip": {
 			of:         func(w *world) any { return core(w).trip },
 			notEncoded: map[string]string{"givenUp": noRefusal, "epochs": "they follow from what is settled"},
-			shared:     map[string]string{"givenUp": replaced, "epochs": replaced},
+			shared:     map[string]string{"givenUp": replaced, "epochs": replaced, "refill": replaced},
 		},
 		"Request": {
 			of: func(w *world) any { return &core(w).trip.request },

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -738,6 +739,7 @@ func TestExplore(t *testing.T) {
 		{aggregates: "aba", late: 2, batch: 10, orderedFrom: 1, bounds: bounds{1, 1}},
 		{aggregates: "aba", late: 2, batch: 10, orderedFrom: 1, bounds: bounds{2, 0}},
 		{aggregates: "aab", late: 3, batch: 1, bounds: bounds{1, 1}},
+		{aggregates: "aaaab", late: 5, batch: 2, bounds: bounds{1, 0}}, // Aggregate a is hot.
 		{aggregates: "aba", late: 2, batch: 2, orderedFrom: 2, bounds: bounds{1, 1}},
 		{aggregates: "aba", late: 2, batch: 10, slow: true, bounds: bounds{1, 1}},
 	} {
@@ -793,16 +795,14 @@ func TestExploreSabotaged(t *testing.T) {
 		"no archive":                     {bounds: bounds{1, 0}, sabotage: sabotage{noArchive: true}},
 		"blind for strays":               {durable: true, bounds: bounds{2, 0}, sabotage: sabotage{strayBlind: true}},
 		"trusts a fence unseen":          {bounds: bounds{2, 0}, sabotage: sabotage{trustsFence: true}},
+		"does not go back":               {aggregates: "aaaab", batch: 2, sabotage: sabotage{neverBack: true}},
 		"early checkpoint":               {aggregates: "ab", bounds: bounds{2, 0}, sabotage: sabotage{earlyBound: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if t.Parallel(); s.skipped() {
 				t.Skip("takes too long with the race detector")
 			}
-			s.batch = 10
-			if s.aggregates == "" {
-				s.aggregates = "aa"
-			}
+			s.batch, s.aggregates = cmp.Or(s.batch, 10), cmp.Or(s.aggregates, "aa")
 			x := s.run(t)
 			if x.story == nil {
 				t.Fatalf("no counterexample in %d states", x.states)

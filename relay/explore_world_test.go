@@ -48,6 +48,7 @@ type sabotage struct {
 	noArchive     bool // Nothing is retained.
 	strayBlind    bool // Nobody waits for the rows of which strays may arrive.
 	trustsFence   bool // A checkpoint that was handed over is believed whatever became of the fence at it.
+	neverBack     bool // The outbox returns nothing below the floor although it is asked to.
 	earlyBound    bool // The checkpoint moves although something that was sent before is not settled.
 }
 
@@ -73,7 +74,8 @@ type world struct {
 
 	rows       []tableRow // By seq, from 1.
 	checkpoint store.Checkpoint
-	recorded   bool // There is a checkpoint.
+	recorded   bool  // There is a checkpoint.
+	scanFrom   int64 // Where the next term's first fetch begins.
 	terms      int64
 
 	messages []message // By sequence, from 1.
@@ -352,22 +354,45 @@ func (w *world) roundTrip(o *candidate, request *store.Request) (reply store.Rep
 	}
 	if request.Checkpoint > 0 && o.term.number == w.terms {
 		w.checkpoint.Sequence, w.checkpoint.Before = request.Checkpoint, w.checkpoint.Sequence
+		w.scanFrom = o.floor
+		if from := request.ScanFrom; from != nil {
+			w.scanFrom = min(w.scanFrom, *from)
+		}
 		w.aside("the checkpoint is %d", request.Checkpoint)
 	}
 	reply.Asleep = request.Sleep == store.FallAsleep && !slices.ContainsFunc(w.rows, func(r tableRow) bool { return r.state == drawn })
 	if f := request.Fetch; f != nil {
+		from := o.floor
+		if f.Back && !w.sabotage.neverBack {
+			from = min(from, f.BackTo)
+		}
+		if !f.Stay {
+			o.floor = from
+		}
+		// The floor is as high as it may ever be: below whatever may still be committed, and whatever is held now.
+		floor := int64(len(w.rows) + 1)
 		for i, r := range w.rows {
-			seq := int64(i + 1)
-			if r.state == waiting && len(reply.Rows) < f.Rows && !slices.Contains(f.Held, seq) {
-				reply.Rows = append(reply.Rows, store.Row{Seq: seq, ID: idOf(seq), AggregateType: "A", AggregateID: w.aggregates[i : i+1]})
+			seq, held := int64(i+1), slices.Contains(f.Held, int64(i+1))
+			wanted := r.state == waiting && seq >= from && !held && !slices.Contains(f.BlockedIDs, w.aggregates[i:i+1])
+			if wanted && len(reply.Rows) < f.Rows {
+				reply.Rows = append(reply.Rows, w.row(seq))
+			}
+			if wanted || held || r.state == drawn {
+				floor = min(floor, seq)
 			}
 		}
+		o.floor = max(o.floor, floor)
 		reply.Full = len(reply.Rows) >= f.Rows
 		if w.story != nil {
 			w.aside("it fetches %s", names(reply.Rows))
 		}
 	}
+	reply.Floor = o.floor
 	return reply
+}
+
+func (w *world) row(seq int64) store.Row {
+	return store.Row{Seq: seq, ID: idOf(seq), AggregateType: "A", AggregateID: w.aggregates[seq-1 : seq]}
 }
 
 func names(rows []store.Row) string {
@@ -401,6 +426,8 @@ func (w *world) putBack(o *candidate, lost []store.Archived, checkpoint store.Ch
 		if r := &w.rows[a.Seq-1]; r.state == archived {
 			r.state = waiting
 			back++
+			o.floor = min(o.floor, a.Seq)
+			w.scanFrom = min(w.scanFrom, a.Seq)
 			w.aside("row %d is back in the outbox", a.Seq)
 		}
 	}

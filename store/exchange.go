@@ -75,6 +75,9 @@ type Fetch struct {
 	// Back makes the fetch begin at BackTo at the latest, since rows from there on are wanted again.
 	Back   bool
 	BackTo int64
+	// Stay, with Back, makes only this fetch begin there: the floor stays where it is. The caller must go back by itself for
+	// the rows below the floor that are returned, should it let go of them.
+	Stay bool
 }
 
 // SleepChange says what to do about the lock that tells producers whether the relay is asleep.
@@ -282,6 +285,7 @@ func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
 		return Reply{}, nil // Nothing is asked, so nothing is learnt about the session.
 	}
 	var reply Reply
+	lowered := int64(math.MaxInt64) // Where rows were put back: what the caller leaves out may be among them.
 	err := o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
 		if err := o.inTerm(); err != nil {
 			return err
@@ -290,8 +294,9 @@ func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
 			o.leftOut = o.held.Load() // Before that: whoever lets an aggregate go on says first where its rows are.
 			if back, ok := o.back.take(); ok {
 				o.floor.lower(back)
+				lowered = back
 			}
-			if f.Back {
+			if f.Back && !f.Stay {
 				o.floor.lower(f.BackTo)
 			}
 		}
@@ -317,7 +322,7 @@ func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
 			}
 		}
 		if err == nil {
-			reply.Floor = o.floor.at
+			reply.Floor = min(o.floor.at, lowered)
 			o.tendArchive(ctx, conn)
 		}
 		return err
