@@ -11,7 +11,7 @@ import (
 )
 
 // core decides what a leader does next: which row to publish, what to settle, when to fetch, when to sleep, when to read
-// the stream back. It does no I/O, starts no goroutine and reads no clock: the term tells it what happened and carries out
+// the stream back, to verify it, to connect again, to make way or to hand over. It does no I/O, starts no goroutine and reads no clock: the term tells it what happened and carries out
 // what it decides, so that every interleaving can be tested. A core lasts for one term.
 //
 // A row that the relay holds is in one of two states:
@@ -82,6 +82,16 @@ type core struct {
 	aside    []aside    // Rows that the database did not let go, each for a reason of its own.
 	asideAt  time.Time  // When to try to remove them again.
 	trip     *roundTrip // The round trip under way; nil for none.
+
+	circuit  circuit
+	detector lossDetector
+	blind    blindness
+	report   report
+	handing  handing
+	stopping bool // The relay is to stop: nothing more is published.
+
+	examining bool // A double is being examined.
+	findings  int  // How many attempts to examine it have failed, in a row.
 
 	more   bool      // A fetch may find something.
 	asleep bool      // Producers notify: nothing can be missed.
@@ -170,7 +180,7 @@ func newCore(o Options) *core {
 		held:        make(map[int64]*item),
 		lanes:       make(map[aggregate]*lane),
 		blocked:     newBlocks(),
-		checkpoints: checkpoints{epoch: 1},
+		checkpoints: checkpoints{epoch: 1, clock: realClock{}},
 		more:        true,
 	}
 }
@@ -200,6 +210,11 @@ func (c *core) recover() bool {
 	return true
 }
 
+// readBack reports whether the stream is to be read back now: recover says so, and the broker can be reached.
+func (c *core) readBack() bool {
+	return c.circuit.breaker != breakerOpen && !c.circuit.opening && !c.stopping && c.recover()
+}
+
 // recovered takes the result of reading the stream back. If the stream could be read (ok), no row in the table is stored in it
 // up to the fence. If there was new reason for doubt meanwhile, the answer is out of date, and the stream has to be read back
 // once more. Kept are events that the stream holds and whose rows the database does not let go. Clean tells that the former
@@ -210,6 +225,8 @@ func (c *core) recovered(fence uint64, ok bool, kept []store.Ref, clean bool, no
 		return
 	}
 	c.doubt, c.more, c.busy = c.stale, true, now
+	c.blind.since = time.Time{} // What goes wrong from here on is news.
+	c.detector.forget()
 	c.cool() // The floor may be above rows that are no longer held.
 	clear(c.held)
 	clear(c.lanes)

@@ -98,11 +98,10 @@ func (o *candidate) clone() *candidate {
 	}
 	if t := o.term; t != nil {
 		n.term = &term{
-			Relay: t.Relay, lease: t.lease, core: t.core.clone(), stop: t.stop, healthy: t.healthy,
+			Relay: t.Relay, lease: t.lease, core: t.core.clone(), stop: t.stop, healthy: t.healthy, start: t.start,
 			number: t.number, checkpoint: t.checkpoint, first: t.first, id: t.id,
-			woken: t.woken, replies: t.replies, opened: t.opened, read: t.read, verifications: t.verifications, originals: t.originals,
-			detector: t.detector, breaker: t.breaker, opening: t.opening, lost: t.lost, reopenAt: t.reopenAt, troubles: t.troubles,
-			orderedTold: t.orderedTold, reason: t.reason, stopping: t.stopping, handed: t.handed, handing: t.handing,
+			woken: t.woken, replies: t.replies, opened: t.opened, read: t.read, verifications: t.verifications,
+			handed: t.handed, standbys: t.standbys, originals: t.originals, reported: t.reported, orderedTold: t.orderedTold,
 		}
 	}
 	return &n
@@ -171,27 +170,20 @@ type port struct {
 	world     *world
 	candidate *candidate
 
-	woken         chan struct{}
-	replies       chan reply
-	opened        chan opening
-	read          chan recovery
-	verifications chan verification
-	handed        chan error
-	originals     chan original
-	forever       time.Time
-	outboxID      uuid.UUID
+	forever  time.Time
+	outboxID uuid.UUID
 }
 
 func newPort(s *scenario) *port {
-	p := &port{
-		woken: make(chan struct{}, 1), replies: make(chan reply, 1), opened: make(chan opening, 1),
-		read: make(chan recovery, 1), verifications: make(chan verification, 1), handed: make(chan error, 1), originals: make(chan original, 1), forever: time.Now().Add(24 * time.Hour), outboxID: uuid.UUID{1},
-	}
+	p := &port{forever: time.Now().Add(24 * time.Hour), outboxID: uuid.UUID{1}}
 	options, err := Options{BatchSize: s.batch, Window: 16, Name: "relay", Logger: slog.New(slog.DiscardHandler)}.validated()
 	if err != nil {
 		panic(err)
 	}
-	p.relay = &Relay{store: portStore{p}, publisher: p, reader: p, options: options, log: options.Logger, hooks: Hooks{}.orNop()}
+	p.relay = &Relay{store: portStore{p}, publisher: p, options: options, log: options.Logger, hooks: Hooks{}.orNop()}
+	if !s.sabotage.neverReadBack {
+		p.relay.reader = p
+	}
 	return p
 }
 
@@ -210,55 +202,32 @@ func (p *port) Guard(func() bool)                               {}
 func (p *port) RequireWindow(func(time.Duration) time.Duration) {}
 func (p *port) MaxData() int                                    { return 0 }
 
-// newTerm is what Relay.lead begins with.
+// newTerm is production's, except that what a term starts is done at once, and that the world says when a time has passed.
 func (p *port) newTerm() *term {
 	lease := election.NewLease(func() (time.Time, bool) { return p.forever, p.candidate.lease || p.world.sabotage.anyLease })
-	t := &term{
-		Relay: p.relay, lease: lease, core: newCore(p.relay.options), healthy: func() {},
-		woken: p.woken, replies: p.replies, opened: p.opened, read: p.read, verifications: p.verifications, handed: p.handed, originals: p.originals,
-	}
+	t := p.relay.newTerm(lease, nil, func() {})
+	t.start = func(work func()) { work() }
 	t.core.orderedFrom = max(p.world.orderedFrom, 1)
+	t.core.checkpoints.clock = p
 	return t
 }
 
-// pump is one turn of term.loop, up to where it waits. What it starts is only noted.
-func (p *port) pump(now time.Time) (done bool) {
-	ctx, t := context.Background(), p.candidate.term
-	if !p.world.slow {
-		t.core.checkpoints.began = time.Time{} // A second has passed since.
-	} else {
-		t.core.checkpoints.began = now
-	}
-	if p.world.drifting() {
-		t.core.checkpoints.from = now.Add(time.Hour) // What checkpoints waits for has not happened.
-	} else {
-		t.core.checkpoints.from = time.Time{}
-	}
-	if p.world.sabotage.strayBlind {
-		t.core.checkpoints.clear = true
-	}
-	if p.world.sabotage.earlyBound {
-		t.core.checkpoints.unsettled = [2]int{}
-	}
-	t.openPublisher(ctx, now)
-	t.recover(ctx)
-	p.join()
-	t.verify(ctx, now)
-	p.find(ctx, now)
-	t.publish(ctx, now)
-	done = t.startRoundTrip(ctx, now)
-	p.join()
-	return done
+// passed makes epochs as short as can be, unless less than a second passes.
+func (p *port) passed(time.Time, time.Duration, time.Time) bool { return !p.world.slow }
+
+// landed makes checkpoints wait as long as there are strays.
+func (p *port) landed(time.Time, time.Time) bool {
+	return p.world.sabotage.strayBlind || !p.world.drifting()
 }
 
-// find has doubles looked at, which takes no time here.
-func (p *port) find(ctx context.Context, now time.Time) {
+// turn is that of term.loop. What the term asks for is only noted, but for what takes no time here.
+func (p *port) turn(now time.Time) (done bool) {
 	for t := p.candidate.term; ; {
-		t.examine(ctx)
-		if !t.examining {
-			return
+		done := t.turn(context.Background(), now)
+		if p.forget(); done || len(t.originals) == 0 {
+			return done
 		}
-		t.examined(ctx, <-p.originals, now)
+		t.examined(context.Background(), <-t.originals, now)
 	}
 }
 
@@ -271,16 +240,22 @@ func (p *port) Find(_ context.Context, sequence uint64) (stream.Found, error) {
 	return stream.Found{Event: m.seq > 0, Seq: m.seq, ID: idOf(m.seq), Stored: sequence}, nil
 }
 
-// join waits for what was started, and forgets the answers, which were none.
-func (p *port) join() {
-	p.candidate.term.workers.Wait()
-	for {
+// forget drops the answers to what was started, which were none. Nobody is there to make way for, and a report changes
+// nothing.
+func (p *port) forget() {
+	for t := p.candidate.term; ; {
 		select {
-		case <-p.replies:
-		case <-p.opened:
-		case <-p.read:
-		case <-p.verifications:
-		case <-p.handed: //nolint:errcheck // As the others.
+		case <-t.replies:
+		case <-t.opened:
+		case <-t.read:
+		case <-t.verifications:
+		case <-t.handed: //nolint:errcheck // As the others.
+		case s := <-t.standbys:
+			if err := t.soughtStandby(s, time.Now()); err != nil {
+				panic(err)
+			}
+		case told := <-t.reported:
+			t.toldOutbox(context.Background(), told)
 		default:
 			return
 		}
@@ -317,7 +292,7 @@ func (p *port) Open(context.Context) ([]string, error) {
 }
 
 func (p *port) Verify(_ context.Context, before stream.State, acked uint64) (stream.State, error) {
-	if p.candidate.term.handing == handingOver {
+	if p.candidate.term.core.handing == handingOver {
 		a := p.ask(answer{kind: "look", above: acked})
 		return a.state, a.err
 	}
@@ -329,7 +304,7 @@ func (p *port) Verify(_ context.Context, before stream.State, acked uint64) (str
 func (p *port) ask(request answer) answer {
 	o := p.candidate
 	if o.recovery == nil {
-		o.recovery = &readingBack{checkpoint: o.term.checkpoint, first: o.term.first, leaving: o.term.handing == handingOver, acked: o.term.detector.acked}
+		o.recovery = &readingBack{checkpoint: o.term.checkpoint, first: o.term.first, leaving: o.term.core.handing == handingOver, acked: o.term.core.detector.acked}
 	}
 	r := o.recovery
 	if r.at < len(r.answers) {
@@ -382,7 +357,7 @@ func (p *port) answered(a answer) (recovery, bool) {
 	r := o.recovery
 	r.answers, r.at, r.next = append(r.answers, a), 0, answer{}
 	if r.leaving {
-		err := o.term.recordHandOver(context.Background(), o.term.detector.state, r.acked)
+		err := o.term.recordHandOver(context.Background(), o.term.core.detector.state, r.acked)
 		if errors.Is(err, errUnanswered) {
 			return recovery{}, false
 		}
@@ -591,13 +566,13 @@ func (e *encoder) candidate(w *world, o *candidate) {
 			e.answer(w, &r.answers[i])
 		}
 	}
-	a := &t.detector
+	a, circuit := &t.core.detector, &t.core.circuit
 	e.created(w, a.state)
 	e.flag(!a.state.Created.IsZero() && w.marked(a.state.Last) == o.mark, a.verifying, a.void, a.failed, a.busy, a.due.IsZero(),
 		a.epoch == 0, a.epoch == t.core.checkpoints.epoch)
 	e.number(a.state.Last, a.acked)
-	e.number(uint64(t.breaker), uint64(t.number), uint64(t.handing))
-	e.flag(t.opening, t.lost != nil, t.reopenAt.IsZero(), t.troubles > 0, t.reason != "", t.first, t.stopping)
+	e.number(uint64(circuit.breaker), uint64(t.number), uint64(t.core.handing))
+	e.flag(circuit.opening, circuit.lost != nil, circuit.reopenAt.IsZero(), circuit.troubles > 0, circuit.reason != "", t.first, t.core.stopping)
 	e.checkpoint(t.checkpoint)
 	e.core(t.core, int64(len(w.rows)))
 }

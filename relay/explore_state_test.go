@@ -89,19 +89,23 @@ func partsOfState() map[string]partOfState {
 		"term": {
 			of: func(w *world) any { return w.candidates[0].term },
 			notEncoded: map[string]string{
-				"Relay": constant, "lease": constant, "stop": constant, "healthy": constant, "id": constant, "workers": inStep, "woken": inStep,
+				"Relay": constant, "lease": constant, "stop": constant, "healthy": constant, "start": constant, "id": constant, "workers": inStep, "woken": inStep,
 				"replies": inStep, "opened": inStep, "read": inStep, "verifications": inStep, "handed": inStep, "standbys": inStep, "originals": inStep,
-				"examining": inStep, "findings": inStep, "outcomes": inStep, "event": inStep, "skipped": telling,
-				"guarded": "the explorer's publisher does not look at the lease", "refusals": noRefusal, "orderedTold": telling, "blind": noClock, "report": telling,
+				"reported": inStep, "outcomes": inStep, "event": inStep, "skipped": telling,
+				"guarded": "the explorer's publisher does not look at the lease", "refusals": telling, "orderedTold": telling,
 			},
 			notCopied: map[string]string{
-				"workers": inStep, "standbys": "nobody is asked for standbys: see blind", "examining": inStep, "findings": inStep, "outcomes": inStep, "event": inStep,
-				"skipped": telling, "guarded": "it is false", "refusals": noRefusal, "blind": noClock, "report": telling,
+				"workers": inStep, "outcomes": inStep, "event": inStep,
+				"skipped": telling, "guarded": "it is false", "refusals": telling,
 			},
-			shared: map[string]string{"Relay": constant, "lease": constant, "lost": replaced},
+			shared: map[string]string{"Relay": constant, "lease": constant},
+		},
+		"circuit": {
+			of:     func(w *world) any { return &core(w).circuit },
+			shared: map[string]string{"lost": replaced},
 		},
 		"lossDetector": {
-			of: func(w *world) any { return &w.candidates[0].term.detector },
+			of: func(w *world) any { return &core(w).detector },
 		},
 		"core": {
 			of: func(w *world) any { return core(w) },
@@ -111,6 +115,7 @@ func partsOfState() map[string]partOfState {
 				"heldBytes": "all rows are of one size", "highest": "the explorer's outbox does without it",
 				"blocked": noRefusal, "backTo": "it counts only with back, and is encoded then", "maxData": constant, "noted": constant,
 				"storedAt": noClock, "oldest": telling, "failed": noRefusal, "dead": noRefusal, "unfit": noRefusal, "doubles": inStep,
+				"blind": noClock, "report": telling, "examining": inStep, "findings": inStep,
 				"aside": noRefusal, "asideAt": noClock, "busy": noClock,
 			},
 			notCopied: map[string]string{"spare": "as many others", "blocked": noRefusal, "aside": noRefusal},
@@ -133,7 +138,7 @@ func partsOfState() map[string]partOfState {
 		"checkpoints": {
 			of: func(w *world) any { return &core(w).checkpoints },
 			notEncoded: map[string]string{
-				"began": noClock, "from": noClock, "rows": "only how long an epoch lasts depends on it",
+				"began": noClock, "from": noClock, "clock": constant, "rows": "only how long an epoch lasts depends on it",
 			},
 		},
 		"oldRows": {of: func(w *world) any { return &core(w).old }},

@@ -347,7 +347,7 @@ func (w *world) possible(faults int) (steps []step) {
 				}
 			}
 		}
-		if !o.term.stopping {
+		if !o.term.core.stopping {
 			add(stops, i, 0)
 		}
 	}
@@ -399,8 +399,8 @@ func (x *explorer) take(w *world, s step) {
 		w.aside("that ends its term: %v", err)
 		w.end(s.who, o.atLeast)
 	}
-	pump := func(now time.Time) {
-		if w.candidates[s.who].term != nil && !o.frozen && p.pump(now) {
+	turn := func(now time.Time) {
+		if w.candidates[s.who].term != nil && !o.frozen && p.turn(now) {
 			w.aside("it has finished and resigns")
 			w.end(s.who, o.atLeast)
 		}
@@ -431,10 +431,7 @@ func (x *explorer) take(w *world, s step) {
 		if _, err := t.begin(ctx); err != nil {
 			panic(err)
 		}
-		if w.sabotage.neverReadBack {
-			t.core.readsBack, t.core.doubt = false, false
-		}
-		pump(now)
+		turn(now)
 	case delivers, ackLost, duplicated:
 		seq := fly()
 		w.tell("row %d of relay %d arrives", seq, name)
@@ -450,7 +447,7 @@ func (x *explorer) take(w *world, s step) {
 		}
 		o.outcomes = append(o.outcomes, stream.Outcome{Seq: seq, Stored: sequence, Duplicate: duplicate})
 		collect()
-		pump(now)
+		turn(now)
 	case delayed:
 		seq := fly()
 		w.tell("row %d of relay %d is held up on its way", seq, name)
@@ -465,18 +462,18 @@ func (x *explorer) take(w *world, s step) {
 		}
 		o.outcomes = append(o.outcomes, outcomes...)
 		collect()
-		pump(now)
+		turn(now)
 	case collects:
 		w.tell("relay %d takes in what has become of what it sent", name)
 		collect()
-		pump(now)
+		turn(now)
 	case timesOut:
 		seq := o.silent[s.n]
 		w.tell("relay %d waits no longer for an answer about row %d", name, seq)
 		o.silent = slices.Delete(o.silent, s.n, s.n+1)
 		o.outcomes = append(o.outcomes, stream.Outcome{Seq: seq, Err: errSilence})
 		collect()
-		pump(now)
+		turn(now)
 	case exchanges, exchangeUnanswered:
 		request := o.request
 		o.request = nil
@@ -492,12 +489,12 @@ func (x *explorer) take(w *world, s step) {
 			break
 		}
 		t.answered(context.Background(), reply)
-		pump(now)
+		turn(now)
 	case opens:
 		w.tell("relay %d finds that the former leader handed over", name)
 		o.opening, o.connected = false, true
 		t.publisherOpened(ctx, opening{})
-		pump(now)
+		turn(now)
 	case readsOn, readsOnUnanswered, readingFails:
 		a := o.recovery.next
 		if o.recovery.leaving {
@@ -523,7 +520,7 @@ func (x *explorer) take(w *world, s step) {
 		}
 		if leaving {
 			w.aside("that was all: %v", result.err)
-			pump(now)
+			turn(now)
 			break
 		}
 		w.aside("that was all: %d found, %d put back, handed over: %v", result.Found, result.Lost, result.clean)
@@ -531,7 +528,7 @@ func (x *explorer) take(w *world, s step) {
 			failed(err)
 			break
 		}
-		pump(now)
+		turn(now)
 	case takesLook:
 		w.tell("relay %d looks at the stream", name)
 		w.look(&o.looks[0])
@@ -543,7 +540,7 @@ func (x *explorer) take(w *world, s step) {
 			o.mark = g.mark
 		}
 		t.verified(ctx, verification{g.state, g.err})
-		pump(now)
+		turn(now)
 	case leaseEnds:
 		w.tell("relay %d's lease ends by its own clock", name)
 		o.lease = false
@@ -554,7 +551,7 @@ func (x *explorer) take(w *world, s step) {
 		w.arrive(s.n, s.kind == strayArrives)
 	case waits:
 		w.tell("time passes for relay %d", name)
-		pump(now.Add(time.Hour))
+		turn(now.Add(time.Hour))
 	case losesOne:
 		w.tell("row %d of relay %d's batch gets lost", o.ordered.queue[0], name)
 		o.ordered.queue = o.ordered.queue[1:]
@@ -572,8 +569,8 @@ func (x *explorer) take(w *world, s step) {
 		o.session = false
 	case stops:
 		w.tell("relay %d is to stop", name)
-		t.stopping = true
-		pump(now)
+		t.core.stopping = true
+		turn(now)
 	case windowExpires:
 		w.tell("the duplicate window expires")
 		for i := range w.messages {
@@ -689,7 +686,7 @@ func (w *world) readOn(o *candidate, a *answer) {
 		a.found, a.err = w.scan(a.above, a.fence)
 		w.aside("from %d to %d it finds %d", a.above, a.fence.Sequence, len(a.found))
 	case "look":
-		g := glance{before: o.term.detector.state, remembered: o.mark, acked: a.above}
+		g := glance{before: o.term.core.detector.state, remembered: o.mark, acked: a.above}
 		w.look(&g)
 		a.state, a.err = g.state, g.err
 	case "settle":

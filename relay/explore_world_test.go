@@ -360,6 +360,9 @@ func (w *world) roundTrip(o *candidate, request *store.Request) (reply store.Rep
 		}
 		w.aside("the checkpoint is %d", request.Checkpoint)
 	}
+	if w.sabotage.earlyBound && w.recorded {
+		w.checkpoint.Sequence, w.checkpoint.Before = uint64(len(w.messages)), w.checkpoint.Sequence
+	}
 	reply.Asleep = request.Sleep == store.FallAsleep && !slices.ContainsFunc(w.rows, func(r tableRow) bool { return r.state == drawn })
 	if f := request.Fetch; f != nil {
 		from := o.floor

@@ -178,8 +178,8 @@ func All() []Mutant {
 			Without: "a leader that cannot publish stays",
 			Edits: []Edit{{
 				File: "relay/blindness.go",
-				Old:  "case s.fit == 0 || t.breaker != breakerOpen",
-				New:  "case true || t.breaker != breakerOpen",
+				Old:  "case fit == 0 || c.circuit.breaker != breakerOpen",
+				New:  "case true || c.circuit.breaker != breakerOpen",
 			}},
 			Killer: Killer{"./relay", "^TestBlindLeaderMakesWay$", "does not make way"},
 		},
