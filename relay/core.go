@@ -713,10 +713,16 @@ func (c *core) start(fetch bool, sleep store.SleepChange) store.Request {
 // scanFrom returns the lowest seq of rows that are passed over now and wanted later; nil for none.
 func (c *core) scanFrom() *int64 {
 	lowest := c.blocked.lowest()
-	for _, h := range c.hot {
-		if from := c.lowestOf(h); lowest == nil || from < *lowest {
+	lower := func(from int64) {
+		if lowest == nil || from < *lowest {
 			lowest = new(from)
 		}
+	}
+	for _, h := range c.hot {
+		lower(c.lowestOf(h))
+	}
+	if c.back { // This round trip may not fetch.
+		lower(c.backTo)
 	}
 	return lowest
 }

@@ -874,3 +874,32 @@ func TestHotAggregateIsLeftOut(t *testing.T) {
 		t.Errorf("got %+v, want a fetch that goes back to 40", got)
 	}
 }
+
+// Rows that are to be fetched anew, since their aggregate goes on, are where the next term begins if this one ends before.
+func TestNextTermBeginsWhereThisOneWouldGoBack(t *testing.T) {
+	now := time.Now()
+	c := newTestCore(t, Options{BatchSize: 1, RetryBackoff: time.Second})
+	c.begin(store.Term{Floor: 1}, false, now)
+	c.mustRoundTrip(t, now)
+	c.answered(store.Reply{Floor: 1, Rows: []store.Row{row(1, "a")}, Full: true}, now)
+	c.drain()
+	c.resolved(1, errRow, now)
+	c.mustRoundTrip(t, now)
+	c.answered(store.Reply{Floor: 9, Rows: []store.Row{row(9, "b")}, Full: true}, now)
+	c.mustRoundTrip(t, now)
+	c.answered(store.Reply{Floor: 9, Rows: []store.Row{row(10, "c")}, Full: true}, now)
+	later := now.Add(time.Second)
+	c.unblock(later) // Aggregate a goes on, and there is no room to fetch its rows.
+	for _, seq := range c.drain()[:1] {
+		c.resolved(seq, nil, later)
+	}
+	c.heldRows += 10
+	c.checkpoints.unrecorded, c.checkpoints.unsettled, c.checkpoints.start = true, [2]int{}, [2]uint64{7, 7}
+	request := c.mustRoundTrip(t, later)
+	if request.Fetch != nil || request.Checkpoint == 0 {
+		t.Fatalf("got %+v, want a round trip that records a checkpoint and fetches nothing", request)
+	}
+	if request.ScanFrom == nil || *request.ScanFrom != 1 {
+		t.Errorf("the next term begins at %v, want 1", request.ScanFrom)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -25,7 +26,8 @@ type candidate struct {
 	lease   bool  // Its clock says so.
 	frozen  bool  // It does nothing, for now.
 	atLeast int64 // See Relay.
-	floor   int64 // Where its next fetch begins.
+	floor   int64 // Where its next fetch begins,
+	back    int64 // unless rows were put back below that; 0 if not.
 
 	// What it has asked for and not been answered.
 	request  *store.Request
@@ -155,12 +157,26 @@ func (c *core) clone() *core {
 	for range c.spare {
 		n.spare = append(n.spare, new(lane)) // Which of them is used does not matter.
 	}
-	n.blocked, n.aside = newBlocks(), nil
+	n.blocked, n.aside = c.blocked.clone(), nil
+	n.failed, n.dead = slices.Clone(c.failed), slices.Clone(c.dead)
 	n.doubles, n.hot = slices.Clone(c.doubles), slices.Clone(c.hot)
 	for parity := range n.stored {
 		n.stored[parity], n.twice[parity] = slices.Clone(c.stored[parity]), slices.Clone(c.twice[parity])
 	}
 	return &n
+}
+
+func (b *blocks) clone() blocks {
+	n := blocks{of: make(map[aggregate]*block, len(b.of)), passed: b.passed}
+	for a, bl := range b.of {
+		m := *bl
+		m.passed = slices.Clone(bl.passed)
+		n.of[a] = &m
+	}
+	for _, bl := range b.due {
+		n.due = append(n.due, n.of[bl.aggregate])
+	}
+	return n
 }
 
 // port is what a term takes for its outbox and its publisher: it notes what the term asks for. The explorer decides
@@ -176,7 +192,7 @@ type port struct {
 
 func newPort(s *scenario) *port {
 	p := &port{forever: time.Now().Add(24 * time.Hour), outboxID: uuid.UUID{1}}
-	options, err := Options{BatchSize: s.batch, Window: 16, Name: "relay", Logger: slog.New(slog.DiscardHandler)}.validated()
+	options, err := Options{BatchSize: s.batch, MaxAttempts: s.attempts, Window: 16, Name: "relay", Logger: slog.New(slog.DiscardHandler)}.validated()
 	if err != nil {
 		panic(err)
 	}
@@ -266,7 +282,13 @@ func (p *port) Begin(_ context.Context, _, _ string, atLeast int64) (store.Term,
 	w := p.world
 	w.terms = max(w.terms+1, atLeast)
 	p.candidate.floor = w.scanFrom
-	return store.Term{Outbox: p.outboxID, Number: w.terms, Checkpoint: w.checkpoint, First: !w.recorded, Floor: w.scanFrom}, nil
+	term := store.Term{Outbox: p.outboxID, Number: w.terms, Checkpoint: w.checkpoint, First: !w.recorded, Floor: w.scanFrom}
+	for i, r := range w.rows {
+		if r.state == waiting && r.attempts > 0 {
+			term.Blocked = append(term.Blocked, store.Blocked{AggregateType: "A", AggregateID: w.aggregates[i : i+1], For: time.Second})
+		}
+	}
+	return term, nil
 }
 
 func (p *port) Stand(context.Context, string, bool) (string, error) { return "", nil }
@@ -488,7 +510,7 @@ func (e *encoder) checkpoint(c store.Checkpoint) {
 
 func (e *encoder) world(w *world) {
 	for _, r := range w.rows {
-		e.number(uint64(r.state))
+		e.number(uint64(r.state), uint64(r.attempts))
 		e.flag(r.stray)
 		if r.state == archived {
 			e.number(r.after)
@@ -540,7 +562,7 @@ func (e *encoder) candidate(w *world, o *candidate) {
 		return
 	}
 	e.flag(o.session, o.lease, o.frozen, o.opening, o.connected, o.reconnecting, o.fenced, o.severed)
-	e.number(o.fence, uint64(o.floor))
+	e.number(o.fence, uint64(o.floor), uint64(o.back))
 	e.set(o.inFlight)
 	e.set(o.silent)
 	e.orderedBatch(o.ordered)
@@ -548,7 +570,7 @@ func (e *encoder) candidate(w *world, o *candidate) {
 	e.number(uint64(len(o.outcomes)))
 	for _, x := range o.outcomes {
 		e.number(uint64(x.Seq), x.Stored)
-		e.flag(x.Duplicate, x.Err != nil, x.Err != nil && x.Err.Ambiguous())
+		e.flag(x.Duplicate, x.Err != nil, x.Err != nil && x.Err.Ambiguous(), x.Err == errRefused)
 	}
 	e.number(uint64(len(o.looks)))
 	for _, g := range o.looks {
@@ -595,6 +617,24 @@ func (e *encoder) answer(w *world, a *answer) {
 	}
 }
 
+func (e *encoder) blocks(b *blocks) {
+	e.number(uint64(len(b.of)), uint64(len(b.due)), uint64(b.passed))
+	for _, a := range slices.SortedFunc(maps.Keys(b.of), func(a, b aggregate) int { return strings.Compare(a.id, b.id) }) {
+		bl := b.of[a]
+		e.b = append(e.b, a.id...)
+		e.flag(bl.recording)
+		e.number(uint64(bl.from))
+		e.set(bl.passed)
+	}
+}
+
+func (e *encoder) failures(of []store.Failure) {
+	e.number(uint64(len(of)))
+	for _, f := range of {
+		e.number(uint64(f.Seq), uint64(f.Attempts))
+	}
+}
+
 func (e *encoder) core(c *core, rows int64) {
 	age := func(epoch uint64) uint64 {
 		if epoch == 0 {
@@ -608,7 +648,7 @@ func (e *encoder) core(c *core, rows int64) {
 			e.number(0)
 			continue
 		}
-		e.number(1, age(it.epoch))
+		e.number(1, age(it.epoch), uint64(it.row.Attempts))
 		e.flag(it.inFlight, it.old, it.lane.waiting == it, it.lane.first == it, it.lane.queued)
 		if it.next != nil {
 			e.number(uint64(it.next.row.Seq))
@@ -629,6 +669,12 @@ func (e *encoder) core(c *core, rows int64) {
 		e.number(uint64(h.from))
 		e.b = append(e.b, h.aggregate.id...)
 	}
+	e.blocks(&c.blocked)
+	e.failures(c.failed)
+	e.number(uint64(len(c.dead)))
+	for _, d := range c.dead {
+		e.number(uint64(d.failure.Seq), uint64(d.failure.Attempts))
+	}
 	l := &c.checkpoints
 	for back := range uint64(2) {
 		parity := (l.epoch - back) & 1
@@ -647,7 +693,13 @@ func (e *encoder) core(c *core, rows int64) {
 			e.set(s.Seqs)
 			e.number(s.After)
 		}
+		e.failures(r.Failed)
+		e.failures(r.Dead)
 		e.number(r.Checkpoint, uint64(r.Sleep))
+		e.flag(r.ScanFrom != nil)
+		if r.ScanFrom != nil {
+			e.number(uint64(*r.ScanFrom))
+		}
 		e.flag(r.Fetch != nil)
 		if r.Fetch != nil {
 			e.set(r.Fetch.Held)
