@@ -285,17 +285,14 @@ func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
 		return Reply{}, nil // Nothing is asked, so nothing is learnt about the session.
 	}
 	var reply Reply
-	lowered := int64(math.MaxInt64) // Where rows were put back: what the caller leaves out may be among them.
 	err := o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
 		if err := o.inTerm(); err != nil {
 			return err
 		}
 		if f := request.Fetch; f != nil {
 			o.leftOut = o.held.Load() // Before that: whoever lets an aggregate go on says first where its rows are.
-			if back, ok := o.back.take(); ok {
-				o.floor.lower(back)
-				lowered = back
-			}
+			o.lowered = math.MaxInt64
+			o.takeBack()
 			if f.Back && !f.Stay {
 				o.floor.lower(f.BackTo)
 			}
@@ -322,7 +319,10 @@ func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
 			}
 		}
 		if err == nil {
-			reply.Floor = min(o.floor.at, lowered)
+			reply.Floor = o.floor.at
+			if request.Fetch != nil {
+				reply.Floor = min(reply.Floor, o.lowered) // What the caller leaves out may be among what was put back.
+			}
 			o.tendArchive(ctx, conn)
 		}
 		return err
@@ -331,6 +331,14 @@ func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
 		return Reply{}, o.explain("exchange with outbox "+o.table.String(), err)
 	}
 	return reply, nil
+}
+
+// takeBack lowers the floor to where rows were put back since the last fetch.
+func (o *Outbox) takeBack() {
+	if to, ok := o.back.take(); ok {
+		o.floor.lower(to)
+		o.lowered = min(o.lowered, to)
+	}
 }
 
 // repeats is how often a round trip is repeated after somebody else's transaction has undone it.
@@ -607,9 +615,7 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 	o.large = read.large
 	if o.overtaken || unexpected && len(reply.Rows) == 0 {
 		if o.overtaken {
-			if back, ok := o.back.take(); ok {
-				o.floor.lower(back)
-			}
+			o.takeBack()
 			o.floor.doubt()
 			o.complete = false
 		}

@@ -215,3 +215,23 @@ func TestGoBackAndStay(t *testing.T) {
 		t.Errorf("the next fetch begins below the floor: %+v", again.Rows)
 	}
 }
+
+// Rows that were put back while their aggregate was left out are told to whoever leaves it out.
+func TestPutBackIsTold(t *testing.T) {
+	f := newFixture(t, store.Options{})
+	if _, err := f.Begin(t.Context(), "S", "one", 0); err != nil {
+		t.Fatal(err)
+	}
+	f.insert(t, event("x"))
+	seq, id := query[int64](t, f, `select seq from outbox`), query[[16]byte](t, f, `select id from outbox`)
+	f.exchange(t, store.Request{Dead: []store.Failure{{Ref: store.Ref{Seq: seq, ID: id}, Attempts: 1, Reason: "refused"}}})
+	kinds, ids := []string{"User"}, []string{"x"}
+	f.raise(t, seq+2, kinds, ids)
+	if n, err := f.Requeue(t.Context(), store.DeadKey{Seq: seq}); err != nil || n != 1 {
+		t.Fatalf("%d were put back, error %v", n, err)
+	}
+	reply := f.exchange(t, store.Request{Fetch: &store.Fetch{Rows: 100, Bytes: 1 << 20, BlockedTypes: kinds, BlockedIDs: ids, Highest: seq + 1000}})
+	if reply.Floor > seq {
+		t.Errorf("row %d was put back, and the reply's floor is %d", seq, reply.Floor)
+	}
+}
