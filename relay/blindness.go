@@ -42,14 +42,33 @@ func (b *blindness) due(g breaker) time.Time {
 	return b.askAt
 }
 
-// seekStandby asks whether another relay could publish, when that is due. A leader that reads the stream back does not count
-// as unable to publish: its successor would have to do the same.
+// seek reports whether it is to be asked now whether another relay could publish. The caller reports the answer through
+// sought. A leader that reads the stream back does not count as unable to publish: its successor would have to do the same.
+func (c *core) seek(now time.Time) bool {
+	if due := c.blind.due(c.circuit.breaker); due.IsZero() || now.Before(due) || c.stopping {
+		return false
+	}
+	c.blind.asking = true
+	return true
+}
+
+// sought takes how many other relays could publish, and reports whether this one is to make way.
+func (c *core) sought(fit int, now time.Time) (makesWay bool) {
+	c.blind.asking = false
+	c.blind.askAt = now.Add(askAgain)
+	switch {
+	case fit == 0 || c.circuit.breaker != breakerOpen || c.blind.since.IsZero() || c.stopping:
+		return false
+	}
+	return true
+}
+
+// seekStandby asks whether another relay could publish, when that is due.
 func (t *term) seekStandby(ctx context.Context, now time.Time) {
-	if due := t.blind.due(t.breaker); due.IsZero() || now.Before(due) || t.stopping {
+	if !t.core.seek(now) {
 		return
 	}
-	t.blind.asking = true
-	t.workers.Go(func() {
+	t.start(func() {
 		n, err := t.store.Standbys(ctx)
 		t.standbys <- standbys{n, err}
 	})
@@ -57,13 +76,12 @@ func (t *term) seekStandby(ctx context.Context, now time.Time) {
 
 // soughtStandby takes the answer. Its error ends the term.
 func (t *term) soughtStandby(s standbys, now time.Time) error {
-	t.blind.asking = false
-	t.blind.askAt = now.Add(askAgain)
+	makesWay := t.core.sought(s.fit, now)
 	switch {
 	case s.err != nil:
 		return &setbackError{s.err}
-	case s.fit == 0 || t.breaker != breakerOpen || t.blind.since.IsZero() || t.stopping:
-		return nil
+	case makesWay:
+		return &unfitError{t.core.circuit.reason}
 	}
-	return &unfitError{t.reason}
+	return nil
 }

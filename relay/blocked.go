@@ -124,6 +124,13 @@ func (b *blocks) lowest() (from *int64) {
 	return from
 }
 
+// lower takes note that rows from a seq on were put back into the outbox: they may be of any aggregate.
+func (b *blocks) lower(to int64) {
+	for _, bl := range b.of {
+		bl.from = min(bl.from, to)
+	}
+}
+
 // seqs are those of the rows that were passed over.
 func (b *blocks) seqs() []int64 {
 	if b.passed == 0 {

@@ -25,7 +25,25 @@ type checkpoints struct {
 	from       time.Time // Until then strays may arrive, unless clear is set.
 	clear      bool      // No row in the table has a stray that may still arrive: see restart.
 	unrecorded bool      // The present epoch's start is not the checkpoint yet.
+	clock      clock
 }
+
+// clock says whether the times have passed that checkpoints waits for. The exploration has a clock of its own.
+type clock interface {
+	// passed reports whether an epoch that began then has lasted long enough.
+	passed(began time.Time, length time.Duration, now time.Time) bool
+	// landed reports whether no stray can arrive any more, given the time until when one may.
+	landed(until, now time.Time) bool
+}
+
+// realClock goes by the time.
+type realClock struct{}
+
+func (realClock) passed(began time.Time, length time.Duration, now time.Time) bool {
+	return now.Sub(began) >= length
+}
+
+func (realClock) landed(until, now time.Time) bool { return !now.Before(until) }
 
 const (
 	// epochLength is how often the checkpoint moves. Each move costs an update of the table with the relay's state. After a
@@ -70,7 +88,7 @@ func (c *checkpoints) seen(sequence uint64, now time.Time, early bool) {
 	if c.rows >= epochRows {
 		length = shortEpoch
 	}
-	if sequence <= c.after(c.epoch) || !c.free(now) || !early && now.Sub(c.began) < length {
+	if sequence <= c.after(c.epoch) || !c.free(now) || !early && !c.clock.passed(c.began, length, now) {
 		return
 	}
 	c.epoch++
@@ -88,7 +106,7 @@ func (c *checkpoints) checkpoint() uint64 {
 }
 
 // free reports whether no row in the table has a stray that may still arrive.
-func (c *checkpoints) free(now time.Time) bool { return c.clear || !now.Before(c.from) }
+func (c *checkpoints) free(now time.Time) bool { return c.clear || c.clock.landed(c.from, now) }
 
 // restart begins anew at a fence: no row in the table is stored in the stream up to the fence.
 //
@@ -107,5 +125,5 @@ func (c *checkpoints) free(now time.Time) bool { return c.clear || !now.Before(c
 //
 // Test: TestExplore; TestExploreSabotaged leaves the second out.
 func (c *checkpoints) restart(fence uint64, now time.Time, clean bool) {
-	*c = checkpoints{epoch: 1, start: [2]uint64{fence, fence}, from: now.Add(MinDuplicateWindow(0)), clear: clean}
+	*c = checkpoints{epoch: 1, start: [2]uint64{fence, fence}, from: now.Add(MinDuplicateWindow(0)), clear: clean, clock: c.clock}
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // core decides what a leader does next: which row to publish, what to settle, when to fetch, when to sleep, when to read
-// the stream back. It does no I/O, starts no goroutine and reads no clock: the term tells it what happened and carries out
+// the stream back, to verify it, to connect again, to make way or to hand over. It does no I/O, starts no goroutine and reads no clock: the term tells it what happened and carries out
 // what it decides, so that every interleaving can be tested. A core lasts for one term.
 //
 // A row that the relay holds is in one of two states:
@@ -56,6 +56,8 @@ type core struct {
 
 	floor   int64 // See store.Reply.
 	blocked blocks
+	hot     []hot // Aggregates that fetches leave out since the relay holds enough of them: see hot.go.
+	batches bool  // The publisher takes ordered batches.
 	back    bool  // The next fetch must go back to backTo, since aggregates are no longer blocked.
 	backTo  int64 // A seq.
 	maxData int   // The largest payload that the broker takes; 0 if that is not known.
@@ -80,6 +82,16 @@ type core struct {
 	aside    []aside    // Rows that the database did not let go, each for a reason of its own.
 	asideAt  time.Time  // When to try to remove them again.
 	trip     *roundTrip // The round trip under way; nil for none.
+
+	circuit  circuit
+	detector lossDetector
+	blind    blindness
+	report   report
+	handing  handing
+	stopping bool // The relay is to stop: nothing more is published.
+
+	examining bool // A double is being examined.
+	findings  int  // How many attempts to examine it have failed, in a row.
 
 	more   bool      // A fetch may find something.
 	asleep bool      // Producers notify: nothing can be missed.
@@ -108,6 +120,7 @@ type roundTrip struct {
 	request store.Request
 	givenUp []aggregate // The aggregates of the rows that are given up.
 	clears  bool        // It settles the last of the old rows.
+	refill  *refill     // What it fetches rows of a hot aggregate for; nil if it does not.
 	epochs  []uint64    // The epoch of each of request.Settled.
 }
 
@@ -141,6 +154,7 @@ type lane struct {
 	first, last *item // Nil for none.
 	waiting     *item // The first row that is not in flight; nil for none.
 	inFlight    int
+	rows, bytes int
 	queued      bool // It is in core.ready.
 }
 
@@ -166,7 +180,7 @@ func newCore(o Options) *core {
 		held:        make(map[int64]*item),
 		lanes:       make(map[aggregate]*lane),
 		blocked:     newBlocks(),
-		checkpoints: checkpoints{epoch: 1},
+		checkpoints: checkpoints{epoch: 1, clock: realClock{}},
 		more:        true,
 	}
 }
@@ -196,6 +210,11 @@ func (c *core) recover() bool {
 	return true
 }
 
+// readBack reports whether the stream is to be read back now: recover says so, and the broker can be reached.
+func (c *core) readBack() bool {
+	return c.circuit.breaker != breakerOpen && !c.circuit.opening && !c.stopping && c.recover()
+}
+
 // recovered takes the result of reading the stream back. If the stream could be read (ok), no row in the table is stored in it
 // up to the fence. If there was new reason for doubt meanwhile, the answer is out of date, and the stream has to be read back
 // once more. Kept are events that the stream holds and whose rows the database does not let go. Clean tells that the former
@@ -206,6 +225,9 @@ func (c *core) recovered(fence uint64, ok bool, kept []store.Ref, clean bool, no
 		return
 	}
 	c.doubt, c.more, c.busy = c.stale, true, now
+	c.blind.since = time.Time{} // What goes wrong from here on is news.
+	c.detector.forget()
+	c.cool() // The floor may be above rows that are no longer held.
 	clear(c.held)
 	clear(c.lanes)
 	c.spare = nil
@@ -272,6 +294,7 @@ const orderedBatchFrom = 32
 // engage chooses how the next rows are sent. Window is how many rows may be in flight in an ordered batch; 0 if there can
 // be none.
 func (c *core) engage(window int) {
+	c.batches = window > 0
 	if c.inFlight > 0 {
 		// An ordered batch under way goes on. One may begin only once the rows sent by themselves have been answered.
 		c.closing = c.closing || !c.ordered && c.worthOrdering(window)
@@ -371,8 +394,10 @@ func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
 			c.oldest = it.row.CreatedAt
 		}
 		delete(c.held, seq)
-		c.heldRows--
-		c.heldBytes -= it.row.Size()
+		c.drop(it)
+		if len(c.hot) > 0 && l.rows < c.lowFill() && c.hotIndex(l.aggregate) >= 0 {
+			c.more = true
+		}
 		l.first = it.next // Rows are stored in the order in which they were sent.
 		*it = item{}      // It leads to later pages, and others of its own page are still held.
 		c.schedule(l)
@@ -404,7 +429,7 @@ func (c *core) refuse(row *store.Row, a aggregate, reason string, forGood bool, 
 		// The aggregate is blocked until the dead letter is recorded. Otherwise, after a crash, the row would be tried once
 		// more, after its successors.
 		if !row.Nameless { // A nameless row's aggregate has only rows that are as unfit.
-			c.blocked.record(a, min(row.Seq, c.floor))
+			c.blocked.record(a, c.bound(a, row.Seq))
 		}
 		c.dead = append(c.dead, deadLetter{a, row.Nameless, failure})
 		return givenUp
@@ -415,7 +440,7 @@ func (c *core) refuse(row *store.Row, a aggregate, reason string, forGood bool, 
 
 // again blocks a refused row's aggregate until the row is to be tried again.
 func (c *core) again(a aggregate, failure store.Failure, now time.Time) verdict {
-	c.blocked.add(a, now.Add(failure.Wait), min(failure.Seq, c.floor))
+	c.blocked.add(a, now.Add(failure.Wait), c.bound(a, failure.Seq))
 	c.failed = append(c.failed, failure)
 	return refused
 }
@@ -452,6 +477,15 @@ func (c *core) schedule(l *lane) {
 	}
 }
 
+// drop counts a row no longer.
+func (c *core) drop(it *item) {
+	size := it.row.Size()
+	c.heldRows--
+	c.heldBytes -= size
+	it.lane.rows--
+	it.lane.bytes -= size
+}
+
 // forget drops the rows of a lane from seq on: they are fetched again when its aggregate is no longer blocked. Those of them
 // that are in flight were sent after a failed row, in an ordered batch, so they are not stored.
 func (c *core) forget(l *lane, seq int64) {
@@ -470,8 +504,7 @@ func (c *core) forget(l *lane, seq int64) {
 		c.checkpoints.unsent(gone)
 		c.old.dropped(gone)
 		delete(c.held, gone.row.Seq)
-		c.heldRows--
-		c.heldBytes -= gone.row.Size()
+		c.drop(gone)
 		*gone = item{}
 	}
 	if kept == nil {
@@ -512,11 +545,14 @@ func (c *core) add(rows []store.Row, now time.Time) {
 		c.held[it.row.Seq] = it
 		c.old.hold(it)
 		c.heldRows++
-		c.heldBytes += it.row.Size()
+		size := it.row.Size()
+		c.heldBytes += size
 		l := c.lanes[a]
 		if l == nil {
 			l = c.lane(a)
 		}
+		l.rows++
+		l.bytes += size
 		l.insert(it)
 		c.schedule(l)
 	}
@@ -607,7 +643,10 @@ func (c *core) nextRoundTrip(now time.Time) (store.Request, bool) {
 
 // room reports whether the relay can hold another page: it fetches the next page while it publishes one. In doubt there is
 // no room: the rows that are held will be fetched again.
-func (c *core) room() bool { return !c.doubt && c.heldRows <= c.batch && c.heldBytes <= c.batchBytes }
+func (c *core) room() bool {
+	rows, bytes := c.hotHeld()
+	return !c.doubt && c.heldRows-rows <= c.batch && c.heldBytes-bytes <= c.batchBytes
+}
 
 // recordable returns how many stored rows no round trip has been asked to settle.
 func (c *core) recordable() int {
@@ -642,8 +681,11 @@ func (c *core) start(fetch bool, sleep store.SleepChange) store.Request {
 			c.trip.epochs = append(c.trip.epochs, epoch)
 		}
 	}
+	if fetch {
+		c.heat()
+	}
 	if request.Checkpoint = c.checkpoints.checkpoint(); request.Checkpoint > 0 {
-		request.ScanFrom = c.blocked.lowest()
+		request.ScanFrom = c.scanFrom()
 	}
 	c.trip.clears = c.old.allStored() && len(c.doubles)+len(c.aside) == 0
 	if c.noted != c.maxData {
@@ -657,19 +699,55 @@ func (c *core) start(fetch bool, sleep store.SleepChange) store.Request {
 	}
 	c.stored, c.twice, c.failed, c.dead = [2][]int64{}, [2][]int64{}, nil, nil
 	if fetch {
-		request.Fetch = c.fetch()
-		c.back = false
+		refilled := c.refilling()
+		if refilled >= 0 {
+			c.trip.refill = &refill{c.hot[refilled].aggregate, c.floor}
+		}
+		request.Fetch = c.fetch(refilled)
 		c.more = false // A wake-up from now on may be about rows that this fetch does not see.
 	}
 	c.trip.request = request
 	return request
 }
 
-// fetch describes the page to fetch once all stored rows are settled.
-func (c *core) fetch() *store.Fetch {
+// scanFrom returns the lowest seq of rows that are passed over now and wanted later; nil for none.
+func (c *core) scanFrom() *int64 {
+	lowest := c.blocked.lowest()
+	lower := func(from int64) {
+		if lowest == nil || from < *lowest {
+			lowest = new(from)
+		}
+	}
+	for _, h := range c.hot {
+		lower(c.lowestOf(h))
+	}
+	if c.back { // This round trip may not fetch.
+		lower(c.backTo)
+	}
+	return lowest
+}
+
+// fetch describes the page to fetch once all stored rows are settled. Refilled is the place in core.hot of the aggregate that
+// the fetch goes back for; -1 for none.
+func (c *core) fetch(refilled int) *store.Fetch {
 	f := &store.Fetch{Rows: c.batch, Bytes: c.batchBytes, MaxData: c.maxData, Highest: c.highest, Passed: c.blocked.seqs(), Back: c.back, BackTo: c.backTo}
+	if refilled >= 0 {
+		f.Rows = c.highFill()
+		f.Back, f.Stay, f.BackTo = true, true, c.hot[refilled].from
+	} else {
+		c.back = false
+	}
 	if held := c.heldRows + len(c.aside) + len(c.doubles); held > 0 {
-		f.Held = slices.AppendSeq(make([]int64, 0, held), maps.Keys(c.held))
+		f.Held = make([]int64, 0, held)
+		if len(c.hot) == 0 {
+			f.Held = slices.AppendSeq(f.Held, maps.Keys(c.held))
+		} else {
+			for seq, it := range c.held { // Hot aggregates are left out by name, and the floor is to pass their rows.
+				if i := c.hotIndex(it.lane.aggregate); i < 0 || i == refilled {
+					f.Held = append(f.Held, seq)
+				}
+			}
+		}
 		for _, a := range c.aside {
 			f.Held = append(f.Held, a.seq)
 		}
@@ -678,6 +756,11 @@ func (c *core) fetch() *store.Fetch {
 		}
 	}
 	f.BlockedTypes, f.BlockedIDs = c.blocked.names()
+	for i, h := range c.hot {
+		if i != refilled {
+			f.BlockedTypes, f.BlockedIDs = append(f.BlockedTypes, h.aggregate.kind), append(f.BlockedIDs, h.aggregate.id)
+		}
+	}
 	return f
 }
 
@@ -685,7 +768,7 @@ func (c *core) fetch() *store.Fetch {
 func (c *core) answered(reply store.Reply, now time.Time) {
 	done := c.trip
 	c.trip = nil
-	c.floor = reply.Floor
+	c.moveFloor(reply.Floor, done.request.Fetch)
 	if reply.Remaining == nil { // Otherwise it is not known which of the rows are gone.
 		for i, s := range done.request.Settled {
 			c.checkpoints.settled(done.epochs[i], len(s.Seqs))
@@ -712,7 +795,10 @@ func (c *core) answered(reply store.Reply, now time.Time) {
 		return
 	}
 	c.add(reply.Rows, now)
-	if c.old.gathering && !reply.Full {
+	if done.refill != nil {
+		c.refilled(*done.refill, reply)
+	}
+	if c.old.gathering && !reply.Full && len(c.hot) == 0 {
 		c.old.gathering = false
 		c.old.lost = c.old.lost || len(c.blocked.of)+len(c.aside) > 0
 	}
@@ -726,6 +812,21 @@ func (c *core) answered(reply store.Reply, now time.Time) {
 	default:
 		c.next = now.Add(min(max(now.Sub(c.busy)/napShare, shortNap), longNap))
 	}
+}
+
+// moveFloor takes note of the floor. If it is lower than this fetch asked for, rows were put back below it.
+func (c *core) moveFloor(floor int64, f *store.Fetch) {
+	known := c.floor
+	if f != nil && f.Back && !f.Stay {
+		known = min(known, f.BackTo)
+	}
+	if floor < known {
+		c.blocked.lower(floor)
+		for i := range c.hot {
+			c.hot[i].from = min(c.hot[i].from, floor)
+		}
+	}
+	c.floor = floor
 }
 
 // keep deals with the rows that the database did not let go, or whose refusal it did not record.

@@ -384,6 +384,9 @@ type simulation struct {
 	ordered     []int64 // What is in flight, in order, while an ordered batch is under way.
 	dead        map[int64]bool
 	request     *store.Request
+	floor       int64
+	refills     int
+	plain       bool // The broker takes no ordered batches.
 
 	readsBack  bool // The relay looks what is stored after an open outcome; the broker does not know a message again.
 	recoveries int
@@ -393,19 +396,23 @@ type simulation struct {
 // most one row of an aggregate is ever in flight. With half of the seeds the broker recognises no message: then reading
 // back the stream is what keeps everything from being stored twice.
 func TestSimulation(t *testing.T) {
-	sentOrdered, recoveries := 0, 0
+	sentOrdered, recoveries, refills := 0, 0, 0
 	for seed := range uint64(300) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			s := &simulation{
-				readsBack: seed%2 == 1,
-				t:         t, random: rand.New(rand.NewPCG(seed, 1)), now: time.Now(),
+				readsBack: seed%2 == 1, plain: seed%3 == 0,
+				t: t, random: rand.New(rand.NewPCG(seed, 1)), now: time.Now(),
 				rows: map[int64]store.Row{}, poison: map[int64]bool{}, stored: map[int64]int{},
 				order: map[string]int64{}, flight: map[int64]bool{}, dead: map[int64]bool{},
 			}
 			s.run()
 			sentOrdered += s.sentOrdered
 			recoveries += s.recoveries
+			refills += s.refills
 		})
+	}
+	if refills < 1000 {
+		t.Errorf("only %d times rows of a hot aggregate were fetched: the simulation shows nothing about it", refills)
 	}
 	if recoveries < 1000 {
 		t.Errorf("only %d times the stream was read back: the simulation shows nothing about it", recoveries)
@@ -468,8 +475,9 @@ func (s *simulation) produce(c *core) {
 		for len(s.pending) > 0 {
 			s.commit(c, 0)
 		}
+		aggregates := 1 + 3*s.random.IntN(2) // Or a hot aggregate.
 		for range 100 {
-			s.draw(fmt.Sprint(s.random.IntN(4)))
+			s.draw(fmt.Sprint(s.random.IntN(aggregates)))
 			s.commit(c, 0)
 		}
 	}
@@ -501,7 +509,11 @@ func (s *simulation) commit(c *core, i int) {
 
 func (s *simulation) send(c *core) {
 	if c.inFlight == 0 || s.random.IntN(4) == 0 {
-		c.engage(s.random.IntN(2) * 1000)
+		if window := s.random.IntN(2) * 1000; s.plain {
+			c.engage(0)
+		} else {
+			c.engage(window)
+		}
 	}
 	r, ok := c.publishable(c.window)
 	switch {
@@ -640,14 +652,34 @@ func (s *simulation) roundTrip(c *core) {
 	}
 	reply := store.Reply{Asleep: request.Sleep == store.FallAsleep && len(s.pending) == 0}
 	if f := request.Fetch; f != nil {
-		for seq := int64(1); seq <= s.seq && len(reply.Rows) < f.Rows; seq++ {
+		from := s.floor
+		if f.Back {
+			from = min(from, f.BackTo)
+		}
+		if f.Stay {
+			s.refills++
+		} else {
+			s.floor = from
+		}
+		floor := s.seq + 1 // As high as it may be.
+		for seq := from; seq <= s.seq; seq++ {
 			r, visible := s.rows[seq]
-			if visible && !slices.Contains(f.Held, seq) && !slices.Contains(f.Passed, seq) && !slices.Contains(f.BlockedIDs, r.AggregateID) {
+			held := slices.Contains(f.Held, seq)
+			wanted := visible && !held && !slices.Contains(f.Passed, seq) && !slices.Contains(f.BlockedIDs, r.AggregateID)
+			if wanted && len(reply.Rows) < f.Rows {
 				reply.Rows = append(reply.Rows, r)
 			}
+			if wanted || held {
+				floor = min(floor, seq)
+			}
 		}
+		for _, r := range s.pending {
+			floor = min(floor, r.Seq)
+		}
+		s.floor = max(s.floor, floor)
 		reply.Full = len(reply.Rows) == f.Rows
 	}
+	reply.Floor = s.floor
 	c.answered(reply, s.now)
 }
 
@@ -783,4 +815,91 @@ func TestTwoRowsWithOneID(t *testing.T) {
 		t.Fatalf("settled: %+v, want one archived and one not", request.Settled)
 	}
 	expect(t, "settled", settled(request), []int64{1, 2})
+}
+
+// An aggregate with a long backlog is left out of fetches while the relay holds enough of its rows, if they go out one at a
+// time. The fetches that go back for more begin where the one before ended, and leave the floor alone.
+func TestHotAggregateIsLeftOut(t *testing.T) {
+	now := time.Now()
+	page := func(from, n int64) (rows []store.Row) {
+		for seq := from; seq < from+n; seq++ {
+			rows = append(rows, row(seq, "hot"))
+		}
+		return rows
+	}
+	const batch = 100
+	c := newTestCore(t, Options{BatchSize: batch})
+	c.begin(store.Term{Floor: 1}, false, now)
+	c.mustRoundTrip(t, now)
+	c.answered(store.Reply{Floor: 1, Rows: page(1, batch), Full: true}, now)
+	c.engage(0)
+	request := c.mustRoundTrip(t, now)
+	if got := request.Fetch; !slices.Equal(got.BlockedIDs, []string{"hot"}) || len(got.Held) != 0 {
+		t.Fatalf("got %+v, want a fetch without the hot aggregate, and without its rows among those held", got)
+	}
+	c.answered(store.Reply{Floor: 10_000, Rows: []store.Row{row(9000, "other")}}, now)
+	for seq := int64(1); seq <= 76; seq++ {
+		if got := c.drain(); !slices.Contains(got, seq) {
+			t.Fatalf("got %v, want row %d", got, seq)
+		}
+		c.resolved(seq, nil, now)
+	}
+	request = c.mustRoundTrip(t, now)
+	if got := request.Fetch; !got.Back || !got.Stay || got.BackTo != 1 || got.Rows != batch/2 || len(got.BlockedIDs) > 0 || len(got.Held) != 25 {
+		t.Fatalf("got %+v, want a fetch that goes back to 1 for rows of the hot aggregate", got)
+	}
+	c.answered(store.Reply{Floor: 10_000, Rows: page(101, batch/2), Full: true}, now)
+	if got := c.mustRoundTrip(t, now).Fetch; got.Back || !slices.Equal(got.BlockedIDs, []string{"hot"}) {
+		t.Fatalf("got %+v, want a fetch for the others", got)
+	}
+	c.answered(store.Reply{Floor: 10_000}, now)
+	if from := c.hot[0].from; from != 151 {
+		t.Errorf("it goes on from %d, want 151", from)
+	}
+	// What a later term would have to fetch begins with the first row that is not stored.
+	if from := c.scanFrom(); from == nil || *from != 77 {
+		t.Errorf("the next term looks from %v on, want 77", from)
+	}
+	// Rows that a command has put back may be its own.
+	c.wake()
+	c.mustRoundTrip(t, now)
+	c.answered(store.Reply{Floor: 40}, now)
+	if from := c.hot[0].from; from != 40 {
+		t.Errorf("rows were put back at 40, and it goes on from %d", from)
+	}
+	// With ordered batches, all of it goes out at once.
+	c.wake()
+	c.engage(1000)
+	if got := c.mustRoundTrip(t, now).Fetch; !got.Back || got.Stay || got.BackTo != 40 || len(got.BlockedIDs) > 0 || len(got.Held) == 0 {
+		t.Errorf("got %+v, want a fetch that goes back to 40", got)
+	}
+}
+
+// Rows that are to be fetched anew, since their aggregate goes on, are where the next term begins if this one ends before.
+func TestNextTermBeginsWhereThisOneWouldGoBack(t *testing.T) {
+	now := time.Now()
+	c := newTestCore(t, Options{BatchSize: 1, RetryBackoff: time.Second})
+	c.begin(store.Term{Floor: 1}, false, now)
+	c.mustRoundTrip(t, now)
+	c.answered(store.Reply{Floor: 1, Rows: []store.Row{row(1, "a")}, Full: true}, now)
+	c.drain()
+	c.resolved(1, errRow, now)
+	c.mustRoundTrip(t, now)
+	c.answered(store.Reply{Floor: 9, Rows: []store.Row{row(9, "b")}, Full: true}, now)
+	c.mustRoundTrip(t, now)
+	c.answered(store.Reply{Floor: 9, Rows: []store.Row{row(10, "c")}, Full: true}, now)
+	later := now.Add(time.Second)
+	c.unblock(later) // Aggregate a goes on, and there is no room to fetch its rows.
+	for _, seq := range c.drain()[:1] {
+		c.resolved(seq, nil, later)
+	}
+	c.heldRows += 10
+	c.checkpoints.unrecorded, c.checkpoints.unsettled, c.checkpoints.start = true, [2]int{}, [2]uint64{7, 7}
+	request := c.mustRoundTrip(t, later)
+	if request.Fetch != nil || request.Checkpoint == 0 {
+		t.Fatalf("got %+v, want a round trip that records a checkpoint and fetches nothing", request)
+	}
+	if request.ScanFrom == nil || *request.ScanFrom != 1 {
+		t.Errorf("the next term begins at %v, want 1", request.ScanFrom)
+	}
 }

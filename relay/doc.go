@@ -52,6 +52,7 @@
 //   - An aggregate's events are stored in the order of their seq. If there are few events, each is sent by itself: the next
 //     event of an aggregate once the outcome of the one before is known. A backlog goes in an ordered batch, if the broker
 //     takes such batches: it stores nothing of the batch after an event that failed. Between aggregates there is no order.
+//     If the stream takes no batches, a long backlog of one aggregate takes its time, and the others do not wait for it.
 //   - An event that is stored is then settled, that is, removed from the outbox. No other event is.
 //   - An event that the broker loses after it has acknowledged it is published again, in order and before any newer event of
 //     its aggregate, if the archive still has it: see store.Options.Retain.

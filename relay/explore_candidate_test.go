@@ -6,7 +6,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"log/slog"
+	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -24,6 +26,8 @@ type candidate struct {
 	lease   bool  // Its clock says so.
 	frozen  bool  // It does nothing, for now.
 	atLeast int64 // See Relay.
+	floor   int64 // Where its next fetch begins,
+	back    int64 // unless rows were put back below that; 0 if not.
 
 	// What it has asked for and not been answered.
 	request  *store.Request
@@ -96,11 +100,10 @@ func (o *candidate) clone() *candidate {
 	}
 	if t := o.term; t != nil {
 		n.term = &term{
-			Relay: t.Relay, lease: t.lease, core: t.core.clone(), stop: t.stop, healthy: t.healthy,
+			Relay: t.Relay, lease: t.lease, core: t.core.clone(), stop: t.stop, healthy: t.healthy, start: t.start,
 			number: t.number, checkpoint: t.checkpoint, first: t.first, id: t.id,
-			woken: t.woken, replies: t.replies, opened: t.opened, read: t.read, verifications: t.verifications, originals: t.originals,
-			detector: t.detector, breaker: t.breaker, opening: t.opening, lost: t.lost, reopenAt: t.reopenAt, troubles: t.troubles,
-			orderedTold: t.orderedTold, reason: t.reason, stopping: t.stopping, handed: t.handed, handing: t.handing,
+			woken: t.woken, replies: t.replies, opened: t.opened, read: t.read, verifications: t.verifications,
+			handed: t.handed, standbys: t.standbys, originals: t.originals, reported: t.reported, orderedTold: t.orderedTold,
 		}
 	}
 	return &n
@@ -154,12 +157,26 @@ func (c *core) clone() *core {
 	for range c.spare {
 		n.spare = append(n.spare, new(lane)) // Which of them is used does not matter.
 	}
-	n.blocked, n.aside = newBlocks(), nil
-	n.doubles = slices.Clone(c.doubles)
+	n.blocked, n.aside = c.blocked.clone(), nil
+	n.failed, n.dead = slices.Clone(c.failed), slices.Clone(c.dead)
+	n.doubles, n.hot = slices.Clone(c.doubles), slices.Clone(c.hot)
 	for parity := range n.stored {
 		n.stored[parity], n.twice[parity] = slices.Clone(c.stored[parity]), slices.Clone(c.twice[parity])
 	}
 	return &n
+}
+
+func (b *blocks) clone() blocks {
+	n := blocks{of: make(map[aggregate]*block, len(b.of)), passed: b.passed}
+	for a, bl := range b.of {
+		m := *bl
+		m.passed = slices.Clone(bl.passed)
+		n.of[a] = &m
+	}
+	for _, bl := range b.due {
+		n.due = append(n.due, n.of[bl.aggregate])
+	}
+	return n
 }
 
 // port is what a term takes for its outbox and its publisher: it notes what the term asks for. The explorer decides
@@ -169,27 +186,20 @@ type port struct {
 	world     *world
 	candidate *candidate
 
-	woken         chan struct{}
-	replies       chan reply
-	opened        chan opening
-	read          chan recovery
-	verifications chan verification
-	handed        chan error
-	originals     chan original
-	forever       time.Time
-	outboxID      uuid.UUID
+	forever  time.Time
+	outboxID uuid.UUID
 }
 
 func newPort(s *scenario) *port {
-	p := &port{
-		woken: make(chan struct{}, 1), replies: make(chan reply, 1), opened: make(chan opening, 1),
-		read: make(chan recovery, 1), verifications: make(chan verification, 1), handed: make(chan error, 1), originals: make(chan original, 1), forever: time.Now().Add(24 * time.Hour), outboxID: uuid.UUID{1},
-	}
-	options, err := Options{BatchSize: s.batch, Window: 16, Name: "relay", Logger: slog.New(slog.DiscardHandler)}.validated()
+	p := &port{forever: time.Now().Add(24 * time.Hour), outboxID: uuid.UUID{1}}
+	options, err := Options{BatchSize: s.batch, MaxAttempts: s.attempts, Window: 16, Name: "relay", Logger: slog.New(slog.DiscardHandler)}.validated()
 	if err != nil {
 		panic(err)
 	}
-	p.relay = &Relay{store: portStore{p}, publisher: p, reader: p, options: options, log: options.Logger, hooks: Hooks{}.orNop()}
+	p.relay = &Relay{store: portStore{p}, publisher: p, options: options, log: options.Logger, hooks: Hooks{}.orNop()}
+	if !s.sabotage.neverReadBack {
+		p.relay.reader = p
+	}
 	return p
 }
 
@@ -208,55 +218,32 @@ func (p *port) Guard(func() bool)                               {}
 func (p *port) RequireWindow(func(time.Duration) time.Duration) {}
 func (p *port) MaxData() int                                    { return 0 }
 
-// newTerm is what Relay.lead begins with.
+// newTerm is production's, except that what a term starts is done at once, and that the world says when a time has passed.
 func (p *port) newTerm() *term {
 	lease := election.NewLease(func() (time.Time, bool) { return p.forever, p.candidate.lease || p.world.sabotage.anyLease })
-	t := &term{
-		Relay: p.relay, lease: lease, core: newCore(p.relay.options), healthy: func() {},
-		woken: p.woken, replies: p.replies, opened: p.opened, read: p.read, verifications: p.verifications, handed: p.handed, originals: p.originals,
-	}
+	t := p.relay.newTerm(lease, nil, func() {})
+	t.start = func(work func()) { work() }
 	t.core.orderedFrom = max(p.world.orderedFrom, 1)
+	t.core.checkpoints.clock = p
 	return t
 }
 
-// pump is one turn of term.loop, up to where it waits. What it starts is only noted.
-func (p *port) pump(now time.Time) (done bool) {
-	ctx, t := context.Background(), p.candidate.term
-	if !p.world.slow {
-		t.core.checkpoints.began = time.Time{} // A second has passed since.
-	} else {
-		t.core.checkpoints.began = now
-	}
-	if p.world.drifting() {
-		t.core.checkpoints.from = now.Add(time.Hour) // What checkpoints waits for has not happened.
-	} else {
-		t.core.checkpoints.from = time.Time{}
-	}
-	if p.world.sabotage.strayBlind {
-		t.core.checkpoints.clear = true
-	}
-	if p.world.sabotage.earlyBound {
-		t.core.checkpoints.unsettled = [2]int{}
-	}
-	t.openPublisher(ctx, now)
-	t.recover(ctx)
-	p.join()
-	t.verify(ctx, now)
-	p.find(ctx, now)
-	t.publish(ctx, now)
-	done = t.startRoundTrip(ctx, now)
-	p.join()
-	return done
+// passed makes epochs as short as can be, unless less than a second passes.
+func (p *port) passed(time.Time, time.Duration, time.Time) bool { return !p.world.slow }
+
+// landed makes checkpoints wait as long as there are strays.
+func (p *port) landed(time.Time, time.Time) bool {
+	return p.world.sabotage.strayBlind || !p.world.drifting()
 }
 
-// find has doubles looked at, which takes no time here.
-func (p *port) find(ctx context.Context, now time.Time) {
+// turn is that of term.loop. What the term asks for is only noted, but for what takes no time here.
+func (p *port) turn(now time.Time) (done bool) {
 	for t := p.candidate.term; ; {
-		t.examine(ctx)
-		if !t.examining {
-			return
+		done := t.turn(context.Background(), now)
+		if p.forget(); done || len(t.originals) == 0 {
+			return done
 		}
-		t.examined(ctx, <-p.originals, now)
+		t.examined(context.Background(), <-t.originals, now)
 	}
 }
 
@@ -269,16 +256,22 @@ func (p *port) Find(_ context.Context, sequence uint64) (stream.Found, error) {
 	return stream.Found{Event: m.seq > 0, Seq: m.seq, ID: idOf(m.seq), Stored: sequence}, nil
 }
 
-// join waits for what was started, and forgets the answers, which were none.
-func (p *port) join() {
-	p.candidate.term.workers.Wait()
-	for {
+// forget drops the answers to what was started, which were none. Nobody is there to make way for, and a report changes
+// nothing.
+func (p *port) forget() {
+	for t := p.candidate.term; ; {
 		select {
-		case <-p.replies:
-		case <-p.opened:
-		case <-p.read:
-		case <-p.verifications:
-		case <-p.handed: //nolint:errcheck // As the others.
+		case <-t.replies:
+		case <-t.opened:
+		case <-t.read:
+		case <-t.verifications:
+		case <-t.handed: //nolint:errcheck // As the others.
+		case s := <-t.standbys:
+			if err := t.soughtStandby(s, time.Now()); err != nil {
+				panic(err)
+			}
+		case told := <-t.reported:
+			t.toldOutbox(context.Background(), told)
 		default:
 			return
 		}
@@ -288,7 +281,14 @@ func (p *port) join() {
 func (p *port) Begin(_ context.Context, _, _ string, atLeast int64) (store.Term, error) {
 	w := p.world
 	w.terms = max(w.terms+1, atLeast)
-	return store.Term{Outbox: p.outboxID, Number: w.terms, Checkpoint: w.checkpoint, First: !w.recorded}, nil
+	p.candidate.floor = w.scanFrom
+	term := store.Term{Outbox: p.outboxID, Number: w.terms, Checkpoint: w.checkpoint, First: !w.recorded, Floor: w.scanFrom}
+	for i, r := range w.rows {
+		if r.state == waiting && r.attempts > 0 {
+			term.Blocked = append(term.Blocked, store.Blocked{AggregateType: "A", AggregateID: w.aggregates[i : i+1], For: time.Second})
+		}
+	}
+	return term, nil
 }
 
 func (p *port) Stand(context.Context, string, bool) (string, error) { return "", nil }
@@ -314,7 +314,7 @@ func (p *port) Open(context.Context) ([]string, error) {
 }
 
 func (p *port) Verify(_ context.Context, before stream.State, acked uint64) (stream.State, error) {
-	if p.candidate.term.handing == handingOver {
+	if p.candidate.term.core.handing == handingOver {
 		a := p.ask(answer{kind: "look", above: acked})
 		return a.state, a.err
 	}
@@ -326,7 +326,7 @@ func (p *port) Verify(_ context.Context, before stream.State, acked uint64) (str
 func (p *port) ask(request answer) answer {
 	o := p.candidate
 	if o.recovery == nil {
-		o.recovery = &readingBack{checkpoint: o.term.checkpoint, first: o.term.first, leaving: o.term.handing == handingOver, acked: o.term.detector.acked}
+		o.recovery = &readingBack{checkpoint: o.term.checkpoint, first: o.term.first, leaving: o.term.core.handing == handingOver, acked: o.term.core.detector.acked}
 	}
 	r := o.recovery
 	if r.at < len(r.answers) {
@@ -379,7 +379,7 @@ func (p *port) answered(a answer) (recovery, bool) {
 	r := o.recovery
 	r.answers, r.at, r.next = append(r.answers, a), 0, answer{}
 	if r.leaving {
-		err := o.term.recordHandOver(context.Background(), o.term.detector.state, r.acked)
+		err := o.term.recordHandOver(context.Background(), o.term.core.detector.state, r.acked)
 		if errors.Is(err, errUnanswered) {
 			return recovery{}, false
 		}
@@ -510,7 +510,7 @@ func (e *encoder) checkpoint(c store.Checkpoint) {
 
 func (e *encoder) world(w *world) {
 	for _, r := range w.rows {
-		e.number(uint64(r.state))
+		e.number(uint64(r.state), uint64(r.attempts))
 		e.flag(r.stray)
 		if r.state == archived {
 			e.number(r.after)
@@ -518,7 +518,7 @@ func (e *encoder) world(w *world) {
 	}
 	e.checkpoint(w.checkpoint)
 	e.flag(w.recorded, w.forgot)
-	e.number(uint64(w.terms), uint64(w.anew), uint64(len(w.messages)))
+	e.number(uint64(w.terms), uint64(w.anew), uint64(w.scanFrom), uint64(len(w.messages)))
 	for _, m := range w.messages {
 		e.number(uint64(m.seq), uint64(m.term))
 		e.flag(m.known)
@@ -562,7 +562,7 @@ func (e *encoder) candidate(w *world, o *candidate) {
 		return
 	}
 	e.flag(o.session, o.lease, o.frozen, o.opening, o.connected, o.reconnecting, o.fenced, o.severed)
-	e.number(o.fence)
+	e.number(o.fence, uint64(o.floor), uint64(o.back))
 	e.set(o.inFlight)
 	e.set(o.silent)
 	e.orderedBatch(o.ordered)
@@ -570,7 +570,7 @@ func (e *encoder) candidate(w *world, o *candidate) {
 	e.number(uint64(len(o.outcomes)))
 	for _, x := range o.outcomes {
 		e.number(uint64(x.Seq), x.Stored)
-		e.flag(x.Duplicate, x.Err != nil, x.Err != nil && x.Err.Ambiguous())
+		e.flag(x.Duplicate, x.Err != nil, x.Err != nil && x.Err.Ambiguous(), x.Err == errRefused)
 	}
 	e.number(uint64(len(o.looks)))
 	for _, g := range o.looks {
@@ -588,13 +588,13 @@ func (e *encoder) candidate(w *world, o *candidate) {
 			e.answer(w, &r.answers[i])
 		}
 	}
-	a := &t.detector
+	a, circuit := &t.core.detector, &t.core.circuit
 	e.created(w, a.state)
 	e.flag(!a.state.Created.IsZero() && w.marked(a.state.Last) == o.mark, a.verifying, a.void, a.failed, a.busy, a.due.IsZero(),
 		a.epoch == 0, a.epoch == t.core.checkpoints.epoch)
 	e.number(a.state.Last, a.acked)
-	e.number(uint64(t.breaker), uint64(t.number), uint64(t.handing))
-	e.flag(t.opening, t.lost != nil, t.reopenAt.IsZero(), t.troubles > 0, t.reason != "", t.first, t.stopping)
+	e.number(uint64(circuit.breaker), uint64(t.number), uint64(t.core.handing))
+	e.flag(circuit.opening, circuit.lost != nil, circuit.reopenAt.IsZero(), circuit.troubles > 0, circuit.reason != "", t.first, t.core.stopping)
 	e.checkpoint(t.checkpoint)
 	e.core(t.core, int64(len(w.rows)))
 }
@@ -617,6 +617,24 @@ func (e *encoder) answer(w *world, a *answer) {
 	}
 }
 
+func (e *encoder) blocks(b *blocks) {
+	e.number(uint64(len(b.of)), uint64(len(b.due)), uint64(b.passed))
+	for _, a := range slices.SortedFunc(maps.Keys(b.of), func(a, b aggregate) int { return strings.Compare(a.id, b.id) }) {
+		bl := b.of[a]
+		e.b = append(e.b, a.id...)
+		e.flag(bl.recording)
+		e.number(uint64(bl.from))
+		e.set(bl.passed)
+	}
+}
+
+func (e *encoder) failures(of []store.Failure) {
+	e.number(uint64(len(of)))
+	for _, f := range of {
+		e.number(uint64(f.Seq), uint64(f.Attempts))
+	}
+}
+
 func (e *encoder) core(c *core, rows int64) {
 	age := func(epoch uint64) uint64 {
 		if epoch == 0 {
@@ -630,7 +648,7 @@ func (e *encoder) core(c *core, rows int64) {
 			e.number(0)
 			continue
 		}
-		e.number(1, age(it.epoch))
+		e.number(1, age(it.epoch), uint64(it.row.Attempts))
 		e.flag(it.inFlight, it.old, it.lane.waiting == it, it.lane.first == it, it.lane.queued)
 		if it.next != nil {
 			e.number(uint64(it.next.row.Seq))
@@ -641,7 +659,22 @@ func (e *encoder) core(c *core, rows int64) {
 		e.number(uint64(l.aggregate.id[0]))
 	}
 	e.number(uint64(c.heldRows), uint64(c.inFlight))
-	e.flag(c.ordered, c.closing, c.readsBack, c.doubt, c.recovering, c.stale, c.more, c.asleep, c.next.IsZero(), c.back)
+	e.flag(c.ordered, c.closing, c.readsBack, c.doubt, c.recovering, c.stale, c.more, c.asleep, c.next.IsZero(), c.back, c.batches)
+	if c.back {
+		e.number(uint64(c.backTo))
+	}
+	e.number(uint64(c.floor))
+	e.number(uint64(len(c.hot)))
+	for _, h := range slices.SortedFunc(slices.Values(c.hot), func(a, b hot) int { return strings.Compare(a.aggregate.id, b.aggregate.id) }) {
+		e.number(uint64(h.from))
+		e.b = append(e.b, h.aggregate.id...)
+	}
+	e.blocks(&c.blocked)
+	e.failures(c.failed)
+	e.number(uint64(len(c.dead)))
+	for _, d := range c.dead {
+		e.number(uint64(d.failure.Seq), uint64(d.failure.Attempts))
+	}
 	l := &c.checkpoints
 	for back := range uint64(2) {
 		parity := (l.epoch - back) & 1
@@ -660,10 +693,22 @@ func (e *encoder) core(c *core, rows int64) {
 			e.set(s.Seqs)
 			e.number(s.After)
 		}
+		e.failures(r.Failed)
+		e.failures(r.Dead)
 		e.number(r.Checkpoint, uint64(r.Sleep))
+		e.flag(r.ScanFrom != nil)
+		if r.ScanFrom != nil {
+			e.number(uint64(*r.ScanFrom))
+		}
 		e.flag(r.Fetch != nil)
 		if r.Fetch != nil {
 			e.set(r.Fetch.Held)
+			e.flag(r.Fetch.Back, r.Fetch.Stay)
+			e.number(uint64(r.Fetch.BackTo), uint64(len(r.Fetch.BlockedIDs)))
+		}
+		e.flag(c.trip.refill != nil)
+		if c.trip.refill != nil {
+			e.number(uint64(c.trip.refill.proven), uint64(c.trip.refill.aggregate.id[0]))
 		}
 	}
 }

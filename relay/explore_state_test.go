@@ -26,12 +26,12 @@ type partOfState struct {
 }
 
 const (
-	constant  = "it does not change in a scenario"
-	noClock   = "the clock stands still, and what waits for a time may go on at any moment"
-	noRefusal = "no row is refused, and none kept by the database"
-	inStep    = "it is empty between two steps"
-	replaced  = "it is replaced, never changed in place"
-	telling   = "it is for the log"
+	constant = "it does not change in a scenario"
+	noClock  = "the clock stands still, and what waits for a time may go on at any moment"
+	noKept   = "the database keeps no row, and every row can be published but for the one that the broker refuses"
+	inStep   = "it is empty between two steps"
+	replaced = "it is replaced, never changed in place"
+	telling  = "it is for the log"
 )
 
 // partsOfState returns all of them, by the name of the type.
@@ -89,62 +89,74 @@ func partsOfState() map[string]partOfState {
 		"term": {
 			of: func(w *world) any { return w.candidates[0].term },
 			notEncoded: map[string]string{
-				"Relay": constant, "lease": constant, "stop": constant, "healthy": constant, "id": constant, "workers": inStep, "woken": inStep,
+				"Relay": constant, "lease": constant, "stop": constant, "healthy": constant, "start": constant, "id": constant, "workers": inStep, "woken": inStep,
 				"replies": inStep, "opened": inStep, "read": inStep, "verifications": inStep, "handed": inStep, "standbys": inStep, "originals": inStep,
-				"examining": inStep, "findings": inStep, "outcomes": inStep, "event": inStep, "skipped": telling,
-				"guarded": "the explorer's publisher does not look at the lease", "refusals": noRefusal, "orderedTold": telling, "blind": noClock, "report": telling,
+				"reported": inStep, "outcomes": inStep, "event": inStep, "skipped": telling,
+				"guarded": "the explorer's publisher does not look at the lease", "refusals": telling, "orderedTold": telling,
 			},
 			notCopied: map[string]string{
-				"workers": inStep, "standbys": "nobody is asked for standbys: see blind", "examining": inStep, "findings": inStep, "outcomes": inStep, "event": inStep,
-				"skipped": telling, "guarded": "it is false", "refusals": noRefusal, "blind": noClock, "report": telling,
+				"workers": inStep, "outcomes": inStep, "event": inStep,
+				"skipped": telling, "guarded": "it is false", "refusals": telling,
 			},
-			shared: map[string]string{"Relay": constant, "lease": constant, "lost": replaced},
+			shared: map[string]string{"Relay": constant, "lease": constant},
+		},
+		"circuit": {
+			of:     func(w *world) any { return &core(w).circuit },
+			shared: map[string]string{"lost": replaced},
 		},
 		"lossDetector": {
-			of: func(w *world) any { return &w.candidates[0].term.detector },
+			of: func(w *world) any { return &core(w).detector },
 		},
 		"core": {
 			of: func(w *world) any { return core(w) },
 			notEncoded: map[string]string{
 				"batch": constant, "batchBytes": constant, "window": constant, "orderedFrom": constant, "maxAttempts": constant, "retry": constant,
-				"poll": constant, "succeeded": noRefusal, "lanes": "they are those of the rows held", "spare": "which of them is used does not matter",
-				"heldBytes": "all rows are of one size", "highest": "the explorer's outbox does without it", "floor": "the explorer's outbox has none",
-				"blocked": noRefusal, "backTo": "the explorer's outbox does without it", "maxData": constant, "noted": constant,
-				"storedAt": noClock, "oldest": telling, "failed": noRefusal, "dead": noRefusal, "unfit": noRefusal, "doubles": inStep,
-				"aside": noRefusal, "asideAt": noClock, "busy": noClock,
+				"poll": constant, "succeeded": "it counts for denied subjects only", "lanes": "they are those of the rows held", "spare": "which of them is used does not matter",
+				"heldBytes": "all rows are of one size", "highest": "the explorer's outbox does without it",
+				"backTo": "it counts only with back, and is encoded then", "maxData": constant, "noted": constant,
+				"storedAt": noClock, "oldest": telling, "unfit": noKept, "doubles": inStep,
+				"blind": noClock, "report": telling, "examining": inStep, "findings": inStep,
+				"aside": noKept, "asideAt": noClock, "busy": noClock,
 			},
-			notCopied: map[string]string{"spare": "as many others", "blocked": noRefusal, "aside": noRefusal},
-			shared:    map[string]string{"failed": noRefusal, "dead": noRefusal, "unfit": noRefusal, "trip": replaced},
+			notCopied: map[string]string{"spare": "as many others", "aside": noKept},
+			shared:    map[string]string{"unfit": noKept, "trip": replaced},
 		},
 		"item": {
-			of: func(w *world) any { return core(w).held[1] },
-			notEncoded: map[string]string{
-				"row": "it is that of its seq",
-			},
-			shared: map[string]string{"row": constant},
+			of:     func(w *world) any { return core(w).held[1] },
+			shared: map[string]string{"row": replaced},
 		},
 		"lane": {
 			of: func(w *world) any { return core(w).held[1].lane },
 			notEncoded: map[string]string{
+				"rows": "it follows from item.lane", "bytes": "it follows from item.lane",
 				"aggregate": "it is that of its rows", "last": "it follows from item.next", "inFlight": "it follows from item.inFlight",
 			},
 		},
 		"checkpoints": {
 			of: func(w *world) any { return &core(w).checkpoints },
 			notEncoded: map[string]string{
-				"began": noClock, "from": noClock, "rows": "only how long an epoch lasts depends on it",
+				"began": noClock, "from": noClock, "clock": constant, "rows": "only how long an epoch lasts depends on it",
+			},
+		},
+		"blocks": {
+			of: func(w *world) any { return &core(w).blocked },
+		},
+		"block": {
+			of: func(w *world) any { return core(w).blocked.of[aggregate{"A", "b"}] },
+			notEncoded: map[string]string{
+				"aggregate": "it is the key", "until": noClock, "place": "it follows from blocks.due",
 			},
 		},
 		"oldRows": {of: func(w *world) any { return &core(w).old }},
 		"roundTrip": {
 			of:         func(w *world) any { return core(w).trip },
-			notEncoded: map[string]string{"givenUp": noRefusal, "epochs": "they follow from what is settled"},
-			shared:     map[string]string{"givenUp": replaced, "epochs": replaced},
+			notEncoded: map[string]string{"givenUp": "they are those of request.Dead", "epochs": "they follow from what is settled"},
+			shared:     map[string]string{"givenUp": replaced, "epochs": replaced, "refill": replaced},
 		},
 		"Request": {
 			of: func(w *world) any { return &core(w).trip.request },
 			notEncoded: map[string]string{
-				"Failed": noRefusal, "Dead": noRefusal, "ScanFrom": noRefusal, "MaxPayload": constant,
+				"MaxPayload": constant,
 			},
 			shared: map[string]string{"Settled": replaced, "Failed": replaced, "Dead": replaced, "ScanFrom": replaced, "Fetch": replaced},
 		},
@@ -173,6 +185,7 @@ func fullState(t *testing.T) *world {
 	c.doubt = false
 	rows := []store.Row{{Seq: 1, AggregateID: "a"}, {Seq: 2, AggregateID: "a"}}
 	c.add(rows, time.Now())
+	c.blocked.add(aggregate{"A", "b"}, time.Now(), 1)
 	c.trip = &roundTrip{request: store.Request{Settled: []store.Settled{{Seqs: []int64{2}}}, Fetch: &store.Fetch{}}}
 	return w
 }

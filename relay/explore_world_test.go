@@ -18,6 +18,8 @@ import (
 type scenario struct {
 	aggregates  string // That of each row, by seq: "aba".
 	late        int64  // The row that becomes visible after higher ones; 0 for none.
+	refused     int64  // The row that the broker refuses for its own sake; 0 for none.
+	attempts    int    // After how many refusals it is given up; 0 for as many as by default.
 	orderedFrom int    // How many rows go in an ordered batch; 0 for no such batches.
 	batch       int    // Rows in a page.
 	slow        bool   // Less than a second passes: no epoch ends.
@@ -48,6 +50,8 @@ type sabotage struct {
 	noArchive     bool // Nothing is retained.
 	strayBlind    bool // Nobody waits for the rows of which strays may arrive.
 	trustsFence   bool // A checkpoint that was handed over is believed whatever became of the fence at it.
+	neverBack     bool // The outbox returns nothing below the floor although it is asked to.
+	losesLetters  bool // A dead letter is not recorded, and its row stays where it was.
 	earlyBound    bool // The checkpoint moves although something that was sent before is not settled.
 }
 
@@ -65,7 +69,8 @@ type sabotage struct {
 //     on the next connection before it was told of the break.
 //   - The broker loses its latest messages only, or all of them, once on a path, and the archive has them all.
 //   - The rows of one aggregate commit in the order of their seq.
-//   - Postgres loses nothing. No row is refused. There is one server, so no duplicates "in process".
+//   - Postgres loses nothing. The broker refuses one row at most, whenever it arrives. There is one server, so no
+//     duplicates "in process".
 //
 // See limits for what it assumes beyond that, until it is true.
 type world struct {
@@ -73,7 +78,8 @@ type world struct {
 
 	rows       []tableRow // By seq, from 1.
 	checkpoint store.Checkpoint
-	recorded   bool // There is a checkpoint.
+	recorded   bool  // There is a checkpoint.
+	scanFrom   int64 // Where the next term's first fetch begins.
 	terms      int64
 
 	messages []message // By sequence, from 1.
@@ -89,9 +95,10 @@ type world struct {
 }
 
 type tableRow struct {
-	state rowState
-	after uint64 // Of the archived one.
-	stray bool   // A stray of it was stored, and it has not been settled since.
+	state    rowState
+	after    uint64 // Of the archived one.
+	stray    bool   // A stray of it was stored, and it has not been settled since.
+	attempts int    // How often it was refused, as far as the outbox was told.
 }
 
 type rowState byte
@@ -100,6 +107,7 @@ const (
 	drawn    rowState = iota // Its transaction has not committed.
 	waiting                  // It is in the outbox.
 	archived                 // It was settled.
+	letter                   // It was given up.
 )
 
 type message struct {
@@ -142,6 +150,7 @@ var (
 	errCut         = stream.Classify(nats.ErrDisconnected)
 	errNotSent     = stream.Classify(nats.ErrReconnectBufExceeded)
 	errFencedOff   = stream.Classify(&jetstream.APIError{Code: 400, ErrorCode: stream.CodeWrongLastSequence, Description: "wrong last sequence"})
+	errRefused     = &stream.Error{Fault: stream.FaultRow, Err: fmt.Errorf("refused")}
 	errBehind      = &stream.Error{Fault: stream.FaultWeather, Err: fmt.Errorf("ordered batch ended")}
 	errSessionGone = fmt.Errorf("the session is gone")
 	errUnanswered  = fmt.Errorf("no answer yet")
@@ -198,7 +207,16 @@ func (w *world) aggregate(seq int64) byte { return w.aggregates[seq-1] }
 
 // The stream.
 
-// store is what the broker does with an event.
+// refuses reports whether the broker refuses a row.
+func (w *world) refuses(seq int64) bool {
+	if seq != w.refused {
+		return false
+	}
+	w.aside("the broker refuses row %d", seq)
+	return true
+}
+
+// store is what the broker does with an event that it does not refuse.
 func (w *world) store(seq int64, stray bool) (sequence uint64, duplicate bool) {
 	for i, m := range w.messages {
 		if m.seq == seq && m.known {
@@ -310,6 +328,18 @@ func (w *world) pour(p *orderedBatch) (outcomes []stream.Outcome, ended bool) {
 		p.queue, p.unacked = nil, nil
 		return outcomes, true
 	}
+	if w.refuses(seq) {
+		ack(0)
+		for _, later := range p.unacked {
+			outcome := stream.Outcome{Seq: later, Err: errBehind}
+			if later == seq {
+				outcome.Err = errRefused
+			}
+			outcomes = append(outcomes, outcome)
+		}
+		p.queue, p.unacked = nil, nil
+		return outcomes, true
+	}
 	p.begun = true
 	ack(0)
 	p.last, _ = w.store(seq, p.stray)
@@ -350,24 +380,70 @@ func (w *world) roundTrip(o *candidate, request *store.Request) (reply store.Rep
 			w.settle(seq, s.After)
 		}
 	}
+	for _, f := range request.Failed {
+		if r := &w.rows[f.Seq-1]; r.state == waiting {
+			w.aside("it is recorded that row %d was refused", f.Seq)
+			r.attempts = f.Attempts
+		}
+	}
+	for _, f := range request.Dead {
+		if r := &w.rows[f.Seq-1]; r.state == waiting && !w.sabotage.losesLetters {
+			w.aside("row %d becomes a dead letter", f.Seq)
+			*r = tableRow{state: letter}
+		}
+	}
+	var from int64 // Where the fetch begins.
+	lowered := int64(len(w.rows) + 1)
+	if f := request.Fetch; f != nil {
+		if o.back > 0 {
+			lowered = o.back
+			o.floor, o.back = min(o.floor, o.back), 0
+		}
+		from = o.floor
+		if f.Back && !w.sabotage.neverBack {
+			from = min(from, f.BackTo)
+		}
+		if !f.Stay {
+			o.floor = from
+		}
+	}
 	if request.Checkpoint > 0 && o.term.number == w.terms {
 		w.checkpoint.Sequence, w.checkpoint.Before = request.Checkpoint, w.checkpoint.Sequence
+		w.scanFrom = o.floor
+		if from := request.ScanFrom; from != nil {
+			w.scanFrom = min(w.scanFrom, *from)
+		}
 		w.aside("the checkpoint is %d", request.Checkpoint)
+	}
+	if w.sabotage.earlyBound && w.recorded {
+		w.checkpoint.Sequence, w.checkpoint.Before = uint64(len(w.messages)), w.checkpoint.Sequence
 	}
 	reply.Asleep = request.Sleep == store.FallAsleep && !slices.ContainsFunc(w.rows, func(r tableRow) bool { return r.state == drawn })
 	if f := request.Fetch; f != nil {
+		// The floor is as high as it may ever be: below whatever may still be committed, and whatever is held now.
+		floor := int64(len(w.rows) + 1)
 		for i, r := range w.rows {
-			seq := int64(i + 1)
-			if r.state == waiting && len(reply.Rows) < f.Rows && !slices.Contains(f.Held, seq) {
-				reply.Rows = append(reply.Rows, store.Row{Seq: seq, ID: idOf(seq), AggregateType: "A", AggregateID: w.aggregates[i : i+1]})
+			seq, held := int64(i+1), slices.Contains(f.Held, int64(i+1))
+			wanted := r.state == waiting && seq >= from && !held && !slices.Contains(f.Passed, seq) && !slices.Contains(f.BlockedIDs, w.aggregates[i:i+1])
+			if wanted && len(reply.Rows) < f.Rows {
+				reply.Rows = append(reply.Rows, w.row(seq))
+			}
+			if wanted || held || r.state == drawn {
+				floor = min(floor, seq)
 			}
 		}
+		o.floor = max(o.floor, floor)
 		reply.Full = len(reply.Rows) >= f.Rows
 		if w.story != nil {
 			w.aside("it fetches %s", names(reply.Rows))
 		}
 	}
+	reply.Floor = min(o.floor, lowered)
 	return reply
+}
+
+func (w *world) row(seq int64) store.Row {
+	return store.Row{Seq: seq, ID: idOf(seq), AggregateType: "A", AggregateID: w.aggregates[seq-1 : seq], Attempts: w.rows[seq-1].attempts}
 }
 
 func names(rows []store.Row) string {
@@ -401,6 +477,10 @@ func (w *world) putBack(o *candidate, lost []store.Archived, checkpoint store.Ch
 		if r := &w.rows[a.Seq-1]; r.state == archived {
 			r.state = waiting
 			back++
+			if o.back == 0 || a.Seq < o.back {
+				o.back = a.Seq
+			}
+			w.scanFrom = min(w.scanFrom, a.Seq)
 			w.aside("row %d is back in the outbox", a.Seq)
 		}
 	}
@@ -439,6 +519,9 @@ func (w *world) check() string {
 		case w.rows[m.seq-1].state == drawn:
 			return fmt.Sprintf("row %d is stored and was never committed", m.seq)
 		}
+		if r := w.refused; r > 0 && r < m.seq && a == w.aggregate(r) && w.rows[r-1].state == waiting {
+			return fmt.Sprintf("aggregate %c: row %d is stored, and row %d before it is still to be tried again", a, m.seq, r)
+		}
 		at[m.seq], last[a] = uint64(i+1), m.seq
 	}
 	if w.forgot || w.lenient {
@@ -467,6 +550,7 @@ func (w *world) checkEnd() string {
 		switch {
 		case r.state == waiting:
 			return fmt.Sprintf("in the end row %d is still in the outbox; it is in the stream: %v", seq, stored)
+		case r.state == letter && seq == w.refused:
 		case !stored:
 			return fmt.Sprintf("in the end row %d is not in the stream, and nobody will put it there", seq)
 		}

@@ -51,21 +51,29 @@ func isHandOver(c store.Checkpoint) bool { return c.Before > c.Sequence }
 // createdAt is when the fence's stream was created, as precise as the table can keep it.
 func createdAt(fence stream.Fence) time.Time { return fence.Created.Truncate(time.Microsecond) }
 
-// handOver begins to hand over, once that makes sense, and reports whether it is under way.
-func (t *term) handOver(ctx context.Context, now time.Time) bool {
-	if t.handing == notHandedOver {
-		t.handing = handedOver // Or never.
-		if t.reader != nil && t.breaker == breakerClosed && !t.opening && t.lease.Valid() && t.core.clean(now) {
-			t.handing = handingOver
-			before, acked := t.detector.state, t.detector.acked
-			t.workers.Go(func() {
-				ctx, cancel := context.WithTimeout(ctx, handOverPatience)
-				defer cancel()
-				t.handed <- t.recordHandOver(ctx, before, acked)
-			})
+// handOver reports whether handing over is to begin now, and whether it is under way. Valid tells that the lease is.
+func (c *core) handOver(valid bool, now time.Time) (begin, underWay bool) {
+	if c.handing == notHandedOver {
+		c.handing = handedOver // Or never.
+		if c.readsBack && c.circuit.breaker == breakerClosed && !c.circuit.opening && valid && c.clean(now) {
+			c.handing, begin = handingOver, true
 		}
 	}
-	return t.handing == handingOver
+	return begin, c.handing == handingOver
+}
+
+// handOver begins to hand over, once that makes sense, and reports whether it is under way.
+func (t *term) handOver(ctx context.Context, now time.Time) bool {
+	begin, underWay := t.core.handOver(t.lease.Valid(), now)
+	if begin {
+		before, acked := t.core.detector.state, t.core.detector.acked
+		t.start(func() {
+			ctx, cancel := context.WithTimeout(ctx, handOverPatience)
+			defer cancel()
+			t.handed <- t.recordHandOver(ctx, before, acked)
+		})
+	}
+	return underWay
 }
 
 // recordHandOver puts up a last fence and records it, if the stream has not changed.
@@ -92,7 +100,7 @@ func (t *term) recordHandOver(ctx context.Context, before stream.State, acked ui
 
 // left takes the answer to the handing over.
 func (t *term) left(ctx context.Context, err error) {
-	t.handing = handedOver
+	t.core.handing = handedOver
 	if err != nil {
 		t.log.DebugContext(ctx, "the next leader reads back the stream, since what this one leaves could not be recorded", slog.Any("error", err))
 	}

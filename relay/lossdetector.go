@@ -34,40 +34,85 @@ type verification struct {
 }
 
 // acknowledged takes note of what the stream has acknowledged; highest is 0 if it told no sequence.
-func (t *term) acknowledged(highest uint64, now time.Time) {
-	if !t.detector.busy {
-		t.detector.busy = true
-		t.detector.due = now.Add(verifyBusy)
+func (c *core) acknowledged(highest uint64, now time.Time) {
+	d := &c.detector
+	if !d.busy {
+		d.busy = true
+		d.due = now.Add(verifyBusy)
 	}
-	if highest > t.detector.acked {
-		t.detector.acked = highest
-		if t.core.checkpoints.drained() {
-			t.core.checkpoints.seen(highest, now, t.stopping)
+	if highest > d.acked {
+		d.acked = highest
+		if c.checkpoints.drained() {
+			c.checkpoints.seen(highest, now, c.stopping)
 		}
 	}
 }
 
-// verifyFirst reports whether nothing may be published before the stream has been verified, and makes that due. If the
-// attempt to verify it fails, publishing goes on and tells why.
-func (t *term) verifyFirst(now time.Time) bool {
-	if t.reader == nil || t.breaker != breakerClosed || t.core.doubt || t.stopping || t.detector.failed || t.core.inFlight > 0 || t.core.ready.len() == 0 || !t.reader.VerifyFirst() {
+// mayVerify reports whether the stream may be verified, as soon as it is due.
+func (c *core) mayVerify() bool {
+	return c.readsBack && c.circuit.breaker == breakerClosed && !c.doubt && !c.detector.verifying && !c.stopping
+}
+
+// verifyFirst reports whether nothing may be published before the stream has been verified, and makes that due. Asks is what
+// the publisher says about it. If the attempt to verify the stream fails, publishing goes on and tells why.
+func (c *core) verifyFirst(asks func() bool, now time.Time) bool {
+	if !c.readsBack || c.circuit.breaker != breakerClosed || c.doubt || c.stopping || c.detector.failed || c.inFlight > 0 || c.ready.len() == 0 || !asks() {
 		return false
 	}
-	t.detector.due = now
+	c.detector.due = now
 	return true
 }
 
+// verify reports whether the stream is to be verified now. The caller reports the result through verified.
+func (c *core) verify(now time.Time) bool {
+	d := &c.detector
+	if !c.mayVerify() || now.Before(d.due) {
+		return false
+	}
+	d.verifying, d.busy, d.epoch = true, false, 0
+	if c.checkpoints.drained() {
+		d.epoch = c.checkpoints.epoch
+	}
+	return true
+}
+
+// verified takes the result of the attempt under way. If the broker has lost something it returns what the caller is to pause
+// for.
+func (c *core) verified(v verification, now time.Time) (lost *stream.LostError) {
+	d := &c.detector
+	d.verifying = false
+	if d.void {
+		d.void = false
+		return nil
+	}
+	d.due = now.Add(verifyIdle)
+	if d.busy {
+		d.due = now.Add(verifyBusy)
+	}
+	d.failed = v.err != nil
+	switch {
+	case errors.As(v.err, &lost):
+		c.markInDoubt()
+	case v.err != nil: // Whatever is wrong, publishing will tell.
+	default:
+		d.state = v.state
+		if d.epoch == c.checkpoints.epoch && c.checkpoints.drained() {
+			c.checkpoints.seen(v.state.Last, now, false)
+		}
+	}
+	return lost
+}
+
+// forget takes note that the stream has been read back: what it looked like before does not count any more.
+func (d *lossDetector) forget() { *d = lossDetector{verifying: d.verifying, void: d.verifying} }
+
 // verify has the stream verified when that is due.
 func (t *term) verify(ctx context.Context, now time.Time) {
-	if t.reader == nil || t.breaker != breakerClosed || t.core.doubt || t.detector.verifying || t.stopping || now.Before(t.detector.due) {
+	if !t.core.verify(now) {
 		return
 	}
-	t.detector.verifying, t.detector.busy, t.detector.epoch = true, false, 0
-	if t.core.checkpoints.drained() {
-		t.detector.epoch = t.core.checkpoints.epoch
-	}
-	before, acked := t.detector.state, t.detector.acked
-	t.workers.Go(func() {
+	before, acked := t.core.detector.state, t.core.detector.acked
+	t.start(func() {
 		ctx, cancel := context.WithTimeout(ctx, openTimeout)
 		defer cancel()
 		state, err := t.reader.Verify(ctx, before, acked)
@@ -78,26 +123,7 @@ func (t *term) verify(ctx context.Context, now time.Time) {
 // verified takes the result of the attempt under way.
 func (t *term) verified(ctx context.Context, v verification) {
 	now := time.Now()
-	if t.detector.void {
-		t.detector.verifying, t.detector.void = false, false
-		return
-	}
-	t.detector.verifying = false
-	t.detector.due = now.Add(verifyIdle)
-	if t.detector.busy {
-		t.detector.due = now.Add(verifyBusy)
-	}
-	var lost *stream.LostError
-	t.detector.failed = v.err != nil
-	switch {
-	case errors.As(v.err, &lost):
-		t.core.markInDoubt()
+	if lost := t.core.verified(v, now); lost != nil {
 		t.pause(ctx, stream.Classify(lost), now)
-	case v.err != nil: // Whatever is wrong, publishing will tell.
-	default:
-		t.detector.state = v.state
-		if t.detector.epoch == t.core.checkpoints.epoch && t.core.checkpoints.drained() {
-			t.core.checkpoints.seen(v.state.Last, now, false)
-		}
 	}
 }

@@ -43,11 +43,11 @@ type recovery struct {
 
 // recover starts reading the stream back when that is due.
 func (t *term) recover(ctx context.Context) {
-	if t.breaker == breakerOpen || t.opening || t.stopping || !t.lease.Valid() || !t.core.recover() {
+	if !t.lease.Valid() || !t.core.readBack() {
 		return
 	}
 	checkpoint, first := t.checkpoint, t.first
-	t.workers.Go(func() {
+	t.start(func() {
 		start := time.Now()
 		r := t.readBack(ctx, checkpoint, first)
 		r.Took = time.Since(start)
@@ -74,8 +74,6 @@ func (t *term) recovered(ctx context.Context, r recovery) error {
 		t.warn(ctx, r.fence.Warning)
 	}
 	t.checkpoint, t.first = r.checkpoint, false
-	t.blind.since = time.Time{} // What goes wrong from here on is news.
-	t.detector = lossDetector{verifying: t.detector.verifying, void: t.detector.verifying}
 	r.Skipped, t.skipped = t.skipped, false
 	if r.Found+r.Lost > 0 {
 		level := slog.LevelInfo
@@ -89,9 +87,7 @@ func (t *term) recovered(ctx context.Context, r recovery) error {
 		t.log.ErrorContext(ctx, "the broker has lost more than the archive has: what was published before that, if anything, is lost for good")
 	}
 	t.hooks.Recovered(r.Recovered)
-	if t.breaker == breakerHalfOpen && !t.core.doubt {
-		t.proceed(ctx)
-	}
+	t.proceed(ctx)
 	return nil
 }
 

@@ -13,7 +13,6 @@ type report struct {
 	said    string    // The reason that the outbox was told last.
 	at      time.Time // When it was told that.
 	telling bool      // The outbox is being told.
-	answers chan told // The result of telling it.
 }
 
 const (
@@ -52,21 +51,29 @@ func (r *report) due(reason string) time.Time {
 
 // tellOutbox has the outbox told when that is due.
 func (t *term) tellOutbox(ctx context.Context, now time.Time) {
-	if due := t.report.due(t.reason); due.IsZero() || now.Before(due) || t.stopping {
-		return
+	reason, since, due := t.core.tell(now)
+	if due {
+		t.start(func() { t.reported <- told{reason, t.store.Report(ctx, reason, since)} })
 	}
-	reason, since := t.reason, now.Sub(t.report.since)
-	t.report.telling, t.report.at = true, now
-	t.workers.Go(func() { t.report.answers <- told{reason, t.store.Report(ctx, reason, since)} })
+}
+
+// tell reports whether the outbox is to be told the reason now, and since when it has been so.
+func (c *core) tell(now time.Time) (reason string, since time.Duration, due bool) {
+	r := &c.report
+	if at := r.due(c.circuit.reason); at.IsZero() || now.Before(at) || c.stopping {
+		return "", 0, false
+	}
+	r.telling, r.at = true, now
+	return c.circuit.reason, now.Sub(r.since), true
 }
 
 // toldOutbox takes the result. A reason that could not be told is told later. It is not for the report to find out whether
 // the outbox can be reached.
 func (t *term) toldOutbox(ctx context.Context, answer told) {
-	t.report.telling = false
+	t.core.report.telling = false
 	if answer.err != nil {
 		t.log.DebugContext(ctx, "the reason could not be recorded", slog.Any("error", answer.err))
 		return
 	}
-	t.report.said = answer.reason
+	t.core.report.said = answer.reason
 }

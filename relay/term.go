@@ -23,12 +23,6 @@ const (
 	endTimeout = 400 * time.Millisecond
 )
 
-// reopen spaces out the attempts to publish again after transient faults and set-up faults.
-var reopen = backoff{first: 50 * time.Millisecond, most: time.Second} //nolint:gochecknoglobals // Immutable.
-
-// resettle spaces out the attempts to remove published events that the database keeps.
-var resettle = backoff{first: time.Second, most: 30 * time.Second} //nolint:gochecknoglobals // Immutable.
-
 // term is one term of a leader. The single goroutine of loop owns it, tells core what happened and carries out what core
 // decides.
 type term struct {
@@ -45,6 +39,7 @@ type term struct {
 	id         string           // The outbox's id, by which its fences are known in the stream.
 
 	workers       sync.WaitGroup
+	start         func(work func()) // Starts work that takes time: workers.Go.
 	woken         chan struct{}     // Holds one token when there may be something to fetch.
 	replies       chan reply        // The answer to the round trip under way.
 	opened        chan opening      // The result of opening the publisher.
@@ -54,37 +49,15 @@ type term struct {
 	handed    chan error    // The result of handing over.
 	standbys  chan standbys // The answer to the question for standbys.
 	originals chan original // The result of examining a double.
-	examining bool
-	findings  int  // How many attempts to examine the double have failed, in a row.
-	skipped   bool // The stream has skipped events of an ordered batch, and has not been read back since.
-	outcomes  []stream.Outcome
-	event     stream.Event // The event being handed to the publisher.
-	guarded   bool         // The publisher looks at the lease before it writes.
+	reported  chan told     // The result of telling the outbox why nothing can be published.
 
-	detector    lossDetector
+	skipped     bool // The stream has skipped events of an ordered batch, and has not been read back since.
+	outcomes    []stream.Outcome
+	event       stream.Event // The event being handed to the publisher.
+	guarded     bool         // The publisher looks at the lease before it writes.
 	refusals    refusalLog
-	breaker     breaker
-	opening     bool
-	lost        *stream.Error // The connection broke while the publisher was being opened, which may not have noticed; nil if not.
-	reopenAt    time.Time     // When to open the publisher again, while the breaker is open.
-	troubles    int           // In a row.
-	orderedTold bool          // Ordered batches have been used, and the log says so.
-	reason      string
-	stopping    bool
-
-	blind   blindness
-	handing handing
-	report  report
+	orderedTold bool // Ordered batches have been used, and the log says so.
 }
-
-// breaker is a circuit breaker: it says which events may be handed to the publisher.
-type breaker int
-
-const (
-	breakerOpen     breaker = iota // None: there was trouble, and the publisher has not been opened since.
-	breakerHalfOpen                // One at a time, until one of them is stored.
-	breakerClosed                  // All.
-)
 
 type reply struct {
 	store.Reply
@@ -97,9 +70,8 @@ type opening struct {
 	err      error
 }
 
-// lead serves one term. It returns when the lease has ended or the relay is to stop; with a setbackError if this term could
-// not go on, and with another error if no further term can begin.
-func (r *Relay) lead(ctx context.Context, lease *election.Lease, stop <-chan struct{}, healthy func()) (err error) {
+// newTerm returns a term that has not begun.
+func (r *Relay) newTerm(lease *election.Lease, stop <-chan struct{}, healthy func()) *term {
 	t := &term{
 		Relay:         r,
 		lease:         lease,
@@ -114,9 +86,17 @@ func (r *Relay) lead(ctx context.Context, lease *election.Lease, stop <-chan str
 
 		handed:    make(chan error, 1),
 		standbys:  make(chan standbys, 1),
-		report:    report{answers: make(chan told, 1)},
 		originals: make(chan original, 1),
+		reported:  make(chan told, 1),
 	}
+	t.start = t.workers.Go
+	return t
+}
+
+// lead serves one term. It returns when the lease has ended or the relay is to stop; with a setbackError if this term could
+// not go on, and with another error if no further term can begin.
+func (r *Relay) lead(ctx context.Context, lease *election.Lease, stop <-chan struct{}, healthy func()) (err error) {
+	t := r.newTerm(lease, stop, healthy)
 	if r.publisher.Guards() {
 		r.publisher.Guard(lease.Valid)
 		t.guarded = true
@@ -208,6 +188,22 @@ func (t *term) wake() {
 	}
 }
 
+// turn does all that is due now. What takes time it starts; the results are told to the term one by one, and each calls for
+// another turn. It reports whether the relay was to stop and has finished.
+func (t *term) turn(ctx context.Context, now time.Time) (done bool) {
+	t.openPublisher(ctx, now)
+	t.recover(ctx)
+	verifyFirst := t.core.verifyFirst(t.publisher.VerifyFirst, now)
+	t.verify(ctx, now)
+	t.seekStandby(ctx, now)
+	t.tellOutbox(ctx, now)
+	t.examine(ctx)
+	if !verifyFirst {
+		t.publish(ctx, now)
+	}
+	return t.startRoundTrip(ctx, now)
+}
+
 func (t *term) loop(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -215,17 +211,7 @@ func (t *term) loop(ctx context.Context) error {
 	for {
 		now := time.Now()
 		t.watchdog.turn(now)
-		t.openPublisher(ctx, now)
-		t.recover(ctx)
-		verifyFirst := t.verifyFirst(now)
-		t.verify(ctx, now)
-		t.seekStandby(ctx, now)
-		t.tellOutbox(ctx, now)
-		t.examine(ctx)
-		if !verifyFirst {
-			t.publish(ctx, now)
-		}
-		if done := t.startRoundTrip(ctx, now); done {
+		if done := t.turn(ctx, now); done {
 			return nil
 		}
 		t.arm(timer, now)
@@ -237,7 +223,7 @@ func (t *term) loop(ctx context.Context) error {
 			}
 			return nil
 		case <-stop:
-			t.stopping, stop = true, nil
+			t.core.stopping, stop = true, nil
 		case <-t.publisher.Outcomes():
 			t.collect(ctx)
 		case <-t.woken:
@@ -262,7 +248,7 @@ func (t *term) loop(ctx context.Context) error {
 			t.examined(ctx, o, time.Now())
 		case err := <-t.handed:
 			t.left(ctx, err)
-		case told := <-t.report.answers:
+		case told := <-t.reported:
 			t.toldOutbox(ctx, told)
 		case s := <-t.standbys:
 			if err := t.soughtStandby(s, time.Now()); err != nil {
@@ -276,26 +262,10 @@ func (t *term) loop(ctx context.Context) error {
 
 // arm sets the timer to when there is something to do that nothing else signals.
 func (t *term) arm(timer *time.Timer, now time.Time) {
-	if t.stopping { // Only outcomes and replies are waited for.
-		timer.Reset(turnsEvery)
-		return
+	at := t.core.nextTurn(now)
+	if due := t.refusals.due(); !t.core.stopping && !due.IsZero() && due.Before(at) {
+		at = due
 	}
-	at := now.Add(turnsEvery)
-	earlier := func(due time.Time) {
-		if !due.IsZero() && due.Before(at) {
-			at = due
-		}
-	}
-	earlier(t.core.deadline())
-	if t.breaker == breakerOpen && !t.opening {
-		earlier(t.reopenAt)
-	}
-	earlier(t.blind.due(t.breaker))
-	earlier(t.report.due(t.reason))
-	if t.reader != nil && t.breaker == breakerClosed && !t.core.doubt && !t.detector.verifying {
-		earlier(t.detector.due)
-	}
-	earlier(t.refusals.due())
 	timer.Reset(max(at.Sub(now), 0))
 }
 
@@ -303,20 +273,13 @@ func (t *term) arm(timer *time.Timer, now time.Time) {
 // have been stopped at any point, for any time. A guarded publisher looks at the lease before it writes. Then looking here
 // now and then is enough, and saves a tenth of the time that an event takes.
 func (t *term) publish(ctx context.Context, now time.Time) {
-	if t.breaker == breakerHalfOpen && !t.core.doubt && t.core.heldRows == 0 {
+	if t.core.heldRows == 0 && t.core.proceeds() {
 		t.resume(ctx) // The event that was to try first has been refused for a reason of its own.
 	}
-	limit, batchWindow := t.options.Window, t.publisher.Pipeline()
-	if t.reader != nil && t.reader.Alone() {
-		limit = 1
-	}
-	if t.breaker == breakerHalfOpen {
-		limit, batchWindow = 1, 0
-	}
-	t.core.engage(batchWindow)
+	limit := t.core.limit(t.publisher.Pipeline(), t.reader != nil && t.reader.Alone())
 	send := t.publisher.Publish
 	if t.core.ordered {
-		limit, send = batchWindow, t.publisher.PublishInOrder
+		send = t.publisher.PublishInOrder
 		if !t.orderedTold {
 			t.orderedTold = true
 			t.log.InfoContext(ctx, "publishing backlogs in ordered batches")
@@ -326,7 +289,7 @@ func (t *term) publish(ctx context.Context, now time.Time) {
 	if t.guarded {
 		every = 32
 	}
-	for i := 0; t.breaker != breakerOpen && !t.stopping && (i%every != 0 || t.lease.Valid()); i++ {
+	for i := 0; t.core.publishes() && (i%every != 0 || t.lease.Valid()); i++ {
 		row, ok := t.core.publishable(limit)
 		if !ok {
 			break
@@ -336,7 +299,7 @@ func (t *term) publish(ctx context.Context, now time.Time) {
 			t.resolve(ctx, stream.Outcome{Seq: row.Seq, Err: stream.Classify(err)}, now)
 		}
 	}
-	if t.core.finish(t.stopping) {
+	if t.core.finish(t.core.stopping) {
 		t.publisher.Finish()
 	} else if t.core.ordered {
 		t.publisher.Flush()
@@ -363,9 +326,7 @@ func (t *term) collect(ctx context.Context) {
 	t.outcomes = outcomes
 	now := time.Now()
 	if trouble != nil {
-		if t.opening {
-			t.lost = trouble
-		}
+		t.core.lostConnection(trouble)
 		if skipped := new(stream.SkippedError); errors.As(trouble, &skipped) {
 			t.skipped = true
 		}
@@ -386,8 +347,8 @@ func (t *term) collect(ctx context.Context) {
 		t.resolve(ctx, *o, now)
 	}
 	if stored.Oldest = t.core.takeOldest(); stored.Events > 0 {
-		t.acknowledged(highest, now)
-		if t.breaker == breakerHalfOpen {
+		t.core.acknowledged(highest, now)
+		if t.core.circuit.breaker == breakerHalfOpen {
 			t.resume(ctx)
 		}
 		t.status.published(stored.Events)
@@ -431,42 +392,28 @@ func (t *term) refused(ctx context.Context, r refusal, now time.Time) {
 
 // pause opens the breaker: nothing is published until the publisher has been opened again.
 func (t *term) pause(ctx context.Context, fault *stream.Error, now time.Time) {
-	if t.breaker == breakerOpen {
-		return // One of many that failed for the same reason.
+	if t.core.pause() {
+		t.setback(ctx, fault, now)
 	}
-	t.breaker = breakerOpen
-	t.core.markInDoubt() // Nobody knows what happens to the stream meanwhile.
-	t.setback(ctx, fault, now)
 }
 
-// setback notes that publishing is not possible now and why.
+// setback notes that publishing is not possible now, and tells why.
 func (t *term) setback(ctx context.Context, fault *stream.Error, now time.Time) {
-	t.troubles++
-	t.blind.begin(fault, now)
-	t.reopenAt = now.Add(reopen.after(t.troubles))
-	if errors.Is(fault, store.ErrKept) || errors.Is(fault, store.ErrUnarchived) {
-		t.reopenAt = now.Add(resettle.after(t.troubles)) // Each attempt reads back the stream.
-	}
-	if reason := fault.Error(); reason != t.reason {
-		if t.reason == "" {
-			t.report.begin(now)
-		}
-		t.reason = reason
+	if t.core.setback(fault, now) {
 		t.log.LogAttrs(ctx, slog.LevelWarn, "publishing paused; nothing is lost and no attempts are spent",
 			slog.String("fault", fault.Fault.String()), slog.Any("error", fault))
-		t.status.paused(reason)
+		t.status.paused(t.core.circuit.reason)
 		t.hooks.Paused(fault)
 	}
 }
 
 // openPublisher has the publisher opened when that is due.
 func (t *term) openPublisher(ctx context.Context, now time.Time) {
-	if t.breaker != breakerOpen || t.opening || t.stopping || now.Before(t.reopenAt) {
+	patience, due := t.core.open(now)
+	if !due {
 		return
 	}
-	t.opening = true
-	patience := min(openTimeoutFirst<<min(t.troubles, 8), openTimeout)
-	t.workers.Go(func() {
+	t.start(func() {
 		ctx, cancel := context.WithTimeout(ctx, patience)
 		defer cancel()
 		warnings, err := t.publisher.Open(ctx)
@@ -476,40 +423,32 @@ func (t *term) openPublisher(ctx context.Context, now time.Time) {
 
 // publisherOpened takes the result of opening the publisher.
 func (t *term) publisherOpened(ctx context.Context, o opening) {
-	lost := t.lost
-	t.opening, t.lost = false, nil
+	var fault *stream.Error
 	if o.err != nil {
-		t.setback(ctx, stream.Classify(o.err), time.Now())
-		return
+		fault, o.warnings = stream.Classify(o.err), nil
 	}
 	for _, warning := range o.warnings {
 		t.warn(ctx, warning)
 	}
-	if lost != nil {
-		t.setback(ctx, lost, time.Now())
-		return
+	if still := t.core.opened(fault); still != nil {
+		t.setback(ctx, still, time.Now())
 	}
-	t.breaker = breakerHalfOpen
-	if !t.core.doubt {
-		t.proceed(ctx)
-	}
+	t.proceed(ctx)
 }
 
-// proceed closes the half-open breaker once the stream has been read back, if that was needed, unless an event has to try
-// first.
+// proceed closes the half-open breaker if no event has to try first.
 func (t *term) proceed(ctx context.Context) {
-	if t.troubles == 0 || t.core.heldRows == 0 {
-		t.resume(ctx) // There was no trouble, or there is no event to try first.
+	if t.core.proceeds() {
+		t.resume(ctx)
 	}
 }
 
 // resume closes the breaker.
 func (t *term) resume(ctx context.Context) {
-	if t.reason != "" {
+	if t.core.resume() {
 		t.log.InfoContext(ctx, "publishing again")
 		t.hooks.Resumed()
 	}
-	t.breaker, t.troubles, t.reason, t.blind = breakerClosed, 0, "", blindness{asking: t.blind.asking}
 	t.status.publishing()
 }
 
@@ -520,7 +459,7 @@ func (t *term) startRoundTrip(ctx context.Context, now time.Time) (done bool) {
 	var due bool
 	t.core.maxData = t.publisher.MaxData()
 	switch {
-	case !t.stopping:
+	case !t.core.stopping:
 		request, due = t.core.nextRoundTrip(now)
 	case t.core.inFlight > 0 || t.core.trip != nil:
 		return false
@@ -529,7 +468,7 @@ func (t *term) startRoundTrip(ctx context.Context, now time.Time) (done bool) {
 		done = !due && !t.handOver(ctx, now)
 	}
 	if due {
-		t.workers.Go(func() {
+		t.start(func() {
 			answer, err := t.store.Exchange(ctx, request)
 			t.replies <- reply{answer, err}
 		})

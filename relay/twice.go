@@ -43,14 +43,40 @@ type Twice struct {
 // findTries is how many attempts may fail to read the message that the stream has under a double's id.
 const findTries = 3
 
+// examine returns the double that is to be examined now, if there is one. The caller reports the result through examined.
+func (c *core) examine() (d double, due bool) {
+	if c.examining || c.stopping || c.circuit.breaker != breakerClosed || len(c.doubles) == 0 {
+		return double{}, false
+	}
+	c.examining = true
+	return c.doubles[0], true
+}
+
+// examined takes the result of examining a double, and reports whether the stream has another row with its id.
+func (c *core) examined(o original, now time.Time) (twice bool) {
+	c.examining = false
+	if len(c.doubles) == 0 || c.doubles[0] != o.double {
+		return false // It has been read back meanwhile.
+	}
+	if o.err != nil && c.findings < findTries {
+		c.findings++
+		return false
+	}
+	c.findings = 0
+	c.doubles = c.doubles[1:]
+	// If the message cannot be read, the double counts as the same event: it nearly always is.
+	twice = o.err == nil && o.found.Event && o.found.Seq != o.ref.Seq
+	c.resolvedDouble(o.double, twice, now)
+	return twice
+}
+
 // examine has the message read whose id the next double has.
 func (t *term) examine(ctx context.Context) {
-	if t.examining || t.stopping || t.breaker != breakerClosed || len(t.core.doubles) == 0 {
+	d, due := t.core.examine()
+	if !due {
 		return
 	}
-	t.examining = true
-	d := t.core.doubles[0]
-	t.workers.Go(func() {
+	t.start(func() {
 		ctx, cancel := context.WithTimeout(ctx, openTimeout)
 		defer cancel()
 		found, err := t.reader.Find(ctx, d.sequence)
@@ -60,20 +86,7 @@ func (t *term) examine(ctx context.Context) {
 
 // examined takes the result of examining a double.
 func (t *term) examined(ctx context.Context, o original, now time.Time) {
-	t.examining = false
-	if len(t.core.doubles) == 0 || t.core.doubles[0] != o.double {
-		return // It has been read back meanwhile.
-	}
-	if o.err != nil && t.findings < findTries {
-		t.findings++
-		return
-	}
-	t.findings = 0
-	t.core.doubles = t.core.doubles[1:]
-	// If the message cannot be read, the double counts as the same event: it nearly always is.
-	twice := o.err == nil && o.found.Event && o.found.Seq != o.ref.Seq
-	t.core.resolvedDouble(o.double, twice, now)
-	if !twice {
+	if !t.core.examined(o, now) {
 		return
 	}
 	t.log.LogAttrs(ctx, slog.LevelWarn, "two rows have one id: the stream has stored the first and takes the second for a repetition; give each event an id of its own",

@@ -75,6 +75,9 @@ type Fetch struct {
 	// Back makes the fetch begin at BackTo at the latest, since rows from there on are wanted again.
 	Back   bool
 	BackTo int64
+	// Stay, with Back, makes only this fetch begin there: the floor stays where it is. The caller must go back by itself for
+	// the rows below the floor that are returned, should it let go of them.
+	Stay bool
 }
 
 // SleepChange says what to do about the lock that tells producers whether the relay is asleep.
@@ -288,10 +291,9 @@ func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
 		}
 		if f := request.Fetch; f != nil {
 			o.leftOut = o.held.Load() // Before that: whoever lets an aggregate go on says first where its rows are.
-			if back, ok := o.back.take(); ok {
-				o.floor.lower(back)
-			}
-			if f.Back {
+			o.lowered = math.MaxInt64
+			o.takeBack()
+			if f.Back && !f.Stay {
 				o.floor.lower(f.BackTo)
 			}
 		}
@@ -318,6 +320,9 @@ func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
 		}
 		if err == nil {
 			reply.Floor = o.floor.at
+			if request.Fetch != nil {
+				reply.Floor = min(reply.Floor, o.lowered) // What the caller leaves out may be among what was put back.
+			}
 			o.tendArchive(ctx, conn)
 		}
 		return err
@@ -326,6 +331,14 @@ func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
 		return Reply{}, o.explain("exchange with outbox "+o.table.String(), err)
 	}
 	return reply, nil
+}
+
+// takeBack lowers the floor to where rows were put back since the last fetch.
+func (o *Outbox) takeBack() {
+	if to, ok := o.back.take(); ok {
+		o.floor.lower(to)
+		o.lowered = min(o.lowered, to)
+	}
 }
 
 // repeats is how often a round trip is repeated after somebody else's transaction has undone it.
@@ -602,9 +615,7 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 	o.large = read.large
 	if o.overtaken || unexpected && len(reply.Rows) == 0 {
 		if o.overtaken {
-			if back, ok := o.back.take(); ok {
-				o.floor.lower(back)
-			}
+			o.takeBack()
 			o.floor.doubt()
 			o.complete = false
 		}

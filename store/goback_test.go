@@ -193,3 +193,45 @@ func TestHeldAggregateGoesOnUnheard(t *testing.T) {
 		}
 	}
 }
+
+// A fetch that goes back and stays returns the rows below the floor, and the floor remains where it was.
+func TestGoBackAndStay(t *testing.T) {
+	f := newFixture(t, store.Options{})
+	if _, err := f.Begin(t.Context(), "S", "one", 0); err != nil {
+		t.Fatal(err)
+	}
+	f.insert(t, event("hot"), event("hot"), event("hot"))
+	kinds, ids := []string{"User"}, []string{"hot"}
+	f.raise(t, 3, kinds, ids)
+	before := f.exchange(t, store.Request{Fetch: &store.Fetch{Rows: 100, Bytes: 1 << 20, BlockedTypes: kinds, BlockedIDs: ids}}).Floor
+	reply := f.exchange(t, store.Request{Fetch: &store.Fetch{Rows: 2, Bytes: 1 << 20, Back: true, BackTo: 2, Stay: true}})
+	if len(reply.Rows) != 2 || reply.Rows[0].Seq != 2 || reply.Rows[1].Seq != 3 || !reply.Full {
+		t.Errorf("got %+v, want rows 2 and 3", reply.Rows)
+	}
+	if reply.Floor < before {
+		t.Errorf("the floor was %d and is %d", before, reply.Floor)
+	}
+	if again := f.exchange(t, store.Request{Fetch: &store.Fetch{Rows: 100, Bytes: 1 << 20}}); slices.ContainsFunc(again.Rows, func(r store.Row) bool { return r.AggregateID == "hot" }) {
+		t.Errorf("the next fetch begins below the floor: %+v", again.Rows)
+	}
+}
+
+// Rows that were put back while their aggregate was left out are told to whoever leaves it out.
+func TestPutBackIsTold(t *testing.T) {
+	f := newFixture(t, store.Options{})
+	if _, err := f.Begin(t.Context(), "S", "one", 0); err != nil {
+		t.Fatal(err)
+	}
+	f.insert(t, event("x"))
+	seq, id := query[int64](t, f, `select seq from outbox`), query[[16]byte](t, f, `select id from outbox`)
+	f.exchange(t, store.Request{Dead: []store.Failure{{Ref: store.Ref{Seq: seq, ID: id}, Attempts: 1, Reason: "refused"}}})
+	kinds, ids := []string{"User"}, []string{"x"}
+	f.raise(t, seq+2, kinds, ids)
+	if n, err := f.Requeue(t.Context(), store.DeadKey{Seq: seq}); err != nil || n != 1 {
+		t.Fatalf("%d were put back, error %v", n, err)
+	}
+	reply := f.exchange(t, store.Request{Fetch: &store.Fetch{Rows: 100, Bytes: 1 << 20, BlockedTypes: kinds, BlockedIDs: ids, Highest: seq + 1000}})
+	if reply.Floor > seq {
+		t.Errorf("row %d was put back, and the reply's floor is %d", seq, reply.Floor)
+	}
+}

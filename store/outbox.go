@@ -69,6 +69,7 @@ type Outbox struct {
 	unicode    bool   // The database's encoding has all characters.
 	ascii      bool   // Only those of ASCII are recorded: another may have been what the database refused.
 	floor      floor
+	lowered    int64         // Where rows were put back that the present exchange has to look for; the highest seq for nowhere.
 	scanFrom   int64         // What the table says of the floor.
 	drawn      int64         // The highest seq that the sequence had given out by the latest observation,
 	observed   time.Time     // which was then.

@@ -155,7 +155,11 @@ func (o *Outbox) goBack(to int64) {
 // pageArgs are the parameters that all queries of a page have in common.
 func (o *Outbox) pageArgs(f *Fetch) []any {
 	held := keysOf(slices.Concat(f.Held, f.Passed))
-	return []any{o.floor.at, f.Highest, held.from, held.to, held.bitmap, held.list, f.Rows}
+	from := o.floor.at
+	if f.Back && f.Stay {
+		from = min(from, f.BackTo)
+	}
+	return []any{from, f.Highest, held.from, held.to, held.bitmap, held.list, f.Rows}
 }
 
 func (f *Fetch) maxData() int64 {

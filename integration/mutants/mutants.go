@@ -134,6 +134,26 @@ func All() []Mutant {
 			Killer: Killer{"./relay", "^TestOneInFlightPerAggregate$", "first: got"},
 		},
 		{
+			Name:    "wait-for-the-letter",
+			Without: "an aggregate goes on before its dead letter is recorded",
+			Edits: []Edit{{
+				File: "relay/core.go",
+				Old:  "c.blocked.record(a, c.bound(a, row.Seq))",
+				New:  "c.goBack(c.bound(a, row.Seq))",
+			}},
+			Killer: Killer{"./relay", "^TestExplore$/refused", "a counterexample"},
+		},
+		{
+			Name:    "put-back-while-blocked",
+			Without: "a blocked aggregate goes on without the rows that were put back meanwhile",
+			Edits: []Edit{{
+				File: "relay/core.go",
+				Old:  "c.blocked.lower(floor)",
+				New:  "_ = floor",
+			}},
+			Killer: Killer{"./relay", "^TestExplore$/refused", "a counterexample"},
+		},
+		{
 			Name:    "delete-by-key",
 			Without: "what is published is removed by range",
 			Edits: []Edit{{
@@ -178,8 +198,8 @@ func All() []Mutant {
 			Without: "a leader that cannot publish stays",
 			Edits: []Edit{{
 				File: "relay/blindness.go",
-				Old:  "case s.fit == 0 || t.breaker != breakerOpen",
-				New:  "case true || t.breaker != breakerOpen",
+				Old:  "case fit == 0 || c.circuit.breaker != breakerOpen",
+				New:  "case true || c.circuit.breaker != breakerOpen",
 			}},
 			Killer: Killer{"./relay", "^TestBlindLeaderMakesWay$", "does not make way"},
 		},
