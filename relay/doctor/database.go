@@ -162,6 +162,7 @@ func (d *doctor) examineContents(ctx context.Context, outbox *store.Outbox) {
 	d.noteHazards(obstacles)
 	d.noteHazards([]store.Hazard{found.CheckStream(cmp.Or(d.config.Stream.Name, stream.DefaultStream), d.config.Stream.Adopt)})
 	d.examineLeader(&found)
+	d.examineCandidates(&found)
 	d.examineTrouble(&found)
 	switch waiting := many(found.Waiting); {
 	case found.Oldest == nil:
@@ -186,13 +187,36 @@ func (d *doctor) examineLeader(found *store.Inspection) {
 	}
 	latest := &found.Terms[0]
 	leader := visible(latest.Leader)
-	switch elected := cmp.Or(d.config.Election.Kind, relay.ElectionPostgres) == relay.ElectionPostgres; {
-	case !elected || found.Locked == nil:
+	switch {
+	case !d.elected() || found.Locked == nil:
 		leader += ", as far as the database knows"
 	case !*found.Locked:
 		leader = "none now; the latest was " + leader
 	}
 	d.ok(CheckLeader, "%s, term %d on stream %q, since %s", leader, latest.Number, latest.Stream, latest.Since.UTC().Format(time.RFC3339))
+}
+
+// examineCandidates tells why relays could not lead. If none leads, that is why nothing is published.
+func (d *doctor) examineCandidates(found *store.Inspection) {
+	if len(found.Unfit) == 0 {
+		d.ok(CheckCandidates, "none says that it could not lead")
+		return
+	}
+	said := make([]string, len(found.Unfit))
+	for i := range found.Unfit {
+		u := &found.Unfit[i]
+		said[i] = fmt.Sprintf("%s (for %s, as it said %s ago): %s", visible(u.Name), age(u.Trouble.For), age(u.Trouble.Age), visible(u.Trouble.Text))
+	}
+	if d.elected() && found.Locked != nil && !*found.Locked {
+		d.pass(Failure, CheckCandidates, fmt.Sprintf("no relay leads; %s cannot: %s", plural(len(said), "candidate"), strings.Join(said, "; ")))
+		return
+	}
+	d.pass(Warning, CheckCandidates, fmt.Sprintf("%s could not lead: %s", plural(len(said), "candidate"), strings.Join(said, "; ")))
+}
+
+// elected reports whether relays are elected through Postgres, so that it knows whether one leads.
+func (d *doctor) elected() bool {
+	return cmp.Or(d.config.Election.Kind, relay.ElectionPostgres) == relay.ElectionPostgres
 }
 
 // examineTrouble tells what the leader says.

@@ -20,8 +20,8 @@ func newStatusCommand(p *process) *cobra.Command {
 		Use:   "status",
 		Short: "Tell who leads, what waits and what was given up",
 		Long: `Tell what the tables say: the current leader, its term number and when the term began, how far it
-is, why it cannot publish, what waits, what was given up, what is in the archive; and what stands in a
-relay's way, such as a lock that somebody holds. It asks the database only, so it works whether or not a relay runs, and
+is, why it cannot publish, what waits, what was given up, what is in the archive; which relays could not
+lead, and why; and what stands in a relay's way, such as a lock that somebody holds. It asks the database only, so it works whether or not a relay runs, and
 from any host. Large tables are not counted but estimated.
 
 If something cannot be read the rest is shown, and the exit code is 1.`,
@@ -68,6 +68,8 @@ type status struct {
 	Standby   bool     `json:"standby"`   // The server is one, and does not know who leads.
 	DeadRows  *int64   `json:"dead_rows"` // That vacuum has not removed from the outbox yet, about.
 	Obstacles []string `json:"obstacles"` // What stands in a relay's way just now, such as a lock, and what to do.
+
+	Candidates []candidateStatus `json:"candidates"` // The relays that say that they could not lead.
 }
 
 // termStatus is the latest term of one stream.
@@ -97,6 +99,13 @@ func (t *troubleStatus) String() string {
 	return fmt.Sprintf("for %s, as its leader said %s ago: %s", age(t.SinceSeconds), age(t.AgeSeconds), visible(t.Reason))
 }
 
+// candidateStatus is a relay that does not lead and says why it could not.
+type candidateStatus struct {
+	Name    string         `json:"name"`
+	Stream  string         `json:"stream"` // That it would publish to.
+	Trouble *troubleStatus `json:"trouble"`
+}
+
 // countStatus is how many events there are: exactly so many, or about.
 type countStatus struct {
 	Events int64 `json:"events"`
@@ -114,9 +123,13 @@ func statusOf(c config.Config, table store.Table, found *store.Inspection) statu
 		Standby:      found.Standby,
 		DeadRows:     found.DeadRows,
 		Obstacles:    []string{},
+		Candidates:   []candidateStatus{},
 	}
 	for _, h := range found.Obstacles() {
 		s.Obstacles = append(s.Obstacles, h.Check+": "+h.Text)
+	}
+	for _, u := range found.Unfit {
+		s.Candidates = append(s.Candidates, candidateStatus{u.Name, u.Stream, &troubleStatus{u.Trouble.Text, u.Trouble.For.Seconds(), u.Trouble.Age.Seconds()}})
 	}
 	if found.Oldest != nil {
 		seconds := found.Oldest.Seconds()
@@ -213,6 +226,9 @@ func (s *status) write(w io.Writer) error {
 		archive += ", " + size(*s.ArchiveBytes)
 	}
 	fmt.Fprintf(columns, "archive\t%s\n", archive)
+	for _, c := range s.Candidates {
+		fmt.Fprintf(columns, "cannot lead\t%s, for %s, as it said %s ago: %s\n", visible(c.Name), age(c.Trouble.SinceSeconds), age(c.Trouble.AgeSeconds), visible(c.Trouble.Reason))
+	}
 	for _, obstacle := range s.Obstacles {
 		fmt.Fprintf(columns, "obstacle\t%s\n", obstacle)
 	}
