@@ -217,3 +217,31 @@ func (d *diagnosis) failures(text string) (found []string) {
 	}
 	return found
 }
+
+// Credentials that expire under a connection are named with their file, and new ones there suffice.
+func TestCredentialsExpire(t *testing.T) {
+	srv, creds := operated(t)
+	file := creds(time.Now().Add(5 * time.Second))
+	dsn := storetest.NewDatabase(t)
+	env := environment{"OUTBOX_DATABASE_DSN": dsn, "OUTBOX_NATS_URL": srv.ClientURL(), "OUTBOX_NATS_CREDS": file}
+	relay := start(t, env)
+	relay.logged("leading")
+	const remedy = "put new ones there (nats_creds"
+	relay.stderr.await(t, "the expiry", func(text string) bool {
+		return strings.Contains(text, file+" expired at ") && strings.Contains(text, remedy)
+	})
+	insert(t, dsn, "users", "User", "17", "UserCreated", "x")
+	eventually(t, "status says so", func() bool { return strings.Contains(execute(t, env, "status").stdout, remedy) })
+	d := diagnose(t, env)
+	d.expect(t, "failure publishing now: "+remedy, "failure nats: "+remedy)
+
+	contents, err := os.ReadFile(creds(time.Time{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, contents, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the event is published", func() bool { return number(t, dsn, `select count(*) from outbox_published`) == 1 })
+	eventually(t, "doctor is content", func() bool { return execute(t, env, "doctor").code == 0 })
+}
