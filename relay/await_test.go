@@ -124,13 +124,13 @@ func (s *stage) Begin(ctx context.Context, _, _ string, atLeast int64) (term sto
 	return term, nil
 }
 
-func (s *stage) Stand(ctx context.Context, _ string, fit bool) (string, error) {
+func (s *stage) Stand(ctx context.Context, _ string, c store.Candidacy) (string, error) {
 	if err := s.pass(ctx, "Stand"); err != nil {
 		return "", err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.claims = append(s.claims, fit)
+	s.claims = append(s.claims, c.Fit)
 	return "", s.standErr
 }
 

@@ -166,7 +166,7 @@ func New(c Config) (*Relay, error) {
 	p, planErr := planOf(c)
 	outbox, outboxErr := store.Open(p.dsn, p.store)
 	if c.Postgres == "" && c.PostgresFile == "" {
-		outboxErr = errors.New("database DSN: it is empty") // Instead of what libpq's variables say, which might be another's.
+		outboxErr = errNoPostgres
 	}
 	publisher, publisherErr := stream.NewPublisher(p.publisher)
 	elector, electorErr := p.elector(outbox)
@@ -184,6 +184,23 @@ func New(c Config) (*Relay, error) {
 	r.outbox = outbox
 	return r, nil
 }
+
+// Outbox opens the outbox of a relay of this configuration, for programs that look at it without relaying. It connects to
+// nothing. Its error has what is wrong with the part of the configuration that is about Postgres.
+func (c Config) Outbox() (*store.Outbox, error) {
+	p, _ := planOf(c)
+	if c.Postgres == "" && c.PostgresFile == "" {
+		return nil, &ConfigError{Store: errNoPostgres}
+	}
+	outbox, err := store.Open(p.dsn, p.store)
+	if err != nil {
+		return nil, &ConfigError{Store: err}
+	}
+	return outbox, nil
+}
+
+// errNoPostgres stands instead of what libpq's variables say, which might be another's.
+var errNoPostgres = errors.New("database DSN: it is empty")
 
 // Target returns how a relay of this configuration connects to NATS, and the stream as it wants it, for programs that
 // look at both without relaying. Its error has what is wrong with the configuration; what it returns beside is what could

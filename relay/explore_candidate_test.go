@@ -291,9 +291,9 @@ func (p *port) Begin(_ context.Context, _, _ string, atLeast int64) (store.Term,
 	return term, nil
 }
 
-func (p *port) Stand(context.Context, string, bool) (string, error) { return "", nil }
-func (p *port) Report(context.Context, string, time.Duration) error { return nil }
-func (p *port) Standbys(context.Context) (int, error)               { return 0, nil } // What comes of a term's end is covered by others.
+func (p *port) Stand(context.Context, string, store.Candidacy) (string, error) { return "", nil }
+func (p *port) Report(context.Context, string, time.Duration) error            { return nil }
+func (p *port) Standbys(context.Context) (int, error)                          { return 0, nil } // What comes of a term's end is covered by others.
 
 func (p *port) End(context.Context) error                  { return nil } // Only a sleeping producer would notice.
 func (p *port) Listen(context.Context, func()) error       { return nil }

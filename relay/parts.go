@@ -37,7 +37,7 @@ type Store interface {
 	Begin(ctx context.Context, stream, leader string, atLeast int64) (store.Term, error)
 	// Stand tells the other relays whether this one, which does not lead, could publish to stream. Its error says why this
 	// relay could not lead, as far as the database is concerned. Obstacle says why no relay can be elected; empty for nothing.
-	Stand(ctx context.Context, stream string, fit bool) (obstacle string, err error)
+	Stand(ctx context.Context, stream string, c store.Candidacy) (obstacle string, err error)
 	// Standbys returns how many other relays say that they could publish to the term's stream.
 	Standbys(ctx context.Context) (int, error)
 	// Report records why the leader cannot publish, and for how long that has been so, for those who look at the outbox only.

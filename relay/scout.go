@@ -144,7 +144,11 @@ func (s *scout) look(ctx context.Context) (fit bool, err error) {
 	// break this one off.
 	standing, cancel := context.WithTimeout(ctx, standPatience)
 	defer cancel()
-	obstacle, standErr := s.store.Stand(standing, s.publisher.Stream(), openErr == nil && !time.Now().Before(s.claimFrom))
+	candidacy := store.Candidacy{Fit: openErr == nil && !time.Now().Before(s.claimFrom), Name: s.options.Name}
+	if openErr != nil {
+		candidacy.Reason = openErr.Error()
+	}
+	obstacle, standErr := s.store.Stand(standing, s.publisher.Stream(), candidacy)
 	switch {
 	case ctx.Err() != nil:
 		return false, nil

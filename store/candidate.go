@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -51,13 +52,22 @@ func (o *Outbox) otherStream(stream string, r *relayed) error {
 		ErrOtherStream, o.table, cut(r.stream), cut(r.leader), r.since.UTC().Format(time.RFC3339), cut(stream), cut(r.stream), cut(stream))
 }
 
-// Stand is for a relay that wants to lead and does not. It tells others that this relay could publish to stream, if it is
-// fit, and otherwise that it could not; that holds until the session ends or the next Stand. Obstacle says why nobody can be
-// elected through Postgres, as far as Postgres knows; empty for nothing.
+// Candidacy is what a relay that does not lead says of itself.
+type Candidacy struct {
+	// Fit tells that it could publish.
+	Fit bool
+	// Name says who it is, for humans, and Reason why it could not lead. Empty for none that concerns anybody else.
+	Name, Reason string
+}
+
+// Stand is for a relay that wants to lead and does not. It tells others whether this relay could publish to stream; that
+// holds until the session ends or the next Stand. A reason is recorded for those who look at the outbox from elsewhere (see
+// Inspection.Unfit): at once, when it changes and every ten seconds, but never twice in five seconds. Obstacle says why nobody
+// can be elected through Postgres, as far as Postgres knows; empty for nothing.
 //
 // Its error says why this relay could not lead: Postgres is out of reach, the tables are not ready, or the outbox is
 // relayed to another stream.
-func (o *Outbox) Stand(ctx context.Context, stream string, fit bool) (obstacle string, err error) {
+func (o *Outbox) Stand(ctx context.Context, stream string, c Candidacy) (obstacle string, err error) {
 	err = o.session.Do(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		if checked := o.session.next.Load(); o.checked != checked {
 			if err := o.judged(o.table.check(ctx, conn)); err != nil {
@@ -73,11 +83,12 @@ func (o *Outbox) Stand(ctx context.Context, stream string, fit bool) (obstacle s
 		batch.Queue(`
 select case when $2 and not held then pg_try_advisory_lock_shared($1) when not $2 and held then pg_advisory_unlock_shared($1) end
   from (select exists (select from pg_catalog.pg_locks where locktype = 'advisory' and pid = pg_backend_pid() and objsubid = 1
-                          and (classid::bigint << 32 | objid::bigint) = $1) as held) as lock`, o.table.standKey(stream), fit)
+                          and (classid::bigint << 32 | objid::bigint) = $1) as held) as lock`, o.table.standKey(stream), c.Fit)
 		batch.Queue(o.table.latest()).Query(r.scan)
 		if err := conn.SendBatch(ctx, batch).Close(); err != nil {
 			return o.explain("stand for election", err)
 		}
+		o.recordReason(ctx, conn, stream, c)
 		if r.stream != "" && r.stream != stream && !o.adopt {
 			return o.otherStream(stream, &r)
 		}
@@ -92,6 +103,101 @@ select case when $2 and not held then pg_try_advisory_lock_shared($1) when not $
 		return nil
 	})
 	return obstacle, err
+}
+
+const (
+	// tellAgain is after how long a candidate records the same reason again, which shows that it is alive, and tellPause the
+	// least time between two records.
+	tellAgain = 10 * time.Second
+	tellPause = 5 * time.Second
+	// unfitFresh is how old a record may be that somebody who looks is shown; the relay is gone otherwise.
+	unfitFresh = 3 * tellAgain
+	// unfitKept is after how long it is removed by whoever records another.
+	unfitKept = time.Hour
+	// unfitMost is how many are shown.
+	unfitMost = 50
+	// tellLockTimeout is how long to wait for whoever has locked the records: then nothing is recorded.
+	tellLockTimeout = 100 * time.Millisecond
+)
+
+// saidReason is what a candidate has recorded of itself.
+type saidReason struct {
+	reason string
+	since  time.Time // When the first of the reasons came that followed each other.
+	at     time.Time // When it was recorded.
+}
+
+// due reports whether a reason is to be recorded, or removed if it is empty.
+func (t *saidReason) due(reason string, now time.Time) bool {
+	switch ago := now.Sub(t.at); {
+	case reason == "":
+		return t.reason != ""
+	case t.at.IsZero():
+		return true
+	case reason != t.reason:
+		return ago >= tellPause
+	default:
+		return ago >= tellAgain
+	}
+}
+
+// recordReason records why a candidate could not lead. That is for people: if it fails, nothing else does.
+func (o *Outbox) recordReason(ctx context.Context, conn *pgx.Conn, stream string, c Candidacy) {
+	now := time.Now()
+	switch {
+	case c.Reason == "":
+		o.said.since = time.Time{}
+	case o.said.since.IsZero():
+		o.said.since = now
+	}
+	if !o.said.due(c.Reason, now) {
+		return
+	}
+	o.said.at, o.said.reason = now, c.Reason
+	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		// A statement of its own: a batch would prepare the others first, and for that they need their locks.
+		if _, err := tx.Exec(ctx, `set local lock_timeout = `+milliseconds(tellLockTimeout)); err != nil {
+			return err
+		}
+		if c.Reason == "" {
+			_, err := tx.Exec(ctx, `delete from `+o.table.candidatesTable()+` where name = $1 and pid = pg_backend_pid()`, recordable(c.Name))
+			return err
+		}
+		if _, err := tx.Exec(ctx, `delete from `+o.table.candidatesTable()+` where at < clock_timestamp() - $1::interval`, unfitKept); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `
+insert into `+o.table.candidatesTable()+` (name, pid, stream, reason, since, at)
+values ($1, pg_backend_pid(), $2, $3, clock_timestamp() - $4::interval, clock_timestamp())
+    on conflict (name, pid) do update set stream = excluded.stream, reason = excluded.reason, since = excluded.since, at = excluded.at`,
+			recordable(c.Name), stream, recordable(c.Reason), now.Sub(o.said.since))
+		return err
+	})
+	if err != nil {
+		o.log.DebugContext(ctx, "why this relay could not lead is not recorded", slog.Any("error", err))
+	}
+}
+
+// UnfitCandidate is a relay that says that it could not lead.
+type UnfitCandidate struct {
+	// Name is the relay's, for humans, and Stream the one that it would publish to.
+	Name, Stream string
+	// Trouble is why it could not lead, as it last said.
+	Trouble Trouble
+}
+
+// unfit finds the relays that have said not long ago that they could not lead.
+func (t Table) unfit(ctx context.Context, conn *pgx.Conn) ([]UnfitCandidate, error) {
+	rows, err := conn.Query(ctx, `
+select left(name, $2), left(stream, $2), left(reason, $2), clock_timestamp() - since, clock_timestamp() - at from `+t.candidatesTable()+`
+ where at > clock_timestamp() - $1::interval and isfinite(at) and isfinite(since) order by name, pid limit $3`, unfitFresh, troubleMost, unfitMost)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (u UnfitCandidate, err error) {
+		err = row.Scan(&u.Name, &u.Stream, &u.Trouble.Text, &u.Trouble.For, &u.Trouble.Age)
+		return u, err
+	})
 }
 
 // Standbys returns how many other relays say that they could publish to the term's stream. Like Exchange it works on the

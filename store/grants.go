@@ -26,8 +26,8 @@ func (t Table) ProducerGrants(role string) string {
 // Grants returns the statements that let role run the relay and the operator's commands. Role is put in as it is, so quote it
 // where needed.
 func (t Table) Grants(role string) string {
-	return fmt.Sprintf("GRANT USAGE ON SCHEMA %s TO %s; GRANT SELECT, INSERT, UPDATE, DELETE ON %s, %s, %s TO %s; GRANT SELECT, UPDATE, DELETE ON %s TO %s; GRANT SELECT, INSERT, DELETE, TRUNCATE ON %s TO %s; GRANT SELECT ON %s TO %s; GRANT SELECT ON SEQUENCE %s TO %s",
-		quote(t.orDefault().Schema), role, t.outbox(), t.dead(), t.relay(), role, t.published(), role, strings.Join(t.parts(), ", "), role, t.migrations(), role, t.sequence(), role)
+	return fmt.Sprintf("GRANT USAGE ON SCHEMA %s TO %s; GRANT SELECT, INSERT, UPDATE, DELETE ON %s, %s, %s, %s TO %s; GRANT SELECT, UPDATE, DELETE ON %s TO %s; GRANT SELECT, INSERT, DELETE, TRUNCATE ON %s TO %s; GRANT SELECT ON %s TO %s; GRANT SELECT ON SEQUENCE %s TO %s",
+		quote(t.orDefault().Schema), role, t.outbox(), t.dead(), t.relay(), t.candidatesTable(), role, t.published(), role, strings.Join(t.parts(), ", "), role, t.migrations(), role, t.sequence(), role)
 }
 
 // MigratorGrants returns the statements that let role create the tables, which it then owns; only their owner may upgrade

@@ -49,6 +49,11 @@ func TestImpostorsAreNeverCalled(t *testing.T) {
 			insertBoth(t, outbox.Table(), producer, db, turn, events[:len(events)-1]...)
 			insertBoth(t, outbox.Table(), producer, db, turn+1, events[len(events)-1])
 		})
+		for _, c := range []store.Candidacy{{Name: "me", Reason: "because"}, {Name: "me", Fit: true}} {
+			if _, err := outbox.Stand(t.Context(), "EVENTS", c); err != nil {
+				t.Fatal(err)
+			}
+		}
 		useLocks(t, outbox, connect(t, superuser))
 		woken := make(chan struct{}, 100)
 		hear(t, outbox, woken)

@@ -64,6 +64,8 @@ type Inspection struct {
 	LeaderLocks []LeaderLock
 	// Candidates are the relays that say that they could lead. One of them may lead.
 	Candidates []Candidate
+	// Unfit are the relays that say that they could not lead, and why; at most some dozens.
+	Unfit []UnfitCandidate
 	// LockWaits are the sessions that have been waiting for a lock on one of the tables for a second, and those of relays
 	// that have been waiting for any lock for so long.
 	LockWaits []LockWait
@@ -109,6 +111,10 @@ func (o *Outbox) Inspect(ctx context.Context) (found Inspection, err error) {
 		look("whether somebody leads", func() error { return t.locked(ctx, conn, &found) })
 		look("who stands by", func() (err error) {
 			found.Candidates, err = t.candidates(ctx, conn)
+			return err
+		})
+		look("who could not lead", func() (err error) {
+			found.Unfit, err = t.unfit(ctx, conn)
 			return err
 		})
 		look("who waits for locks", func() (err error) {

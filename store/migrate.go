@@ -62,6 +62,10 @@ func (t Table) names() map[string]any {
 		"EmitNameLiteral":       literal(t.orDefault().Name + "_emit"),
 		"EmittedNameLiteral":    literal(t.orDefault().Name + "_emitted"),
 		"SummarizeFunction":     t.summarize(),
+		"RelayLiteral":          literal(t.relay()),
+		"Candidates":            t.candidatesTable(),
+		"CandidatesLiteral":     literal(t.candidatesTable()),
+		"CandidateKey":          t.unqualified("_candidate_pkey"),
 		"Payloads":              payloads,
 	}
 	parts := make([]part, archiveParts)

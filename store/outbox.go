@@ -78,12 +78,13 @@ type Outbox struct {
 	overtaken  bool          // The latest page may lack rows that a command has put back or let go on.
 	took       time.Duration // The latest fetch.
 	pageSizes  pageSizes
-	large      bool      // The latest page came upon a row that is not small.
-	generation uint64    // The session's, at the last Begin; 0 before.
-	checked    uint64    // The session's generation when the tables were found ready by Stand; 0 before.
-	stream     string    // That the term publishes to,
-	term       int64     // and the term's number,
-	outbox     uuid.UUID // and the outbox's name in the stream.
+	large      bool       // The latest page came upon a row that is not small.
+	generation uint64     // The session's, at the last Begin; 0 before.
+	checked    uint64     // The session's generation when the tables were found ready by Stand; 0 before.
+	said       saidReason // What Stand has recorded.
+	stream     string     // That the term publishes to,
+	term       int64      // and the term's number,
+	outbox     uuid.UUID  // and the outbox's name in the stream.
 
 	streamCreated time.Time // When the stream was created that the checkpoint is of.
 

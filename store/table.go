@@ -116,10 +116,14 @@ func (t Table) resigned() string { return t.channel() + "_resigned" }
 // ResignChannel is the NOTIFY channel on which a leader tells standbys of its resignation.
 func (t Table) ResignChannel() string { return t.resigned() }
 
-func (t Table) outbox() string     { return t.quoted("") }
-func (t Table) dead() string       { return t.quoted("_dead") }
-func (t Table) relay() string      { return t.quoted("_relay") }
-func (t Table) published() string  { return t.quoted("_published") }
+func (t Table) outbox() string    { return t.quoted("") }
+func (t Table) dead() string      { return t.quoted("_dead") }
+func (t Table) relay() string     { return t.quoted("_relay") }
+func (t Table) published() string { return t.quoted("_published") }
+
+// candidatesTable is where relays say why they could not lead.
+func (t Table) candidatesTable() string { return t.quoted("_candidates") }
+
 func (t Table) migrations() string { return t.quoted("_migrations") }
 
 // Statements read and change the rows of these tables alone ("only"): what somebody has put into a table that inherits from

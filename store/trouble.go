@@ -23,10 +23,7 @@ const troubleMost = 2000
 // records that it can. Like Exchange it works on the session, for the leader only. Whoever has locked the record is not
 // waited for: then nothing is recorded.
 func (o *Outbox) Report(ctx context.Context, reason string, since time.Duration) error {
-	if len(reason) > troubleMost {
-		reason = reason[:troubleMost] + "…"
-	}
-	reason = strings.ReplaceAll(strings.ToValidUTF8(reason, "\uFFFD"), "\x00", "")
+	reason = recordable(reason)
 	err := o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
 		if err := o.inTerm(); err != nil {
 			return err
@@ -40,4 +37,12 @@ update only `+o.table.relay()+` r
 		return err
 	})
 	return o.explain("record why nothing is published", err)
+}
+
+// recordable is a text as a column takes it: not too long, and without what Postgres refuses.
+func recordable(text string) string {
+	if len(text) > troubleMost {
+		text = text[:troubleMost] + "…"
+	}
+	return strings.ReplaceAll(strings.ToValidUTF8(text, "\uFFFD"), "\x00", "")
 }

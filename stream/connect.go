@@ -119,20 +119,20 @@ func Connect(ctx context.Context, opts ConnectOptions) (*nats.Conn, error) {
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		return nil, Classify(fmt.Errorf("connect to NATS at %s: %w%s", RedactURL(urls), err, opts.connectHint(err, opts.dialer.trust.webSocket)))
+		return nil, Classify(fmt.Errorf("connect to NATS at %s: %w%s", RedactURL(urls), err, opts.connectHint(err, urls)))
 	}
 	return nc, nil
 }
 
 // connectHint says what else may be the reason why a connection failed.
-func (o ConnectOptions) connectHint(err error, webSocket bool) string {
+func (o ConnectOptions) connectHint(err error, urls string) string {
 	switch {
 	case o.TLSFirst && is[tls.RecordHeaderError](err):
 		return ": the server does not begin with TLS: leave out nats_tls_first (ConnectOptions.TLSFirst)"
-	case !o.TLSFirst && o.dialer.mute() && !webSocket:
+	case !o.TLSFirst && o.dialer.mute() && !o.dialer.trust.webSocket:
 		return ": the server took the connection and said nothing: it is frozen, or no NATS server, or wants TLS first (handshake_first): then set nats_tls_first (ConnectOptions.TLSFirst)"
 	}
-	return ""
+	return o.loginHint(err, urls)
 }
 
 // options checks everything that can be checked without a server, and reports

@@ -10,12 +10,14 @@ import (
 // Codes that refuse the creation of a stream, for which hint names a setting.
 const (
 	codeNoPeers         = 10005
+	codeUnknownField    = 10025
 	codeNoResources     = 10023
 	codeNoMemory        = 10028
 	codeNoDisk          = 10047
 	codeInvalidConfig   = 10052
 	codeNoCluster       = 10074
 	codeMaxBytesNeeded  = 10113
+	codeNoTier          = 10120
 	codeMaxBytesTooMany = 10122
 )
 
@@ -24,6 +26,8 @@ const (
 func (s Setup) hint(e *Error) string {
 	text := strings.ToLower(e.Error())
 	switch e.Code {
+	case codeNoTier:
+		return fmt.Sprintf("the NATS account has limits for other numbers of replicas than %d (tiers), and none for this: set stream_replicas (Setup.Replicas) to one that it has limits for, or add some", max(s.Replicas, 1))
 	case codeMaxBytesNeeded:
 		return "the account demands that a stream says how much it keeps at most: set stream_max_bytes (Setup.MaxBytes)"
 	case codeMaxBytesTooMany:

@@ -249,7 +249,8 @@ func (p *Publisher) connected(ctx context.Context) (*nats.Conn, error) {
 	case now.reason == nil:
 		now.reason = nats.ErrDisconnected
 	}
-	return nil, Classify(fmt.Errorf("not connected to NATS at %s: %w", p.options.Connect.where(), now.reason))
+	where := p.options.Connect.where()
+	return nil, Classify(fmt.Errorf("not connected to NATS at %s: %w%s", where, now.reason, p.options.Connect.loginHint(now.reason, where)))
 }
 
 // connect makes a connection. Its error is an *Error.

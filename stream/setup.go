@@ -182,7 +182,7 @@ func (s Setup) Ensure(ctx context.Context, js jetstream.JetStream) (Report, erro
 func (s Setup) create(ctx context.Context, js jetstream.JetStream) (str jetstream.Stream, created bool, err error) {
 	config := s.config()
 	str, err = js.CreateStream(ctx, config)
-	if api, ok := errors.AsType[*jetstream.APIError](err); ok && api.ErrorCode == 10025 {
+	if api, ok := errors.AsType[*jetstream.APIError](err); ok && api.ErrorCode == codeUnknownField {
 		// The server is older than ordered batches, and refuses unknown fields.
 		// Other such servers ignore the field.
 		config.AllowBatchPublish = false

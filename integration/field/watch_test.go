@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/go-outbox/go-outbox/integration/harness"
+	"github.com/go-outbox/go-outbox/relay/doctor"
 )
 
 // Bounds of what may happen to a relay and to honest events while there is something hostile.
@@ -179,6 +180,50 @@ func (s *scene) checkCommands() {
 		case slices.Contains(args, "--json") && !json.Valid([]byte(result.Stdout)):
 			s.problem("%s: no JSON: %s", strings.Join(args, " "), shortened(result.Stdout))
 		}
+	}
+	s.checkDoctor()
+}
+
+// boundDoctor is how long doctor may take, whatever the tables hold: its own questions are bounded, and none of them reads
+// large tables.
+const boundDoctor = 10 * time.Second
+
+// checkDoctor has doctor look. Hostile rows are no fault of the set-up, so it fails at most because of seqs that the sequence
+// has not given out; and it says that there are dead letters.
+func (s *scene) checkDoctor() {
+	s.Helper()
+	letters, lettersErr := s.letters()
+	began := time.Now()
+	result := s.Try(2*boundDoctor, s.settings, "doctor", "--json")
+	if took := time.Since(began); took > boundDoctor {
+		s.problem("doctor takes %v", took.Round(time.Millisecond))
+	}
+	var report struct {
+		Checks []doctor.Finding `json:"checks"`
+	}
+	if err := json.Unmarshal([]byte(result.Stdout), &report); err != nil {
+		s.problem("doctor: exit code %d, %v: %s%s", result.Code, err, shortened(result.Stdout), shortened(result.Stderr))
+		return
+	}
+	found := make(map[string]doctor.Severity)
+	for _, f := range report.Checks {
+		if found[f.Check] != doctor.Failure {
+			found[f.Check] = f.Severity
+		}
+		if f.Severity == doctor.Failure && f.Check != "sequence" {
+			s.problem("doctor fails: %s: %s", f.Check, shortened(f.Detail))
+		}
+	}
+	for _, check := range []string{
+		doctor.CheckSchema, doctor.CheckPrivileges, "sequence", doctor.CheckLeader, doctor.CheckCandidates, doctor.CheckBacklog, doctor.CheckDeadLetters,
+		doctor.CheckStream, doctor.CheckPublishing, doctor.CheckReadingBack,
+	} {
+		if found[check] == "" {
+			s.problem("doctor says nothing of %s: %s", check, shortened(result.Stdout))
+		}
+	}
+	if lettersErr == nil && len(letters) > 0 && found[doctor.CheckDeadLetters] != doctor.Warning {
+		s.problem("doctor says that there are no dead letters: there are %d", len(letters))
 	}
 }
 

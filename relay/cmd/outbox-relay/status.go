@@ -21,8 +21,9 @@ func newStatusCommand(p *process) *cobra.Command {
 		Short: "Show who leads, what is pending and what was given up",
 		Long: `Show what the tables say: the current leader, its term number and when the term began, its
 checkpoint, why it cannot publish, how many events are pending, were given up or are in the archive;
-and what keeps a relay from working, such as a lock. Status asks only the database, so it works from
-any host, whether or not a relay runs. Large tables are estimated, not counted.
+which relays could not lead, and why; and what keeps a relay from working, such as a lock. Status asks
+only the database, so it works from any host, whether or not a relay runs. Large tables are estimated,
+not counted.
 
 If something cannot be read, the rest is shown, and the exit code is 1.`,
 		Args: usage(noArgs),
@@ -59,8 +60,8 @@ type status struct {
 	Leading *bool        `json:"leading"` // Whether somebody leads now; null if relays are not elected through Postgres.
 	Terms   []termStatus `json:"terms"`   // Of each stream that was ever published to, the latest first.
 
-	Pending       *countStatus `json:"pending"`
-	OldestPending *float64     `json:"oldest_pending_seconds"`
+	Pending       *countStatus `json:"waiting"`
+	OldestPending *float64     `json:"oldest_waiting_seconds"`
 	DeadLetters   *countStatus `json:"dead_letters"`
 	Archive       *countStatus `json:"archive"`
 	ArchiveBytes  *int64       `json:"archive_bytes"`
@@ -68,6 +69,8 @@ type status struct {
 	Standby   bool     `json:"standby"`   // The server is a standby, and does not know who leads.
 	DeadRows  *int64   `json:"dead_rows"` // An estimate of the rows that vacuum still has to remove from the outbox.
 	Obstacles []string `json:"obstacles"` // What keeps a relay from working just now, such as a lock, and what to do.
+
+	Candidates []candidateStatus `json:"candidates"` // The relays that say that they could not lead.
 }
 
 // termStatus is the latest term of one stream.
@@ -97,6 +100,13 @@ func (t *troubleStatus) String() string {
 	return fmt.Sprintf("for %s, as its leader said %s ago: %s", age(t.SinceSeconds), age(t.AgeSeconds), visible(t.Reason))
 }
 
+// candidateStatus is a relay that does not lead and says why it could not.
+type candidateStatus struct {
+	Name    string         `json:"name"`
+	Stream  string         `json:"stream"` // That it would publish to.
+	Trouble *troubleStatus `json:"trouble"`
+}
+
 // countStatus is how many events there are: exactly so many, or about.
 type countStatus struct {
 	Events int64 `json:"events"`
@@ -114,9 +124,13 @@ func statusOf(c config.Config, table store.Table, found *store.Inspection) statu
 		Standby:      found.Standby,
 		DeadRows:     found.DeadRows,
 		Obstacles:    []string{},
+		Candidates:   []candidateStatus{},
 	}
 	for _, h := range found.Obstacles() {
 		s.Obstacles = append(s.Obstacles, h.Check+": "+h.Text)
+	}
+	for _, u := range found.Unfit {
+		s.Candidates = append(s.Candidates, candidateStatus{u.Name, u.Stream, &troubleStatus{u.Trouble.Text, u.Trouble.For.Seconds(), u.Trouble.Age.Seconds()}})
 	}
 	if found.Oldest != nil {
 		seconds := found.Oldest.Seconds()
@@ -213,6 +227,9 @@ func (s *status) write(w io.Writer) error {
 		archive += ", " + size(*s.ArchiveBytes)
 	}
 	fmt.Fprintf(columns, "archive\t%s\n", archive)
+	for _, c := range s.Candidates {
+		fmt.Fprintf(columns, "cannot lead\t%s, for %s, as it said %s ago: %s\n", visible(c.Name), age(c.Trouble.SinceSeconds), age(c.Trouble.AgeSeconds), visible(c.Trouble.Reason))
+	}
 	for _, obstacle := range s.Obstacles {
 		fmt.Fprintf(columns, "obstacle\t%s\n", obstacle)
 	}

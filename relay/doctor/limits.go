@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"context"
@@ -11,7 +11,7 @@ import (
 
 // examineLimits compares a stream with its limits.
 func (d *doctor) examineLimits(info *jetstream.StreamInfo) {
-	const check = "limits"
+	const check = CheckLimits
 	limits := stream.Limits(info)
 	for _, l := range limits {
 		switch {
@@ -20,9 +20,9 @@ func (d *doctor) examineLimits(info *jetstream.StreamInfo) {
 		case l.Consumers() && info.Config.AllowDirect:
 			d.ok(check, "the stream has %v: without a further one the relay reads back by direct gets", l)
 		case l.Full():
-			d.fail(check, "the stream is full, it has %v: %s", l, l.Remedy(&info.Config))
+			d.fail(check, l.Remedy(&info.Config), "the stream is full, it has %v", l)
 		case l.Nearly():
-			d.warn(check, "the stream is nearly full, it has %v: %s", l, l.Remedy(&info.Config))
+			d.warn(check, l.Remedy(&info.Config), "the stream is nearly full, it has %v", l)
 		default:
 			d.ok(check, "the stream has %v", l)
 		}
@@ -36,7 +36,10 @@ func (d *doctor) examineLimits(info *jetstream.StreamInfo) {
 
 // examineAccount compares an account with its limits, if it may be asked.
 func (d *doctor) examineAccount(ctx context.Context, js jetstream.JetStream, asides *aside) {
-	const check = "account"
+	const (
+		check  = CheckAccount
+		remedy = "raise the limit, or remove streams or messages (`nats account info`, `nats stream report`)"
+	)
 	var info *jetstream.AccountInfo
 	if err := asides.ask(ctx, func(ctx context.Context) (err error) {
 		info, err = js.AccountInfo(ctx)
@@ -49,9 +52,9 @@ func (d *doctor) examineAccount(ctx context.Context, js jetstream.JetStream, asi
 		case l.Streams(): // The relay's is there.
 			d.ok(check, "the NATS account has %v", l)
 		case l.Full():
-			d.fail(check, "the NATS account has used up a limit, it has %v: raise the limit, or remove streams or messages (`nats account info`, `nats stream report`)", l)
+			d.fail(check, remedy, "the NATS account has used up a limit, it has %v", l)
 		case l.Nearly():
-			d.warn(check, "the NATS account has nearly used up a limit, it has %v: raise the limit, or remove streams or messages (`nats account info`, `nats stream report`)", l)
+			d.warn(check, remedy, "the NATS account has nearly used up a limit, it has %v", l)
 		default:
 			d.ok(check, "the NATS account has %v", l)
 		}

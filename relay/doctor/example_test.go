@@ -1,0 +1,24 @@
+package doctor_test
+
+import (
+	"context"
+	"log/slog"
+	"os"
+
+	"github.com/go-outbox/go-outbox/relay"
+	"github.com/go-outbox/go-outbox/relay/doctor"
+)
+
+// A program looks before it starts its relay, and logs what is not well.
+func ExampleRun() {
+	config := relay.Config{Postgres: os.Getenv("DATABASE_URL"), NATS: "nats://localhost:4222"}
+	report := doctor.Run(context.Background(), config, doctor.Options{})
+	for _, f := range report.Findings {
+		if f.Severity != doctor.OK {
+			slog.Warn(f.Detail, slog.String("check", f.Check), slog.String("place", string(f.Place)), slog.String("remedy", f.Remedy))
+		}
+	}
+	if err := report.Err(); err != nil {
+		slog.Error("the relay would not work, or not as it promises", slog.Any("error", err))
+	}
+}
