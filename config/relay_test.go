@@ -9,6 +9,7 @@ import (
 	"github.com/go-outbox/go-outbox/relay"
 	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream"
+	"github.com/go-outbox/go-outbox/stream/publisher"
 )
 
 // Every setting of the relay reaches it.
@@ -75,7 +76,7 @@ func TestTheDefaultsAreThoseOfTheRelay(t *testing.T) {
 		"subject":           {c.Stream.Subject, stream.DefaultTemplate},
 		"duplicate_window":  {c.Stream.DuplicateWindow, stream.DefaultDuplicateWindow},
 		"retain":            {c.Relay.Retain, relay.DefaultRetain},
-		"ack_timeout":       {c.Relay.AckTimeout, stream.DefaultAckTimeout},
+		"ack_timeout":       {c.Relay.AckTimeout, publisher.DefaultAckTimeout},
 		"batch_size":        {c.Relay.BatchSize, relay.DefaultBatchSize},
 		"batch_bytes":       {c.Relay.BatchBytes, relay.DefaultBatchBytes},
 		"poll_interval":     {c.Relay.PollInterval, relay.DefaultPollInterval},

@@ -13,6 +13,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/go-outbox/go-outbox/stream/await"
 )
 
 // Defaults of a [KeyValue].
@@ -68,7 +70,7 @@ type KeyValueOptions struct {
 func (o KeyValueOptions) jetStream(ctx context.Context, conn *nats.Conn) (jetstream.JetStream, error) {
 	ctx, cancel := context.WithTimeout(ctx, o.requestTimeout())
 	defer cancel()
-	js, err := await(ctx, func() (jetstream.JetStream, error) {
+	js, err := await.Call(ctx, func() (jetstream.JetStream, error) {
 		if o.Domain != "" {
 			return jetstream.NewWithDomain(conn, o.Domain)
 		}

@@ -9,6 +9,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/go-outbox/go-outbox/stream/await"
 )
 
 // record is the entry of the bucket that candidates compete for. Each call is bounded in time and ends with its context. Only
@@ -89,7 +91,7 @@ func (l *client) close(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
-	_ = awaitErr(ctx, func() error {
+	_ = await.Done(ctx, func() error {
 		l.conn.Close()
 		return nil
 	})
@@ -127,7 +129,7 @@ func (l *client) connected(ctx context.Context) error {
 		conn := l.conn
 		looking, cancel := context.WithTimeout(ctx, l.options.requestTimeout())
 		defer cancel()
-		err := awaitErr(looking, func() error {
+		err := await.Done(looking, func() error {
 			switch {
 			case conn.IsConnected():
 				return nil
@@ -256,7 +258,7 @@ func (e *kvRecord) unfit(format string, args ...any) error {
 func ask[T any](ctx context.Context, e *kvRecord, what string, request func(ctx context.Context) (T, error)) (T, error) {
 	asking, cancel := context.WithTimeout(ctx, e.options.requestTimeout())
 	defer cancel()
-	answer, err := await(asking, func() (T, error) {
+	answer, err := await.Call(asking, func() (T, error) {
 		before := e.conn.LastError()
 		answer, err := request(asking)
 		switch reason := e.conn.LastError(); {
@@ -325,7 +327,7 @@ func (e *kvRecord) watch(ctx context.Context) (<-chan jetstream.KeyValueEntry, e
 	ctx, cancel := context.WithCancel(ctx)
 	timeout := time.AfterFunc(e.options.requestTimeout(), cancel)
 	defer timeout.Stop()
-	watcher, err := await(ctx, func() (jetstream.KeyWatcher, error) { return e.kv.Watch(ctx, e.options.Key) })
+	watcher, err := await.Call(ctx, func() (jetstream.KeyWatcher, error) { return e.kv.Watch(ctx, e.options.Key) })
 	if err != nil {
 		cancel()
 		return nil, fmt.Errorf("watch key %s of bucket %q: %w", e.options.Key, e.options.Bucket, err)

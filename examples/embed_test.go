@@ -12,6 +12,7 @@ import (
 	"github.com/go-outbox/go-outbox/relay"
 	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream"
+	"github.com/go-outbox/go-outbox/stream/publisher"
 )
 
 // runRelay relays from the outbox at dsn to a NATS server. Run it in as many processes as you like: one of them leads, the
@@ -55,14 +56,14 @@ func Example_parts() {
 
 	outbox, err := store.Open(dsn, store.Options{Retain: relay.DefaultRetain, Logger: log})
 	check(err)
-	publisher, err := stream.NewPublisher(stream.PublisherOptions{
+	broker, err := publisher.New(publisher.Options{
 		Connect: stream.ConnectOptions{URL: natsURL},
 		Setup:   stream.Setup{Create: true},
 	})
 	check(err)
 	r, err := relay.Assemble(relay.Parts{
 		Store:     outbox,
-		Publisher: publisher,
+		Publisher: broker,
 		Elector:   relay.AdvisoryLock(outbox, relay.DefaultAdvisoryLock, log),
 	}, relay.Options{Logger: log, Hooks: hooks})
 	check(err)

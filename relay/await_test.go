@@ -19,6 +19,8 @@ import (
 	"github.com/go-outbox/go-outbox/election"
 	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream"
+	"github.com/go-outbox/go-outbox/stream/history"
+	"github.com/go-outbox/go-outbox/stream/publisher"
 )
 
 // stage is all that a relay waits for: an outbox, a stream and an elector, in memory. Whatever may take its time passes
@@ -42,7 +44,7 @@ type stage struct {
 	claims     []bool // What Stand was told, the latest last.
 
 	messages []int64 // By sequence, from 1; 0 for a fence.
-	outcomes []stream.Outcome
+	outcomes []publisher.Outcome
 	trouble  *stream.Error
 	openErr  error
 	lookErr  error // Of the next look at the stream.
@@ -242,7 +244,7 @@ func (s *stage) fence(seq int64) uint64 {
 	s.messages = append(s.messages, seq)
 	return uint64(len(s.messages))
 }
-func (s *stage) tell(o stream.Outcome) { s.outcomes = append(s.outcomes, o); s.told() }
+func (s *stage) tell(o publisher.Outcome) { s.outcomes = append(s.outcomes, o); s.told() }
 func (s *stage) told() {
 	select {
 	case s.signal <- struct{}{}:
@@ -293,25 +295,25 @@ func (s *stage) Publish(event *stream.Event) error {
 	}
 	s.locked(func() {
 		if event.Seq == s.refused {
-			s.tell(stream.Outcome{Seq: event.Seq, Err: errRow})
+			s.tell(publisher.Outcome{Seq: event.Seq, Err: errRow})
 			return
 		}
 		if at := slices.Index(s.messages, event.Seq); at >= 0 {
-			s.tell(stream.Outcome{Seq: event.Seq, Stored: uint64(at + 1), Duplicate: true})
+			s.tell(publisher.Outcome{Seq: event.Seq, Stored: uint64(at + 1), Duplicate: true})
 			return
 		}
 		sequence := s.fence(event.Seq)
 		if s.loseAck {
 			s.loseAck = false
-			s.tell(stream.Outcome{Seq: event.Seq, Err: errSilence})
+			s.tell(publisher.Outcome{Seq: event.Seq, Err: errSilence})
 			return
 		}
-		s.tell(stream.Outcome{Seq: event.Seq, Stored: sequence})
+		s.tell(publisher.Outcome{Seq: event.Seq, Stored: sequence})
 	})
 	return nil
 }
 
-func (s *stage) Collect(to []stream.Outcome) (outcomes []stream.Outcome, trouble *stream.Error) {
+func (s *stage) Collect(to []publisher.Outcome) (outcomes []publisher.Outcome, trouble *stream.Error) {
 	s.locked(func() {
 		outcomes, trouble = append(to, s.outcomes...), s.trouble
 		s.outcomes, s.trouble = nil, nil
@@ -319,9 +321,9 @@ func (s *stage) Collect(to []stream.Outcome) (outcomes []stream.Outcome, trouble
 	return outcomes, trouble
 }
 
-func (s *stage) Fence(ctx context.Context, _ string, _ int64) (f stream.Fence, err error) {
+func (s *stage) Fence(ctx context.Context, _ string, _ int64) (f history.Fence, err error) {
 	if err := s.pass(ctx, "Fence"); err != nil {
-		return stream.Fence{}, stream.Classify(err)
+		return history.Fence{}, stream.Classify(err)
 	}
 	s.locked(func() {
 		former := uint64(0)
@@ -330,20 +332,20 @@ func (s *stage) Fence(ctx context.Context, _ string, _ int64) (f stream.Fence, e
 				former = uint64(i + 1)
 			}
 		}
-		f = stream.Fence{Sequence: s.fence(0), Created: birth, First: 1, Former: former}
+		f = history.Fence{Sequence: s.fence(0), Created: birth, First: 1, Former: former}
 	})
 	return f, nil
 }
 
-func (s *stage) Unfenced(ctx context.Context, _ string, _ int64) (f stream.Fence, err error) {
+func (s *stage) Unfenced(ctx context.Context, _ string, _ int64) (f history.Fence, err error) {
 	if err := s.pass(ctx, "Unfenced"); err != nil {
-		return stream.Fence{}, stream.Classify(err)
+		return history.Fence{}, stream.Classify(err)
 	}
-	s.locked(func() { f = stream.Fence{Sequence: uint64(len(s.messages)), Created: birth} })
+	s.locked(func() { f = history.Fence{Sequence: uint64(len(s.messages)), Created: birth} })
 	return f, nil
 }
 
-func (s *stage) Scan(ctx context.Context, above uint64, fence stream.Fence, visit func(stream.Found) error) error {
+func (s *stage) Scan(ctx context.Context, above uint64, fence history.Fence, visit func(history.Found) error) error {
 	if err := s.pass(ctx, "Scan"); err != nil {
 		return stream.Classify(err)
 	}
@@ -352,7 +354,7 @@ func (s *stage) Scan(ctx context.Context, above uint64, fence stream.Fence, visi
 	s.mu.Unlock()
 	for i := above; i+1 < fence.Sequence; i++ {
 		if seq := messages[i]; seq > 0 {
-			if err := visit(stream.Found{Event: true, Seq: seq, ID: idOf(seq), Stored: i + 1}); err != nil {
+			if err := visit(history.Found{Event: true, Seq: seq, ID: idOf(seq), Stored: i + 1}); err != nil {
 				return err
 			}
 		}
@@ -360,25 +362,25 @@ func (s *stage) Scan(ctx context.Context, above uint64, fence stream.Fence, visi
 	return nil
 }
 
-func (s *stage) Find(ctx context.Context, sequence uint64) (stream.Found, error) {
+func (s *stage) Find(ctx context.Context, sequence uint64) (history.Found, error) {
 	if err := s.pass(ctx, "Find"); err != nil {
-		return stream.Found{}, err
+		return history.Found{}, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	seq := s.messages[sequence-1]
-	return stream.Found{Event: true, Seq: seq, ID: idOf(seq), Stored: sequence}, nil
+	return history.Found{Event: true, Seq: seq, ID: idOf(seq), Stored: sequence}, nil
 }
 
-func (s *stage) Verify(ctx context.Context, _ stream.State, _ uint64) (stream.State, error) {
+func (s *stage) Verify(ctx context.Context, _ history.State, _ uint64) (history.State, error) {
 	if err := s.pass(ctx, "Verify"); err != nil {
-		return stream.State{}, stream.Classify(err)
+		return history.State{}, stream.Classify(err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	err := s.lookErr
 	s.lookErr = nil
-	return stream.State{Created: birth, Last: uint64(len(s.messages))}, err
+	return history.State{Created: birth, Last: uint64(len(s.messages))}, err
 }
 
 // The elector.

@@ -15,6 +15,7 @@ import (
 	"github.com/go-outbox/go-outbox/election"
 	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream"
+	"github.com/go-outbox/go-outbox/stream/publisher"
 )
 
 // Defaults of [Config], beside those of [Options] and of package stream. They are those of the command outbox-relay, so that
@@ -69,7 +70,7 @@ type Config struct {
 	// HoldDead keeps back the later events of an aggregate after one of its events was given up, until a person decides. The
 	// default, false, lets them go on.
 	HoldDead bool
-	// AckTimeout is how long the broker may take to acknowledge. The default is stream.DefaultAckTimeout.
+	// AckTimeout is how long the broker may take to acknowledge. The default is publisher.DefaultAckTimeout.
 	AckTimeout time.Duration
 
 	// The following are those of Options.
@@ -168,7 +169,7 @@ func New(c Config) (*Relay, error) {
 	if c.Postgres == "" && c.PostgresFile == "" {
 		outboxErr = errNoPostgres
 	}
-	publisher, publisherErr := stream.NewPublisher(p.publisher)
+	broker, publisherErr := publisher.New(p.publisher)
 	elector, electorErr := p.elector(outbox)
 	if electorErr != nil {
 		elector = election.Always{}
@@ -177,7 +178,7 @@ func New(c Config) (*Relay, error) {
 	if faults := (&ConfigError{planErr, outboxErr, publisherErr, electorErr, optionsErr}); len(faults.Unwrap()) > 0 {
 		return nil, faults
 	}
-	r, err := Assemble(Parts{Store: outbox, Publisher: publisher, Elector: elector}, p.relay)
+	r, err := Assemble(Parts{Store: outbox, Publisher: broker, Elector: elector}, p.relay)
 	if err != nil {
 		return nil, err
 	}
@@ -217,7 +218,7 @@ func (c Config) Target() (stream.ConnectOptions, stream.Setup, error) {
 type plan struct {
 	dsn       string
 	store     store.Options
-	publisher stream.PublisherOptions
+	publisher publisher.Options
 	lock      *election.AdvisoryLockOptions // Nil for another election, or none.
 	keyValue  *election.KeyValueOptions     // Likewise; its key is empty if the database's name is to be part of it.
 	relay     Options
@@ -267,7 +268,7 @@ func planOf(c Config) (plan, error) {
 			PasswordFile:  c.PasswordFile,
 			BeforeConnect: c.BeforeConnect,
 		},
-		publisher: stream.PublisherOptions{
+		publisher: publisher.Options{
 			Connect: connect,
 			Setup: stream.Setup{
 				Stream:          cmp.Or(c.Stream.Name, stream.DefaultStream),

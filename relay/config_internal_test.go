@@ -9,6 +9,7 @@ import (
 	"github.com/go-outbox/go-outbox/election"
 	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream"
+	"github.com/go-outbox/go-outbox/stream/publisher"
 )
 
 // Every setting reaches the package that it is for.
@@ -46,7 +47,7 @@ func TestPlan(t *testing.T) {
 	want := plan{
 		dsn:   "postgres://db/shop",
 		store: store.Options{Table: table, HoldDead: true, Retain: time.Hour, AdoptStream: true, DSNFile: "dsn", PasswordFile: "password", Logger: log},
-		publisher: stream.PublisherOptions{
+		publisher: publisher.Options{
 			Connect: login,
 			Setup: stream.Setup{
 				Stream: "SHOP", Template: template, DuplicateWindow: time.Minute, MaxAge: time.Hour, Replicas: 3,

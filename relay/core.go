@@ -418,7 +418,7 @@ func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
 		failure := store.Failure{Ref: store.Ref{Seq: row.Seq, ID: row.ID}, Attempts: row.Attempts, Wait: c.retry.most, Reason: fault.Error()}
 		return c.again(a, failure, now) // See succeeded.
 	}
-	return c.refuse(row, a, fault.Error(), fault.Permanent(), now)
+	return c.refuse(row, a, fault.Error(), fault.Permanent, now)
 }
 
 // refuse notes that a row was refused for a reason of its own. The row is tried again later. It is given up if that cannot

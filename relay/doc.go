@@ -36,7 +36,7 @@
 //   - An error of Open or Publish, or in an outcome, pauses publishing. The relay tries again after 50 ms, doubling to a
 //     second. Only a *stream.Error with stream.FaultRow is the row's own fault: see Refusals.
 //   - While the stream is read back, a *stream.Error pauses publishing, and another error ends the term. So does a
-//     *stream.DeposedError: the stream has seen a later term.
+//     *history.DeposedError: the stream has seen a later term.
 //   - store.ErrKept and store.ErrUnarchived pause publishing: somebody's trigger changes what the relay does.
 //
 // So a program's own Store stops the relay by an error that store.Fatal knows, and its own Publisher by stream.ErrRefused. A

@@ -4,7 +4,7 @@ import (
 	"time"
 
 	"github.com/go-outbox/go-outbox/election"
-	"github.com/go-outbox/go-outbox/stream"
+	"github.com/go-outbox/go-outbox/stream/publisher"
 )
 
 // What [MinDuplicateWindow] adds to the lease and to the wait for an acknowledgement.
@@ -18,7 +18,7 @@ const (
 
 // MinDuplicateWindow returns the least duplicate window with which events are stored once even while two relays send: one
 // leads, and one was frozen or cut off and does not know yet that it no longer does. It is meant for
-// stream.Setup.MinWindow, and takes stream.PublisherOptions.AckTimeout, of which 0 stands for the default as it does
+// stream.Setup.MinWindow, and takes publisher.Options.AckTimeout, of which 0 stands for the default as it does
 // there.
 //
 // Whatever the new leader stores, the old one may send again until all of this has passed since Postgres last heard of it:
@@ -35,7 +35,7 @@ const (
 // it, such as an outage of Postgres or NATS, may last for any time.
 func MinDuplicateWindow(ackTimeout time.Duration) time.Duration {
 	if ackTimeout == 0 {
-		ackTimeout = stream.DefaultAckTimeout
+		ackTimeout = publisher.DefaultAckTimeout
 	}
 	return election.LeaseDuration + brokerPatience + ackTimeout + windowMargin
 }

@@ -16,6 +16,8 @@ import (
 	"github.com/go-outbox/go-outbox/election"
 	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream"
+	"github.com/go-outbox/go-outbox/stream/history"
+	"github.com/go-outbox/go-outbox/stream/publisher"
 )
 
 // candidate is one of the two relays: production's term, with its core and its recovery, and what is between it and the
@@ -44,19 +46,19 @@ type candidate struct {
 	silent       []int64 // Those whose answer will not come.
 	ordered      *orderedBatch
 	severed      bool // The ordered batch ended, which it has not been told.
-	outcomes     []stream.Outcome
+	outcomes     []publisher.Outcome
 	trouble      *stream.Error // That of the connection; nil for none.
 	mark         int           // The stamp of the last message that it saw, when it looked.
 }
 
 // glance is a look at the stream under way.
 type glance struct {
-	before     stream.State
+	before     history.State
 	remembered int // The stamp of its last message.
 	acked      uint64
 
 	taken bool // It is over, and the answer on its way.
-	state stream.State
+	state history.State
 	mark  int
 	err   error
 }
@@ -81,9 +83,9 @@ type answer struct {
 	lost       []store.Archived
 	checkpoint store.Checkpoint
 
-	fence    stream.Fence
-	state    stream.State
-	found    []stream.Found
+	fence    history.Fence
+	state    history.State
+	found    []history.Found
 	archived []store.Archived
 	n        int
 	err      error
@@ -247,13 +249,13 @@ func (p *port) turn(now time.Time) (done bool) {
 	}
 }
 
-// Find is stream.Publisher.Find.
-func (p *port) Find(_ context.Context, sequence uint64) (stream.Found, error) {
+// Find is publisher.Publisher.Find.
+func (p *port) Find(_ context.Context, sequence uint64) (history.Found, error) {
 	if sequence == 0 || sequence > uint64(len(p.world.messages)) {
-		return stream.Found{}, nil
+		return history.Found{}, nil
 	}
 	m := p.world.messages[sequence-1]
-	return stream.Found{Event: m.seq > 0, Seq: m.seq, ID: idOf(m.seq), Stored: sequence}, nil
+	return history.Found{Event: m.seq > 0, Seq: m.seq, ID: idOf(m.seq), Stored: sequence}, nil
 }
 
 // forget drops the answers to what was started, which were none. Nobody is there to make way for, and a report changes
@@ -313,13 +315,13 @@ func (p *port) Open(context.Context) ([]string, error) {
 	return nil, errUnanswered
 }
 
-func (p *port) Verify(_ context.Context, before stream.State, acked uint64) (stream.State, error) {
+func (p *port) Verify(_ context.Context, before history.State, acked uint64) (history.State, error) {
 	if p.candidate.term.core.handing == handingOver {
 		a := p.ask(answer{kind: "look", above: acked})
 		return a.state, a.err
 	}
 	p.candidate.looks = append(p.candidate.looks, glance{before: before, remembered: p.candidate.mark, acked: acked})
-	return stream.State{}, errUnanswered
+	return history.State{}, errUnanswered
 }
 
 // ask is a recovery's request.
@@ -338,17 +340,17 @@ func (p *port) ask(request answer) answer {
 	return request
 }
 
-func (p *port) Fence(context.Context, string, int64) (stream.Fence, error) {
+func (p *port) Fence(context.Context, string, int64) (history.Fence, error) {
 	a := p.ask(answer{kind: "fence"})
 	return a.fence, a.err
 }
 
-func (p *port) Unfenced(context.Context, string, int64) (stream.Fence, error) {
+func (p *port) Unfenced(context.Context, string, int64) (history.Fence, error) {
 	a := p.ask(answer{kind: "unfenced"})
 	return a.fence, a.err
 }
 
-func (p *port) Scan(_ context.Context, above uint64, fence stream.Fence, visit func(stream.Found) error) error {
+func (p *port) Scan(_ context.Context, above uint64, fence history.Fence, visit func(history.Found) error) error {
 	a := p.ask(answer{kind: "scan", above: above, fence: fence})
 	for _, found := range a.found {
 		if err := visit(found); err != nil {
@@ -420,7 +422,7 @@ func (p *port) PublishInOrder(event *stream.Event) error {
 	o := p.candidate
 	switch {
 	case o.severed:
-		o.outcomes = append(o.outcomes, stream.Outcome{Seq: event.Seq, Err: errBehind})
+		o.outcomes = append(o.outcomes, publisher.Outcome{Seq: event.Seq, Err: errBehind})
 		return nil
 	case o.reconnecting || !o.connected:
 		return errNotSent
@@ -445,7 +447,7 @@ func (p *port) Finish() {
 	}
 }
 
-func (p *port) Collect(to []stream.Outcome) (outcomes []stream.Outcome, trouble *stream.Error) {
+func (p *port) Collect(to []publisher.Outcome) (outcomes []publisher.Outcome, trouble *stream.Error) {
 	o := p.candidate
 	outcomes, trouble = append(to, o.outcomes...), o.trouble
 	o.outcomes, o.trouble, o.severed, o.reconnecting = nil, nil, false, false
@@ -600,7 +602,7 @@ func (e *encoder) candidate(w *world, o *candidate) {
 }
 
 // created encodes whether the stream was seen, and whether it was the one that is there now: a former one never comes back.
-func (e *encoder) created(w *world, s stream.State) {
+func (e *encoder) created(w *world, s history.State) {
 	e.flag(s.Created.IsZero(), s.Created.Equal(w.createdAt()))
 }
 

@@ -14,7 +14,8 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/go-outbox/go-outbox/stream"
+	"github.com/go-outbox/go-outbox/stream/history"
+	"github.com/go-outbox/go-outbox/stream/publisher"
 )
 
 // explorer tries whatever may happen in a world, depth first, within bounds. It goes on from each state once, which it
@@ -393,7 +394,7 @@ func (x *explorer) take(w *world, s step) {
 		p.relay.atLeast = o.atLeast
 	}
 	failed := func(err error) {
-		if deposed := new(stream.DeposedError); errors.As(err, &deposed) {
+		if deposed := new(history.DeposedError); errors.As(err, &deposed) {
 			o.atLeast = deposed.Term + 1
 		}
 		w.aside("that ends its term: %v", err)
@@ -441,7 +442,7 @@ func (x *explorer) take(w *world, s step) {
 				o.silent = append(o.silent, seq)
 				break
 			}
-			o.outcomes = append(o.outcomes, stream.Outcome{Seq: seq, Err: errRefused})
+			o.outcomes = append(o.outcomes, publisher.Outcome{Seq: seq, Err: errRefused})
 			collect()
 			turn(now)
 			break
@@ -456,7 +457,7 @@ func (x *explorer) take(w *world, s step) {
 			w.aside("a copy of it is still on its way")
 			w.strays = append(w.strays, stray{seq: seq})
 		}
-		o.outcomes = append(o.outcomes, stream.Outcome{Seq: seq, Stored: sequence, Duplicate: duplicate})
+		o.outcomes = append(o.outcomes, publisher.Outcome{Seq: seq, Stored: sequence, Duplicate: duplicate})
 		collect()
 		turn(now)
 	case delayed:
@@ -482,7 +483,7 @@ func (x *explorer) take(w *world, s step) {
 		seq := o.silent[s.n]
 		w.tell("relay %d waits no longer for an answer about row %d", name, seq)
 		o.silent = slices.Delete(o.silent, s.n, s.n+1)
-		o.outcomes = append(o.outcomes, stream.Outcome{Seq: seq, Err: errSilence})
+		o.outcomes = append(o.outcomes, publisher.Outcome{Seq: seq, Err: errSilence})
 		collect()
 		turn(now)
 	case exchanges, exchangeUnanswered:
@@ -644,12 +645,12 @@ func (w *world) cut(o *candidate, adrift bool) {
 	o.trouble = errCut
 	if o.ordered != nil {
 		for _, seq := range o.ordered.unacked {
-			o.outcomes = append(o.outcomes, stream.Outcome{Seq: seq, Err: errBehind})
+			o.outcomes = append(o.outcomes, publisher.Outcome{Seq: seq, Err: errBehind})
 			o.severed = true
 		}
 	}
 	for _, seq := range slices.Concat(o.silent, o.inFlight) {
-		o.outcomes = append(o.outcomes, stream.Outcome{Seq: seq, Err: errCut})
+		o.outcomes = append(o.outcomes, publisher.Outcome{Seq: seq, Err: errCut})
 	}
 	o.inFlight, o.silent, o.ordered, o.reconnecting = nil, nil, nil, true
 }

@@ -12,6 +12,8 @@ import (
 
 	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream"
+	"github.com/go-outbox/go-outbox/stream/history"
+	"github.com/go-outbox/go-outbox/stream/publisher"
 )
 
 // scenario is what an exploration is about. What is in it does not change.
@@ -240,10 +242,10 @@ func (w *world) lastFence() (sequence uint64, term int64) {
 	return 0, 0
 }
 
-// look is stream.Publisher.Verify.
+// look is publisher.Publisher.Verify.
 func (w *world) look(g *glance) {
 	g.taken = true
-	g.state = stream.State{Created: w.createdAt(), Last: uint64(len(w.messages))}
+	g.state = history.State{Created: w.createdAt(), Last: uint64(len(w.messages))}
 	g.mark = w.marked(g.state.Last)
 	seen := !g.before.Created.IsZero()
 	switch {
@@ -262,14 +264,14 @@ func (w *world) marked(sequence uint64) int {
 	return w.messages[sequence-1].stamp
 }
 
-// fence is stream.Publisher.Fence and, if there is none yet and none is asked for, Unfenced.
-func (w *world) fence(o *candidate, unfenced bool) (stream.Fence, error) {
+// fence is publisher.Publisher.Fence and, if there is none yet and none is asked for, Unfenced.
+func (w *world) fence(o *candidate, unfenced bool) (history.Fence, error) {
 	sequence, seen := w.lastFence()
 	put, former := uint64(0), uint64(0)
 	switch {
 	case unfenced && sequence == 0:
 	case seen > o.term.number:
-		return stream.Fence{}, &stream.DeposedError{Term: seen, Ours: o.term.number}
+		return history.Fence{}, &history.DeposedError{Term: seen, Ours: o.term.number}
 	default:
 		w.stamp++
 		w.messages = append(w.messages, message{term: o.term.number, known: true, stamp: w.stamp})
@@ -277,21 +279,21 @@ func (w *world) fence(o *candidate, unfenced bool) (stream.Fence, error) {
 		w.aside("the fence stands at %d", put)
 	}
 	o.fence, o.fenced = put, true
-	return stream.Fence{Sequence: uint64(len(w.messages)), Created: w.createdAt(), First: min(uint64(len(w.messages)), 1), Former: former}, nil
+	return history.Fence{Sequence: uint64(len(w.messages)), Created: w.createdAt(), First: min(uint64(len(w.messages)), 1), Former: former}, nil
 }
 
-// scan is stream.Publisher.Scan. If the fence is gone by then, it waits for a message with such a sequence.
-func (w *world) scan(above uint64, fence stream.Fence) ([]stream.Found, error) {
+// scan is publisher.Publisher.Scan. If the fence is gone by then, it waits for a message with such a sequence.
+func (w *world) scan(above uint64, fence history.Fence) ([]history.Found, error) {
 	if above+1 >= fence.Sequence {
 		return nil, nil
 	}
 	if uint64(len(w.messages)) < fence.Sequence {
 		return nil, stream.Classify(errStalled)
 	}
-	var found []stream.Found
+	var found []history.Found
 	for i := above; i+1 < fence.Sequence; i++ {
 		if m := w.messages[i]; m.seq > 0 {
-			found = append(found, stream.Found{Event: true, Seq: m.seq, ID: idOf(m.seq), Stored: i + 1})
+			found = append(found, history.Found{Event: true, Seq: m.seq, ID: idOf(m.seq), Stored: i + 1})
 		}
 	}
 	return found, nil
@@ -299,12 +301,12 @@ func (w *world) scan(above uint64, fence stream.Fence) ([]stream.Found, error) {
 
 // pour delivers the first message of an ordered batch, and returns what the broker answers: outcomes, and whether the batch
 // ends.
-func (w *world) pour(p *orderedBatch) (outcomes []stream.Outcome, ended bool) {
+func (w *world) pour(p *orderedBatch) (outcomes []publisher.Outcome, ended bool) {
 	seq := p.queue[0]
 	p.queue = p.queue[1:]
 	ack := func(stored uint64) {
 		if p.held && len(p.unacked) > 0 {
-			outcomes = append(outcomes, stream.Outcome{Seq: p.unacked[0], Stored: stored})
+			outcomes = append(outcomes, publisher.Outcome{Seq: p.unacked[0], Stored: stored})
 			p.unacked = p.unacked[1:]
 		}
 		p.held = false
@@ -319,7 +321,7 @@ func (w *world) pour(p *orderedBatch) (outcomes []stream.Outcome, ended bool) {
 	if last, _ := w.lastFence(); !p.begun && !known && p.fenced && last != p.fence && !w.sabotage.anyFence {
 		w.aside("the broker refuses the batch: the last fence is at %d, not at %d", last, p.fence)
 		for i, seq := range p.unacked {
-			outcome := stream.Outcome{Seq: seq, Err: errBehind}
+			outcome := publisher.Outcome{Seq: seq, Err: errBehind}
 			if i == 0 {
 				outcome.Err = errFencedOff
 			}
@@ -331,7 +333,7 @@ func (w *world) pour(p *orderedBatch) (outcomes []stream.Outcome, ended bool) {
 	if w.refuses(seq) {
 		ack(0)
 		for _, later := range p.unacked {
-			outcome := stream.Outcome{Seq: later, Err: errBehind}
+			outcome := publisher.Outcome{Seq: later, Err: errBehind}
 			if later == seq {
 				outcome.Err = errRefused
 			}

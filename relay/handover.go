@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/go-outbox/go-outbox/store"
-	"github.com/go-outbox/go-outbox/stream"
+	"github.com/go-outbox/go-outbox/stream/history"
 )
 
 // When a leader stops gracefully, everything it sent has been acknowledged and settled. It hands over, that is, it records a
@@ -41,7 +41,7 @@ const (
 
 // handOverOf is the checkpoint of a leader that hands over. Relays of older versions read it as two bounds, and both of
 // these are true.
-func handOverOf(fence stream.Fence) store.Checkpoint {
+func handOverOf(fence history.Fence) store.Checkpoint {
 	return store.Checkpoint{Created: createdAt(fence), Sequence: fence.Sequence, Before: fence.Sequence + 1}
 }
 
@@ -49,7 +49,7 @@ func handOverOf(fence stream.Fence) store.Checkpoint {
 func isHandOver(c store.Checkpoint) bool { return c.Before > c.Sequence }
 
 // createdAt is when the fence's stream was created, as precise as the table can keep it.
-func createdAt(fence stream.Fence) time.Time { return fence.Created.Truncate(time.Microsecond) }
+func createdAt(fence history.Fence) time.Time { return fence.Created.Truncate(time.Microsecond) }
 
 // handOver reports whether handing over is to begin now, and whether it is under way. Valid tells that the lease is.
 func (c *core) handOver(valid bool, now time.Time) (begin, underWay bool) {
@@ -77,7 +77,7 @@ func (t *term) handOver(ctx context.Context, now time.Time) bool {
 }
 
 // recordHandOver puts up a last fence and records it, if the stream has not changed.
-func (t *term) recordHandOver(ctx context.Context, before stream.State, acked uint64) error {
+func (t *term) recordHandOver(ctx context.Context, before history.State, acked uint64) error {
 	fence, err := t.reader.Fence(ctx, t.id, t.number)
 	switch {
 	case err != nil:

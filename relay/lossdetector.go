@@ -6,19 +6,20 @@ import (
 	"time"
 
 	"github.com/go-outbox/go-outbox/stream"
+	"github.com/go-outbox/go-outbox/stream/history"
 )
 
 // lossDetector verifies the stream from time to time: the broker may have lost events that it acknowledged. Besides, the
 // stream's last sequence is one after which later events will be stored: see checkpoints.
 type lossDetector struct {
-	state     stream.State // What the stream looked like last.
-	acked     uint64       // The highest sequence acknowledged.
-	verifying bool         // The stream is being verified.
-	void      bool         // The answer to that will be out of date: the stream has been read back meanwhile.
-	due       time.Time    // When to verify the stream again.
-	failed    bool         // The latest attempt to verify it had no answer.
-	busy      bool         // Something has been published since that attempt began.
-	epoch     uint64       // The present epoch when verifying began, if checkpoints was drained; otherwise 0.
+	state     history.State // What the stream looked like last.
+	acked     uint64        // The highest sequence acknowledged.
+	verifying bool          // The stream is being verified.
+	void      bool          // The answer to that will be out of date: the stream has been read back meanwhile.
+	due       time.Time     // When to verify the stream again.
+	failed    bool          // The latest attempt to verify it had no answer.
+	busy      bool          // Something has been published since that attempt began.
+	epoch     uint64        // The present epoch when verifying began, if checkpoints was drained; otherwise 0.
 }
 
 const (
@@ -29,7 +30,7 @@ const (
 
 // verification is the result of an attempt to verify the stream.
 type verification struct {
-	state stream.State
+	state history.State
 	err   error
 }
 

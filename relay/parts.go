@@ -9,13 +9,15 @@ import (
 	"github.com/go-outbox/go-outbox/election"
 	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream"
+	"github.com/go-outbox/go-outbox/stream/history"
+	"github.com/go-outbox/go-outbox/stream/publisher"
 )
 
 // Parts are what [Assemble] makes a relay of. All three are needed.
 type Parts struct {
 	// Store is the outbox: see store.Open.
 	Store Store
-	// Publisher takes events to the broker: see stream.NewPublisher. One that only publishes is adapted by [PublishOnly].
+	// Publisher takes events to the broker: see publisher.New. One that only publishes is adapted by [PublishOnly].
 	Publisher Publisher
 	// Elector decides who may publish. [AdvisoryLock] makes that of an outbox, package election has others.
 	Elector Elector
@@ -76,7 +78,7 @@ type Sender interface {
 	Outcomes() <-chan struct{}
 	// Collect appends the outcomes of published events: one for each event that Publish took. Trouble is a failure that concerns
 	// no single event, such as a lost connection; nil for none.
-	Collect(to []stream.Outcome) (outcomes []stream.Outcome, trouble *stream.Error)
+	Collect(to []publisher.Outcome) (outcomes []publisher.Outcome, trouble *stream.Error)
 	// Close drops the connection and the events that are not sent yet, and ends a Publish that waits for the network. It may be
 	// called at any time, from anywhere.
 	Close()
@@ -84,7 +86,7 @@ type Sender interface {
 	Stream() string
 }
 
-// Publisher takes events to the broker, with all that the guarantees of a relay rest on. *stream.Publisher implements it.
+// Publisher takes events to the broker, with all that the guarantees of a relay rest on. *publisher.Publisher implements it.
 // A type that embeds a Publisher keeps all of it; one that can do less is adapted by [PublishOnly].
 type Publisher interface {
 	Sender
@@ -93,22 +95,22 @@ type Publisher interface {
 	// VerifyFirst, Find and Verify work. The answer does not change. If it is false, the relay calls none of them and publishes
 	// events that are in doubt again: only the stream's duplicate window keeps them from being stored twice.
 	ReadsBack() bool
-	// Fence keeps out of the stream what was sent before, for an outbox's term: see stream.Publisher.Fence.
-	Fence(ctx context.Context, outbox string, term int64) (stream.Fence, error)
+	// Fence keeps out of the stream what was sent before, for an outbox's term: see publisher.Publisher.Fence.
+	Fence(ctx context.Context, outbox string, term int64) (history.Fence, error)
 	// Unfenced is Fence for an outbox that has never been published to the stream.
-	Unfenced(ctx context.Context, outbox string, term int64) (stream.Fence, error)
+	Unfenced(ctx context.Context, outbox string, term int64) (history.Fence, error)
 	// Scan passes on the events that are stored after a sequence, up to a fence.
-	Scan(ctx context.Context, above uint64, fence stream.Fence, visit func(stream.Found) error) error
+	Scan(ctx context.Context, above uint64, fence history.Fence, visit func(history.Found) error) error
 	// Alone reports whether the next event is to go alone, to find out whether the stream is still the one that was read
-	// back: see stream.Publisher.Alone. An ordered batch finds that out by itself.
+	// back: see publisher.Publisher.Alone. An ordered batch finds that out by itself.
 	Alone() bool
 	// VerifyFirst reports whether the stream is to be verified before the next event is sent. It is for the case in
-	// which the event itself would find out only by being stored. See stream.Publisher.VerifyFirst.
+	// which the event itself would find out only by being stored. See publisher.Publisher.VerifyFirst.
 	VerifyFirst() bool
 	// Find returns the event of the message at a sequence.
-	Find(ctx context.Context, sequence uint64) (stream.Found, error)
+	Find(ctx context.Context, sequence uint64) (history.Found, error)
 	// Verify compares the stream with what it looked like before.
-	Verify(ctx context.Context, before stream.State, acked uint64) (stream.State, error)
+	Verify(ctx context.Context, before history.State, acked uint64) (history.State, error)
 
 	// Guards reports whether the publisher asks what Guard sets before it puts anything on the network. It does not change.
 	// A publisher that does not ask may still send events from a buffer after the lease has ended: the relay looks at the
@@ -149,27 +151,27 @@ var errNoReading = errors.New("this publisher does not read the stream back")
 
 func (publishOnly) ReadsBack() bool { return false }
 
-func (publishOnly) Fence(context.Context, string, int64) (stream.Fence, error) {
-	return stream.Fence{}, errNoReading
+func (publishOnly) Fence(context.Context, string, int64) (history.Fence, error) {
+	return history.Fence{}, errNoReading
 }
 
-func (publishOnly) Unfenced(context.Context, string, int64) (stream.Fence, error) {
-	return stream.Fence{}, errNoReading
+func (publishOnly) Unfenced(context.Context, string, int64) (history.Fence, error) {
+	return history.Fence{}, errNoReading
 }
 
-func (publishOnly) Scan(context.Context, uint64, stream.Fence, func(stream.Found) error) error {
+func (publishOnly) Scan(context.Context, uint64, history.Fence, func(history.Found) error) error {
 	return errNoReading
 }
 
 func (publishOnly) Alone() bool       { return false }
 func (publishOnly) VerifyFirst() bool { return false }
 
-func (publishOnly) Find(context.Context, uint64) (stream.Found, error) {
-	return stream.Found{}, errNoReading
+func (publishOnly) Find(context.Context, uint64) (history.Found, error) {
+	return history.Found{}, errNoReading
 }
 
-func (publishOnly) Verify(context.Context, stream.State, uint64) (stream.State, error) {
-	return stream.State{}, errNoReading
+func (publishOnly) Verify(context.Context, history.State, uint64) (history.State, error) {
+	return history.State{}, errNoReading
 }
 
 func (publishOnly) Guards() bool                                    { return false }

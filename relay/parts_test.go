@@ -18,13 +18,14 @@ import (
 	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/store/storetest"
 	"github.com/go-outbox/go-outbox/stream"
+	"github.com/go-outbox/go-outbox/stream/publisher"
 	"github.com/go-outbox/go-outbox/stream/streamtest"
 )
 
 // The parts that the packages make are parts of a relay, and so is what embeds one.
 var (
 	_ relay.Store     = (*store.Outbox)(nil)
-	_ relay.Publisher = (*stream.Publisher)(nil)
+	_ relay.Publisher = (*publisher.Publisher)(nil)
 	_ relay.Elector   = (*election.AdvisoryLock)(nil)
 	_ relay.Elector   = (*election.KeyValue)(nil)
 	_ relay.Elector   = election.Always{}
@@ -65,20 +66,20 @@ type assembled struct {
 }
 
 // assembleParts runs a relay whose publisher is wrapped, on a database without tables.
-func assembleParts(t *testing.T, natsURL string, options store.Options, wrap func(*stream.Publisher) relay.Publisher) *assembled {
+func assembleParts(t *testing.T, natsURL string, options store.Options, wrap func(*publisher.Publisher) relay.Publisher) *assembled {
 	t.Helper()
 	dsn := storetest.NewDatabase(t)
 	outbox, err := store.Open(dsn, options)
 	if err != nil {
 		t.Fatal(err)
 	}
-	publisher, err := stream.NewPublisher(stream.PublisherOptions{Connect: stream.ConnectOptions{URL: natsURL}, Setup: stream.Setup{Create: true}})
+	broker, err := publisher.New(publisher.Options{Connect: stream.ConnectOptions{URL: natsURL}, Setup: stream.Setup{Create: true}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	a := &assembled{log: &logbook{}, recovered: make(chan relay.Recovered, 100)}
 	r, err := relay.Assemble(relay.Parts{
-		Store: outbox, Publisher: wrap(publisher), Elector: tracedElector{relay.AdvisoryLock(outbox, relay.DefaultAdvisoryLock, nil)},
+		Store: outbox, Publisher: wrap(broker), Elector: tracedElector{relay.AdvisoryLock(outbox, relay.DefaultAdvisoryLock, nil)},
 	}, relay.Options{Logger: a.log.logger(), Hooks: relay.Hooks{Recovered: func(r relay.Recovered) { a.recovered <- r }}})
 	if err != nil {
 		t.Fatal(err)
@@ -107,7 +108,7 @@ func (a *assembled) weakened() (lines []string) {
 
 // A part that is wrapped keeps all that the guarantees rest on, and nothing is given up.
 func TestWrappedPartsGiveNothingUp(t *testing.T) {
-	a := assembleParts(t, streamtest.Start(t).URL(), store.Options{Retain: time.Minute}, func(p *stream.Publisher) relay.Publisher { return tracedPublisher{p} })
+	a := assembleParts(t, streamtest.Start(t).URL(), store.Options{Retain: time.Minute}, func(p *publisher.Publisher) relay.Publisher { return tracedPublisher{p} })
 	if lines := a.weakened(); len(lines) > 0 {
 		t.Errorf("it gives up %s", lines)
 	}
@@ -120,7 +121,7 @@ func TestWrappedPartsGiveNothingUp(t *testing.T) {
 
 // What is given up by the choice of the parts, the relay says.
 func TestWhatIsGivenUpIsSaid(t *testing.T) {
-	a := assembleParts(t, streamtest.Start(t).URL(), store.Options{}, func(p *stream.Publisher) relay.Publisher { return relay.PublishOnly(p) })
+	a := assembleParts(t, streamtest.Start(t).URL(), store.Options{}, func(p *publisher.Publisher) relay.Publisher { return relay.PublishOnly(p) })
 	said := strings.Join(a.weakened(), "")
 	for _, want := range []string{"cannot read the stream back", "does not ask for the lease", "retain is 0"} {
 		if strings.Count(said, want) != 1 {
@@ -141,7 +142,7 @@ func TestAssembledRelayChecksTheWindow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := assembleParts(t, nats.URL(), store.Options{Retain: time.Minute}, func(p *stream.Publisher) relay.Publisher { return p })
+	a := assembleParts(t, nats.URL(), store.Options{Retain: time.Minute}, func(p *publisher.Publisher) relay.Publisher { return p })
 	if said := strings.Join(a.weakened(), ""); !strings.Contains(said, "duplicate window of 1s is less than 22s") {
 		t.Errorf("it says %q", said)
 	}

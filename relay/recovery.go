@@ -13,6 +13,7 @@ import (
 
 	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream"
+	"github.com/go-outbox/go-outbox/stream/history"
 )
 
 // The stream is the truth: an event is stored if the stream holds it, and otherwise not. So at the beginning of a term, and
@@ -34,7 +35,7 @@ const (
 type recovery struct {
 	Recovered
 
-	fence      stream.Fence
+	fence      history.Fence
 	checkpoint store.Checkpoint
 	kept       []store.Ref // Events that the stream holds and whose rows the database does not let go.
 	clean      bool        // The former leader handed over, so there was nothing to read.
@@ -276,7 +277,7 @@ func (t *term) scan(ctx context.Context, above uint64, r *recovery, missing map[
 		chunk, size, before = chunk[:0], 0, upTo
 		return err
 	}
-	err = t.reader.Scan(reading, above, r.fence, func(found stream.Found) error {
+	err = t.reader.Scan(reading, above, r.fence, func(found history.Found) error {
 		stalled.Reset(recoveryPatience)
 		if !found.Event {
 			return nil // Somebody else's.

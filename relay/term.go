@@ -11,6 +11,8 @@ import (
 	"github.com/go-outbox/go-outbox/election"
 	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream"
+	"github.com/go-outbox/go-outbox/stream/history"
+	"github.com/go-outbox/go-outbox/stream/publisher"
 )
 
 // Time budgets of a term.
@@ -52,7 +54,7 @@ type term struct {
 	reported  chan told     // The result of telling the outbox why nothing can be published.
 
 	skipped     bool // The stream has skipped events of an ordered batch, and has not been read back since.
-	outcomes    []stream.Outcome
+	outcomes    []publisher.Outcome
 	event       stream.Event // The event being handed to the publisher.
 	guarded     bool         // The publisher looks at the lease before it writes.
 	refusals    refusalLog
@@ -120,7 +122,7 @@ func (r *Relay) lead(ctx context.Context, lease *election.Lease, stop <-chan str
 		return err
 	}
 	defer func() {
-		if deposed := new(stream.DeposedError); errors.As(err, &deposed) {
+		if deposed := new(history.DeposedError); errors.As(err, &deposed) {
 			r.atLeast = deposed.Term + 1 // The number of our next term must be higher than the one the stream has seen.
 		}
 	}()
@@ -296,7 +298,7 @@ func (t *term) publish(ctx context.Context, now time.Time) {
 		}
 		t.event = eventOf(row)
 		if err := send(&t.event); err != nil {
-			t.resolve(ctx, stream.Outcome{Seq: row.Seq, Err: stream.Classify(err)}, now)
+			t.resolve(ctx, publisher.Outcome{Seq: row.Seq, Err: stream.Classify(err)}, now)
 		}
 	}
 	if t.core.finish(t.core.stopping) {
@@ -327,7 +329,7 @@ func (t *term) collect(ctx context.Context) {
 	now := time.Now()
 	if trouble != nil {
 		t.core.lostConnection(trouble)
-		if skipped := new(stream.SkippedError); errors.As(trouble, &skipped) {
+		if skipped := new(publisher.SkippedError); errors.As(trouble, &skipped) {
 			t.skipped = true
 		}
 		t.pause(ctx, trouble, now)
@@ -360,7 +362,7 @@ func (t *term) collect(ctx context.Context) {
 }
 
 // resolve tells core one outcome, and log, status and hooks if the event was not stored.
-func (t *term) resolve(ctx context.Context, o stream.Outcome, now time.Time) {
+func (t *term) resolve(ctx context.Context, o publisher.Outcome, now time.Time) {
 	switch {
 	case o.Err != nil:
 	case o.Duplicate && t.reader != nil:

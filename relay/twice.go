@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"github.com/go-outbox/go-outbox/store"
-	"github.com/go-outbox/go-outbox/stream"
+	"github.com/go-outbox/go-outbox/stream/history"
 )
 
 // A stream that has an event's id already does not store the event, and says so. Either it has this very event, from an
@@ -27,7 +27,7 @@ type double struct {
 type original struct {
 	double
 
-	found stream.Found
+	found history.Found
 	err   error
 }
 

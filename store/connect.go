@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -18,6 +16,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/go-outbox/go-outbox/store/secretfile"
 )
 
 const (
@@ -26,8 +26,6 @@ const (
 	addressTimeout = 3 * time.Second
 	// connectTimeout bounds all addresses together; if there are many, each gets less.
 	connectTimeout = 15 * time.Second
-	// maxSecretFile is more than any DSN or password takes.
-	maxSecretFile = 64 << 10
 	// maxConnections is how many connections one relay has at most: see the package's documentation.
 	maxConnections = 4
 )
@@ -64,7 +62,7 @@ func (c *connector) read() (target, error) {
 	if c.dsnFile != "" {
 		what = fmt.Sprintf("database DSN in the file %s", c.dsnFile)
 		var err error
-		if dsn, err = readSecret(c.dsnFile); err != nil {
+		if dsn, err = secretfile.Read(c.dsnFile); err != nil {
 			return target{}, fmt.Errorf("%s: %w", what, err)
 		}
 	}
@@ -73,7 +71,7 @@ func (c *connector) read() (target, error) {
 		return target{}, fmt.Errorf("%s: %w", what, err)
 	}
 	if c.passwordFile != "" {
-		if t.Password, err = readSecret(c.passwordFile); err != nil {
+		if t.Password, err = secretfile.Read(c.passwordFile); err != nil {
 			return target{}, fmt.Errorf("database password in the file %s: %w", c.passwordFile, err)
 		}
 	}
@@ -82,36 +80,6 @@ func (c *connector) read() (target, error) {
 		return target{}, fmt.Errorf("%s: it names another server or another database than at the start: start the relay anew", what)
 	}
 	return t, nil
-}
-
-// readSecret returns the first line of a file that has no other.
-func readSecret(name string) (string, error) {
-	info, err := os.Stat(name)
-	switch {
-	case err != nil:
-		return "", err
-	case !info.Mode().IsRegular():
-		return "", errors.New("it is not a regular file") // One that is a pipe would be waited for.
-	}
-	file, err := os.Open(name)
-	if err != nil {
-		return "", err
-	}
-	defer file.Close()
-	content, err := io.ReadAll(io.LimitReader(file, maxSecretFile+1))
-	if err != nil {
-		return "", err
-	}
-	secret := strings.TrimSuffix(strings.TrimSuffix(string(content), "\n"), "\r")
-	switch {
-	case len(content) > maxSecretFile:
-		return "", fmt.Errorf("it has more than %d bytes", maxSecretFile)
-	case secret == "":
-		return "", errors.New("it is empty")
-	case strings.ContainsAny(secret, "\n\x00"):
-		return "", errors.New("it has several lines, or a zero byte")
-	}
-	return secret, nil
 }
 
 // server is one of those that a DSN names, with the ways of TLS to try.

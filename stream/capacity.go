@@ -2,7 +2,6 @@ package stream
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -169,13 +168,27 @@ const (
 	textNoSpace    = "no space left on device"
 )
 
-// inWords adds to a refusal at a limit the figures, and what to do. The caller holds
-// mu.
-func (p *Publisher) inWords(fault *Error) *Error {
+// A Capacity is what is known of the limits of a stream and of its account, so that a
+// refusal at one of them can be explained. The zero value knows nothing but still tells
+// what kind of limit it is.
+type Capacity struct {
+	// Config is the stream's configuration, of which only Name must be set, and State its
+	// state at some moment.
+	Config jetstream.StreamConfig
+	State  jetstream.StreamState
+
+	// Account tells what the account uses of its limits, see AccountUse; empty if that
+	// is not known.
+	Account string
+}
+
+// Explain adds to a refusal at a limit the figures, and what to do. If only a person can
+// make room, the fault becomes FaultSetup. Any other fault, nil too, is returned as it is.
+func (c *Capacity) Explain(fault *Error) *Error {
 	if fault == nil || fault.told {
 		return fault
 	}
-	text, setup := p.explanation(fault)
+	text, setup := c.explanation(fault)
 	if text == "" {
 		return fault
 	}
@@ -189,32 +202,29 @@ func (p *Publisher) inWords(fault *Error) *Error {
 
 // explanation returns what a refusal at a limit means, and whether a person must do
 // something.
-func (p *Publisher) explanation(fault *Error) (text string, setup bool) {
-	config := &p.config
-	if !p.seen {
-		config = &jetstream.StreamConfig{Name: p.Stream()}
-	}
+func (c *Capacity) explanation(fault *Error) (text string, setup bool) {
+	config := &c.Config
 	if fault.Code != codeStoreFailed {
-		return explanationOf(fault, config, p.quota)
+		return explanationOf(fault, config, c.Account)
 	}
 	reason := fault.Err.Error()
 	full := func(name string, most int64, held uint64) (string, bool) {
 		if most <= 0 { // There was no limit when the stream was opened: the next opening tells it.
-			return fmt.Sprintf("stream %q is full: it has got a limit (%s), and refuses new messages (discard new)", p.Stream(), name), !heals(config)
+			return fmt.Sprintf("stream %q is full: it has got a limit (%s), and refuses new messages (discard new)", config.Name, name), !heals(config)
 		}
 		l := Limit{Name: name, Used: max(most, int64(held)), Most: most}
-		return fmt.Sprintf("stream %q is full: it has %v and refuses new messages (discard new): %s", p.Stream(), l, l.Remedy(config)), !heals(config)
+		return fmt.Sprintf("stream %q is full: it has %v and refuses new messages (discard new): %s", config.Name, l, l.Remedy(config)), !heals(config)
 	}
 	switch {
 	case strings.Contains(reason, textPerSubject):
 		return fmt.Sprintf("stream %q holds %d messages of the event's subject (max_msgs_per_subject), and refuses new ones (discard_new_per_subject): run `nats stream edit %s --max-msgs-per-subject=%d`, or --no-discard-per-subject",
-			p.Stream(), config.MaxMsgsPerSubject, p.Stream(), 2*max(config.MaxMsgsPerSubject, 1)), false
+			config.Name, config.MaxMsgsPerSubject, config.Name, 2*max(config.MaxMsgsPerSubject, 1)), false
 	case strings.Contains(reason, textMessages):
-		return full(limitMessages, config.MaxMsgs, p.state.Msgs)
+		return full(limitMessages, config.MaxMsgs, c.State.Msgs)
 	case strings.Contains(reason, textBytes):
-		return full(limitBytes, config.MaxBytes, p.state.Bytes)
+		return full(limitBytes, config.MaxBytes, c.State.Bytes)
 	case strings.Contains(reason, textNoSpace):
-		return fmt.Sprintf("the disk of stream %q is full: make room on it, then restart the NATS server, which does not write to the stream before", p.Stream()), true
+		return fmt.Sprintf("the disk of stream %q is full: make room on it, then restart the NATS server, which does not write to the stream before", config.Name), true
 	}
 	return "", false
 }
@@ -244,17 +254,19 @@ func explanationOf(fault *Error, config *jetstream.StreamConfig, quota string) (
 // quotaPatience is how long to wait for the account's figures.
 const quotaPatience = 500 * time.Millisecond
 
-// ofQuota says whether the account's figures explain a fault.
-func ofQuota(fault *Error) bool {
-	switch fault.Code {
+// OfAccount reports whether the figures of AccountUse explain the failure: it was a
+// refusal at a limit of the account.
+func (e *Error) OfAccount() bool {
+	switch e.Code {
 	case codeAccountExceeded, codeNoMemory, codeNoDisk, codeStreamsMost, codeMaxBytesTooMany:
 		return true
 	}
 	return false
 }
 
-// quotaOf tells what an account uses of its limits; empty if it could not be asked.
-func quotaOf(ctx context.Context, js jetstream.JetStream) string {
+// AccountUse tells what the account uses of its limits; empty if it has none, or if it
+// did not answer within 500 ms.
+func AccountUse(ctx context.Context, js jetstream.JetStream) string {
 	ctx, cancel := context.WithTimeout(ctx, quotaPatience)
 	defer cancel()
 	info, err := js.AccountInfo(ctx)
@@ -295,45 +307,4 @@ func AccountLimits(info *jetstream.AccountInfo) []Limit {
 		add(int64(tier.Streams), int64(tier.Limits.MaxStreams), limitStreams)
 	}
 	return limits
-}
-
-// quotaNeeded notes that the next Open must ask for the account's figures. The caller
-// holds mu.
-func (p *Publisher) quotaNeeded(fault *Error) {
-	if ofQuota(fault) {
-		p.asksQuota = true
-	}
-}
-
-// askQuota asks for the account's figures if a refusal was about them.
-func (p *Publisher) askQuota(ctx context.Context) {
-	p.mu.Lock()
-	conn, wanted := p.conn, p.asksQuota
-	p.asksQuota = false
-	p.mu.Unlock()
-	if !wanted || conn == nil {
-		return
-	}
-	js, err := p.options.Connect.JetStream(conn)
-	if err != nil {
-		return
-	}
-	quota := quotaOf(ctx, js)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.quota = quota
-}
-
-// explain adds to the error of a request the figures, and what to do.
-func (p *Publisher) explain(err error) error {
-	fault, ok := errors.AsType[*Error](err)
-	if !ok || fault.Code == 0 {
-		return err
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.quotaNeeded(fault)
-	whole := *fault
-	whole.Err = err
-	return p.inWords(&whole)
 }

@@ -18,16 +18,16 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nkeys"
+
+	"github.com/go-outbox/go-outbox/stream/wire"
 )
 
 // How a connection keeps itself alive.
 const (
-	connectTimeout  = 2 * time.Second        // to one server, handshakes included
 	reconnectWait   = 100 * time.Millisecond // between rounds through the servers
 	reconnectJitter = 50 * time.Millisecond  // at most, on top of that
 	pingInterval    = 5 * time.Second
 	maxPingsOut     = 2
-	writeTimeout    = pingInterval * maxPingsOut
 )
 
 // ConnectOptions says where NATS is and who we are. Only URL, or URLFile, is needed.
@@ -82,7 +82,10 @@ type ConnectOptions struct {
 	// leaf node. Empty for the servers' own domain.
 	Domain string
 
-	dialer *dialer // Nil for a connection that is not closed before its time.
+	// Dialer makes the network connections, of this one connection to NATS only. Closing
+	// it ends the connection at once. Default: a new one, which writes whenever it is
+	// asked to.
+	Dialer *wire.Dialer
 }
 
 // Connect connects to the first server that answers. It makes one attempt: the
@@ -94,11 +97,11 @@ type ConnectOptions struct {
 // The connection reconnects by itself, for ever. Meanwhile publishes fail and are not
 // buffered: an event that is sent too late could be stored after its successor.
 func Connect(ctx context.Context, opts ConnectOptions) (*nats.Conn, error) {
-	if opts.dialer == nil {
-		opts.dialer = newDialer(nil)
+	if opts.Dialer == nil {
+		opts.Dialer = wire.NewDialer(nil)
 	}
 	urls, urlsErr := opts.servers()
-	opts.dialer.trust = opts.trust(urls)
+	opts.Dialer.Trust = opts.trust(urls)
 	options, err := opts.options(urls)
 	bare := urls
 	if urlsErr == nil && opts.URLFile != "" {
@@ -110,7 +113,7 @@ func Connect(ctx context.Context, opts ConnectOptions) (*nats.Conn, error) {
 		return nil, setupFault(fmt.Errorf("connect to NATS: %w", err))
 	}
 	// nats.Connect takes no context. It fails at once if its dialer is closed.
-	stop := context.AfterFunc(ctx, opts.dialer.close)
+	stop := context.AfterFunc(ctx, opts.Dialer.Close)
 	nc, err := nats.Connect(bare, options...)
 	if !stop() { // Ctx has ended.
 		if err == nil {
@@ -129,7 +132,7 @@ func (o ConnectOptions) connectHint(err error, urls string) string {
 	switch {
 	case o.TLSFirst && is[tls.RecordHeaderError](err):
 		return ": the server does not begin with TLS: leave out nats_tls_first (ConnectOptions.TLSFirst)"
-	case !o.TLSFirst && o.dialer.mute() && !o.dialer.trust.webSocket:
+	case !o.TLSFirst && o.Dialer.Mute() && !o.Dialer.Trust.WebSocket:
 		return ": the server took the connection and said nothing: it is frozen, or no NATS server, or wants TLS first (handshake_first): then set nats_tls_first (ConnectOptions.TLSFirst)"
 	}
 	return o.loginHint(err, urls)
@@ -140,7 +143,7 @@ func (o ConnectOptions) connectHint(err error, urls string) string {
 func (o ConnectOptions) options(urls string) ([]nats.Option, error) {
 	options := []nats.Option{
 		nats.Name(o.Name),
-		nats.Timeout(connectTimeout),
+		nats.Timeout(wire.ConnectTimeout),
 
 		// Outages have no length limit, so neither does reconnecting. The
 		// default wait of 2 s would dominate a leader change; the jitter
@@ -161,7 +164,7 @@ func (o ConnectOptions) options(urls string) ([]nats.Option, error) {
 
 		// A write to a frozen server blocks once the socket's buffer is full,
 		// and it blocks the pings with it. The default is one minute.
-		nats.FlusherTimeout(writeTimeout),
+		nats.FlusherTimeout(wire.WriteTimeout),
 
 		// A write that failed in the background has thrown its messages away.
 		// Without this, the next ones would go out on the same connection.
@@ -181,8 +184,8 @@ func (o ConnectOptions) options(urls string) ([]nats.Option, error) {
 			}
 		}),
 	}
-	if o.dialer != nil {
-		options = append(options, nats.SetCustomDialer(o.dialer), nats.SkipHostLookup())
+	if o.Dialer != nil {
+		options = append(options, nats.SetCustomDialer(o.Dialer), nats.SkipHostLookup())
 	}
 	if o.OnDisconnect != nil {
 		options = append(options, nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { o.OnDisconnect(err) }))
@@ -223,6 +226,12 @@ func (o ConnectOptions) Validate() error {
 	return errors.Join(urlErr, o.checkFields(o.URL))
 }
 
+// Check is Validate that reads URLFile, too. Connect checks the other files.
+func (o ConnectOptions) Check() error {
+	urls, err := o.servers()
+	return errors.Join(err, o.checkFields(urls))
+}
+
 var errTwoURLs = errors.New("URL: given, and so is URLFile: want one of them")
 
 // checkFields says what is wrong with all but the URLs, and with the rest if these are
@@ -236,7 +245,7 @@ func (o ConnectOptions) checkFields(urls string) error {
 	if (o.TLSCert == "") != (o.TLSKey == "") {
 		refuse("TLS certificate and key: one was given without the other")
 	}
-	if o.TLSFirst && o.trust(urls).webSocket {
+	if o.TLSFirst && o.trust(urls).WebSocket {
 		refuse("TLSFirst: WebSockets have TLS by their scheme: with ws and wss leave it out")
 	}
 	if strings.ContainsAny(o.Domain, " .*>") || strings.ContainsFunc(o.Domain, unprintable) {

@@ -1,15 +1,8 @@
 package stream
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
-	"math/big"
 	"net"
 	"net/url"
 	"os"
@@ -24,6 +17,7 @@ import (
 	"github.com/nats-io/nkeys"
 
 	"github.com/go-outbox/go-outbox/stream/streamtest"
+	"github.com/go-outbox/go-outbox/stream/wire"
 )
 
 func TestConnectWithUserAndPassword(t *testing.T) {
@@ -97,35 +91,35 @@ func TestConnectWithCredentials(t *testing.T) {
 }
 
 func TestConnectOverTLS(t *testing.T) {
-	ca := newAuthority(t)
-	serverCert, serverKey := ca.issue(t, time.Now().Add(time.Hour))
-	clientCert, clientKey := ca.issue(t, time.Now().Add(time.Hour))
+	ca := streamtest.NewAuthority(t)
+	serverCert, serverKey := ca.Issue(t, time.Now().Add(time.Hour))
+	clientCert, clientKey := ca.Issue(t, time.Now().Add(time.Hour))
 	srv := streamtest.Start(t, func(o *server.Options) {
 		o.TLSConfig = &tls.Config{
-			Certificates: []tls.Certificate{loadPair(t, serverCert, serverKey)},
+			Certificates: []tls.Certificate{streamtest.LoadPair(t, serverCert, serverKey)},
 			ClientAuth:   tls.RequireAndVerifyClientCert,
-			ClientCAs:    ca.pool(t),
+			ClientCAs:    ca.Pool(t),
 			MinVersion:   tls.VersionTLS12,
 			// With 1.3 the reason of a refusal may come too late to be read.
 			MaxVersion: tls.VersionTLS12,
 		}
 		o.TLSTimeout = 2
 	})
-	connects(t, ConnectOptions{URL: srv.URL(), TLSCA: ca.file, TLSCert: clientCert, TLSKey: clientKey})
+	connects(t, ConnectOptions{URL: srv.URL(), TLSCA: ca.File, TLSCert: clientCert, TLSKey: clientKey})
 	refuses(t, ConnectOptions{URL: srv.URL(), TLSCert: clientCert, TLSKey: clientKey}, FaultSetup, "unknown authority")
-	refuses(t, ConnectOptions{URL: srv.URL(), TLSCA: newAuthority(t).file, TLSCert: clientCert, TLSKey: clientKey}, FaultSetup, "unknown authority")
-	refuses(t, ConnectOptions{URL: srv.URL(), TLSCA: ca.file}, FaultSetup, "remote error: tls")
+	refuses(t, ConnectOptions{URL: srv.URL(), TLSCA: streamtest.NewAuthority(t).File, TLSCert: clientCert, TLSKey: clientKey}, FaultSetup, "unknown authority")
+	refuses(t, ConnectOptions{URL: srv.URL(), TLSCA: ca.File}, FaultSetup, "remote error: tls")
 
-	expiredCert, expiredKey := ca.issue(t, time.Now().Add(-time.Minute))
-	refuses(t, ConnectOptions{URL: srv.URL(), TLSCA: ca.file, TLSCert: expiredCert, TLSKey: expiredKey}, FaultSetup, "expired at")
+	expiredCert, expiredKey := ca.Issue(t, time.Now().Add(-time.Minute))
+	refuses(t, ConnectOptions{URL: srv.URL(), TLSCA: ca.File, TLSCert: expiredCert, TLSKey: expiredKey}, FaultSetup, "expired at")
 
 	plain := streamtest.Start(t)
-	refuses(t, ConnectOptions{URL: plain.URL(), TLSCA: ca.file}, FaultSetup, "secure connection not available")
+	refuses(t, ConnectOptions{URL: plain.URL(), TLSCA: ca.File}, FaultSetup, "secure connection not available")
 	expired := streamtest.Start(t, func(o *server.Options) {
-		o.TLSConfig = &tls.Config{Certificates: []tls.Certificate{loadPair(t, expiredCert, expiredKey)}, MinVersion: tls.VersionTLS12}
+		o.TLSConfig = &tls.Config{Certificates: []tls.Certificate{streamtest.LoadPair(t, expiredCert, expiredKey)}, MinVersion: tls.VersionTLS12}
 		o.TLSTimeout = 2
 	})
-	refuses(t, ConnectOptions{URL: expired.URL(), TLSCA: ca.file}, FaultSetup, "expired")
+	refuses(t, ConnectOptions{URL: expired.URL(), TLSCA: ca.File}, FaultSetup, "expired")
 }
 
 func TestConnectRefusesOptionsThatCannotWork(t *testing.T) {
@@ -182,8 +176,8 @@ func TestConnectWithoutAServerIsWeather(t *testing.T) {
 	defer silent.Close()
 	start := time.Now()
 	refuses(t, ConnectOptions{URL: "nats://" + silent.Addr().String()}, FaultWeather, "timeout")
-	if took := time.Since(start); took > 2*connectTimeout {
-		t.Errorf("gave up after %v, want about %v", took, connectTimeout)
+	if took := time.Since(start); took > 2*wire.ConnectTimeout {
+		t.Errorf("gave up after %v, want about %v", took, wire.ConnectTimeout)
 	}
 }
 
@@ -383,90 +377,4 @@ func writeFile(t *testing.T, name string, contents []byte) string {
 		t.Fatal(err)
 	}
 	return path
-}
-
-// authority is a certificate authority for one test.
-type authority struct {
-	file string // its certificate
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-}
-
-func newAuthority(t *testing.T) *authority {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber:          big.NewInt(1),
-		Subject:               pkix.Name{CommonName: "test authority"},
-		NotBefore:             time.Now().Add(-time.Hour),
-		NotAfter:              time.Now().Add(time.Hour),
-		IsCA:                  true,
-		BasicConstraintsValid: true,
-		KeyUsage:              x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &authority{file: writePEM(t, "ca.pem", "CERTIFICATE", der), cert: cert, key: key}
-}
-
-// issue makes a certificate for 127.0.0.1 or, instead, for names, of a server as of a client.
-func (a *authority) issue(t *testing.T, expires time.Time, names ...string) (certFile, keyFile string) {
-	t.Helper()
-	var addresses []net.IP
-	if len(names) == 0 {
-		addresses = []net.IP{net.IPv4(127, 0, 0, 1)}
-	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(2),
-		Subject:      pkix.Name{CommonName: "test"},
-		NotBefore:    time.Now().Add(-time.Hour),
-		NotAfter:     expires,
-		KeyUsage:     x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		IPAddresses:  addresses,
-		DNSNames:     names,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return writePEM(t, "cert.pem", "CERTIFICATE", der), writePEM(t, "key.pem", "PRIVATE KEY", keyDER)
-}
-
-func (a *authority) pool(t *testing.T) *x509.CertPool {
-	t.Helper()
-	pool := x509.NewCertPool()
-	pool.AddCert(a.cert)
-	return pool
-}
-
-func loadPair(t *testing.T, certFile, keyFile string) tls.Certificate {
-	t.Helper()
-	pair, err := tls.LoadX509KeyPair(certFile, keyFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pair
-}
-
-func writePEM(t *testing.T, name, kind string, der []byte) string {
-	t.Helper()
-	return writeFile(t, name, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
 }

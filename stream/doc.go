@@ -1,6 +1,12 @@
-// Package stream adapts NATS JetStream: the form of an event in the stream, the
-// set-up of the stream, the connection to the servers, publishing and reading back,
-// and whose fault it is if an event is not stored.
+// Package stream is the contract with NATS JetStream, for the relay, consumers and operators:
+// the form of an event in the stream, the set-up of the stream, the connection to the
+// servers, and whose fault it is if an event is not stored.
+//
+// A consumer needs [Connect], [Decode] and [ErrNoEvent]. What the relay does with the stream is in
+// two packages below this one: stream/publisher sends events, and stream/history
+// fences off earlier terms and reads back what the stream holds. Below both are the leaves
+// stream/answer (which answers count), stream/wire (the network connection), stream/await and
+// stream/excerpt.
 //
 // # What it guarantees
 //
@@ -35,55 +41,14 @@
 //	…                      the row's own headers, as they are
 //	ce-…                   those of a CloudEvent in binary mode, if wanted
 //
-// A message without Outbox-Seq is no event: Decode returns [ErrNoEvent].
-//
-// # Publishing
-//
-// A [Publisher] sends events in one of two ways, over a connection of its own:
-//
-//   - Each event by itself (Publish), without waiting for the answers. If one event
-//     fails, the stream stores later ones all the same. So a caller that keeps an
-//     order sends an event only when the outcome of its predecessor is known. This
-//     works with every server that has JetStream.
-//   - In an ordered batch (PublishInOrder), by the fast-ingest protocol of ADR-50. It
-//     needs nats-server 2.14 and a stream with allow_batched, as Ensure creates it.
-//     The stream stores all events before a failed one and none after it, so the
-//     caller need not wait for outcomes. One acknowledgement covers hundreds of
-//     events, which makes this way the faster one for a backlog. The messages are
-//     written to the connection past nats.go, at a third of the cost, with or without
-//     TLS; over a WebSocket they go through nats.go. Pipeline tells whether ordered
-//     batches can be used now. They cannot for some seconds in a cluster after a batch
-//     ended badly, nor for a minute after the server refused a batch as such.
-//
-// Neither way repeats anything by itself. Every event that was taken has one outcome,
-// which Collect returns: stored, or a fault. Collect also returns trouble that
-// concerns no single event, such as a lost connection.
-//
-// # Reading back
-//
-// What the stream holds decides what has been published:
-//
-//   - Fence stores a message on a control subject, one for each outbox, which says
-//     that a term has begun. From then on the stream refuses ordered batches that a
-//     former leader begins: the first message of each batch expects that the latest
-//     fence is the one of its own term.
-//   - Scan tells which events are stored before the fence.
-//   - Find tells which event a single message carries.
-//   - Verify tells whether the stream has lost data since its previous state.
-//
-// A message on the control subject that is not the relay's is skipped, and
-// Fence.Warning names it.
-//
-// The control subject is _outbox.<stream>.<id>, apart from the events, if the stream
-// listens there, as a stream that Ensure created does. In any other stream it is one
-// of the template's subjects, with the token %fence, which no event has. Decode
-// returns ErrNoEvent for its messages.
+// A message without Outbox-Seq is no event: Decode returns [ErrNoEvent]. So it does for the
+// relay's own messages: package history says where they are.
 //
 // # States
 //
 // [Connect] makes one attempt to connect, so that the caller decides about the next.
 // From then on the connection reconnects by itself for ever, unless nats.go closes it:
-// then Open makes another. While the connection is down, publishes fail at once;
+// then its owner makes another. While the connection is down, publishes fail at once;
 // nothing is buffered to be sent later. Servers before 2.9 are refused ([CheckServer]).
 // Every wait ends with its context.
 //
@@ -113,25 +78,6 @@
 // the violation is this event's fault; if it is that of a request, the request fails
 // with a [PermissionError], which names the permission to give. A refusal at a limit
 // tells the figures, and what to do.
-//
-// # What counts as an answer
-//
-// Anybody who knows a reply subject can answer, and another stream may listen on our
-// subjects. An answer counts if it is well formed, fits what was sent, names our
-// stream, and has a sequence above all that the stream had given before the message
-// was sent. After any other answer the event is in doubt: it is never reported as
-// stored.
-//
-//   - An answer with another stream's name is the set-up's fault. The first message
-//     of an ordered batch names our stream, and another stream refuses it.
-//   - An answer with a sequence that the stream had given before is a [LostError]: the
-//     stream was created anew, or put back from a copy. Nothing else is sent until
-//     the stream is opened or fenced again. After idleness this is found out with one
-//     event (Alone) or by Verify (VerifyFirst).
-//   - If an ordered batch cannot have stored all of its events, it has skipped one
-//     whose ID the stream had already. That is a [SkippedError], since the stream does
-//     not say which one. For some seconds, events then go by themselves, for which the
-//     stream says it (Outcome.Duplicate).
 //
 // # Sources
 //

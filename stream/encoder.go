@@ -2,14 +2,13 @@ package stream
 
 import "github.com/nats-io/nats.go"
 
-// reusingEncoder makes the same messages as its Encoder, for one goroutine and in
+// A ReusingEncoder makes the same messages as its Encoder, for one goroutine and in
 // memory that it reuses for each message.
-type reusingEncoder struct {
+type ReusingEncoder struct {
 	encoder  Encoder
 	msg      nats.Msg
 	values   [plainHeaders]string
 	headSize int    // The size of the latest message's header block.
-	mark     uint64 // The mark of the latest message's subject.
 	text     []byte // The message's texts, which share one string.
 	block    []byte // A header block.
 }
@@ -17,8 +16,10 @@ type reusingEncoder struct {
 // plainHeaders is how many headers a message has if its row has no headers.
 const plainHeaders = 7
 
-func newReusingEncoder(encoder Encoder) *reusingEncoder {
-	e := &reusingEncoder{encoder: encoder}
+// NewReusingEncoder returns an encoder that makes messages as this one, which must be
+// valid.
+func NewReusingEncoder(encoder Encoder) *ReusingEncoder {
+	e := &ReusingEncoder{encoder: encoder}
 	e.msg.Header = make(nats.Header, plainHeaders)
 	for i, name := range [plainHeaders]string{
 		HeaderMsgID, HeaderSeq, HeaderCreatedAt, HeaderTopic, HeaderAggregateType, HeaderAggregateID, HeaderEventType,
@@ -29,21 +30,25 @@ func newReusingEncoder(encoder Encoder) *reusingEncoder {
 }
 
 // plain reports whether an event's message has the plain headers only.
-func (e *reusingEncoder) plain(ev *Event) bool {
+func (e *ReusingEncoder) plain(ev *Event) bool {
 	return len(ev.Headers) == 0 && e.encoder.CloudEventsSource == ""
 }
 
-// message returns the event's message. It is valid until the next call: nats.go
-// has copied all of it when PublishMsg returns.
-func (e *reusingEncoder) message(ev *Event, reply string) (*nats.Msg, error) {
+// HeadSize returns the size in bytes of the latest message's header block, without
+// further lines.
+func (e *ReusingEncoder) HeadSize() int { return e.headSize }
+
+// Message returns the event's message. It is valid until the next call: nats.go
+// has copied all of it when PublishMsg returns. Its errors are those of
+// Encoder.Message.
+func (e *ReusingEncoder) Message(ev *Event, reply string) (*nats.Msg, error) {
 	if !e.plain(ev) {
 		lines, err := e.encoder.lines(ev)
 		if err != nil {
 			return nil, err
 		}
-		subject := e.encoder.Template.Subject(ev)
-		e.headSize, e.mark = lines.size, subjectMark(subject)
-		return &nats.Msg{Subject: subject, Reply: reply, Header: lines.header(), Data: ev.Data}, nil
+		e.headSize = lines.size
+		return &nats.Msg{Subject: e.encoder.Template.Subject(ev), Reply: reply, Header: lines.header(), Data: ev.Data}, nil
 	}
 	text, ends, err := appendGenerated(e.text[:0], ev)
 	if err != nil {
@@ -65,7 +70,6 @@ func (e *reusingEncoder) message(ev *Event, reply string) (*nats.Msg, error) {
 	}
 	e.headSize = size
 	e.msg.Subject, e.msg.Reply, e.msg.Data = all[ends[2]:], reply, ev.Data
-	e.mark = subjectMark(e.msg.Subject)
 	return &e.msg, nil
 }
 
@@ -73,10 +77,10 @@ func (e *reusingEncoder) message(ev *Event, reply string) (*nats.Msg, error) {
 const plainHeaderSize = headerOverhead + plainHeaders*len(": \r\n") +
 	len(HeaderMsgID) + len(HeaderSeq) + len(HeaderCreatedAt) + len(HeaderTopic) + len(HeaderAggregateType) + len(HeaderAggregateID) + len(HeaderEventType)
 
-// rawMessage returns the parts of the event's message that precede its payload on
-// the wire: the subject, and the header block with the further lines. Both are
-// valid until the next call.
-func (e *reusingEncoder) rawMessage(ev *Event, further ...headerLine) (subject, head []byte, err error) {
+// RawMessage returns the parts of the event's message that precede its payload on
+// the wire: the subject, and the header block with further lines. Each of those ends
+// with \r\n. Both are valid until the next call. Its errors are those of Encoder.Message.
+func (e *ReusingEncoder) RawMessage(ev *Event, further []byte) (subject, head []byte, err error) {
 	b := append(e.block[:0], "NATS/1.0\r\n"...)
 	if e.plain(ev) {
 		b, err = e.appendPlain(b, ev)
@@ -86,16 +90,14 @@ func (e *reusingEncoder) rawMessage(ev *Event, further ...headerLine) (subject, 
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, line := range further {
-		b = appendLine(b, line.name, line.value)
-	}
+	b = append(b, further...)
 	e.block = append(b, "\r\n"...)
 	e.text = e.encoder.Template.AppendSubject(e.text[:0], ev)
-	e.headSize, e.mark = len(e.block)-linesSize(further), subjectMark(e.text)
+	e.headSize = len(e.block) - len(further)
 	return e.text, e.block, nil
 }
 
-func (e *reusingEncoder) appendPlain(b []byte, ev *Event) ([]byte, error) {
+func (e *ReusingEncoder) appendPlain(b []byte, ev *Event) ([]byte, error) {
 	text, ends, err := appendGenerated(e.text[:0], ev)
 	if err != nil {
 		return nil, err
@@ -115,7 +117,7 @@ func (e *reusingEncoder) appendPlain(b []byte, ev *Event) ([]byte, error) {
 	return b, nil
 }
 
-func (e *reusingEncoder) appendLines(b []byte, ev *Event) ([]byte, error) {
+func (e *ReusingEncoder) appendLines(b []byte, ev *Event) ([]byte, error) {
 	lines, err := e.encoder.lines(ev)
 	if err != nil {
 		return nil, err
@@ -132,3 +134,7 @@ func appendLine[T string | []byte](b []byte, name string, value T) []byte {
 	b = append(b, value...)
 	return append(b, "\r\n"...)
 }
+
+// SmallestHeader is the size in bytes of the header block of an event whose texts are all
+// empty.
+const SmallestHeader = int64(plainHeaderSize + len("00000000-0000-0000-0000-000000000000") + len("0") + len("2006-01-02T15:04:05Z"))

@@ -9,7 +9,7 @@ import (
 	"github.com/google/uuid"
 )
 
-func TestComposerEqualsEncoder(t *testing.T) {
+func TestReusingEncoderEqualsEncoder(t *testing.T) {
 	template, err := ParseTemplate(DefaultTemplate)
 	if err != nil {
 		t.Fatal(err)
@@ -23,9 +23,9 @@ func TestComposerEqualsEncoder(t *testing.T) {
 	noID := plain
 	noID.ID = uuid.Nil
 	for _, encoder := range []Encoder{{Template: template}, {Template: template, CloudEventsSource: "/s"}} {
-		c := newReusingEncoder(encoder)
+		c := NewReusingEncoder(encoder)
 		for _, ev := range []Event{plain, headers, huge, noID, plain} {
-			got, gotErr := c.message(&ev, "r")
+			got, gotErr := c.Message(&ev, "r")
 			want, wantErr := encoder.Message(&ev, "r")
 			if !reflect.DeepEqual(gotErr, wantErr) {
 				t.Errorf("got error %v, want %v", gotErr, wantErr)
@@ -37,16 +37,16 @@ func TestComposerEqualsEncoder(t *testing.T) {
 	}
 }
 
-func BenchmarkComposer(b *testing.B) {
+func BenchmarkReusingEncoder(b *testing.B) {
 	template, err := ParseTemplate(DefaultTemplate)
 	if err != nil {
 		b.Fatal(err)
 	}
-	c := newReusingEncoder(Encoder{Template: template})
+	c := NewReusingEncoder(Encoder{Template: template})
 	ev := Event{Seq: 1_234_567, ID: uuid.New(), Topic: "users", AggregateType: "User", AggregateID: "12345", EventType: "UserCreated", Data: make([]byte, 256), CreatedAt: time.Now()}
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := c.message(&ev, "_INBOX.x.1"); err != nil {
+		if _, err := c.Message(&ev, "_INBOX.x.1"); err != nil {
 			b.Fatal(err)
 		}
 	}

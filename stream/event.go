@@ -11,6 +11,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/nats-io/nats.go"
+
+	"github.com/go-outbox/go-outbox/stream/excerpt"
 )
 
 // ErrNoEvent says that a message carries no outbox event: it is not the relay's, or
@@ -65,13 +67,13 @@ func Decode(header nats.Header, data []byte) (Event, error) {
 	ev := Event{Data: data}
 	var err error
 	if ev.Seq, err = strconv.ParseInt(seq, 10, 64); err != nil {
-		return Event{}, fmt.Errorf("header %s: %q is not a number", HeaderSeq, cut(seq))
+		return Event{}, fmt.Errorf("header %s: %q is not a number", HeaderSeq, excerpt.Of(seq))
 	}
 	if ev.ID, err = uuid.Parse(header.Get(HeaderMsgID)); err != nil {
 		return Event{}, fmt.Errorf("header %s: %w", HeaderMsgID, err)
 	}
 	if ev.CreatedAt, err = time.Parse(time.RFC3339Nano, header.Get(HeaderCreatedAt)); err != nil {
-		return Event{}, fmt.Errorf("header %s: %q is not a time of RFC 3339", HeaderCreatedAt, cut(header.Get(HeaderCreatedAt)))
+		return Event{}, fmt.Errorf("header %s: %q is not a time of RFC 3339", HeaderCreatedAt, excerpt.Of(header.Get(HeaderCreatedAt)))
 	}
 	for _, field := range []struct {
 		name string

@@ -10,6 +10,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/go-outbox/go-outbox/stream/excerpt"
 )
 
 // A Fault says whose fault a failure is, and so who pays for it.
@@ -43,7 +45,7 @@ func (f Fault) String() string {
 	}
 }
 
-// Codes of JetStream's answers that a publisher branches on. The full list is
+// Codes of JetStream's answers that callers branch on. The full list is
 // errors.json of nats-server.
 const (
 	// CodeWrongLastSequence refuses a message for its expected sequence: with
@@ -54,24 +56,16 @@ const (
 	// now, and may still fail.
 	CodeDuplicateInProcess = 10158
 
+	// CodeMessageTooLarge: the message exceeds the stream's max_msg_size.
+	CodeMessageTooLarge = 10054
+
 	// CodeSequenceInProcess: another message with an expected sequence on the
 	// same subject is being stored just now.
 	CodeSequenceInProcess = 10164
-
-	// CodeBatchDisabled: the stream does not take ordered batches.
-	CodeBatchDisabled = 10205
-
-	// CodeBatchUnknown: the ordered batch ended, by its 10 s of idleness or
-	// with the stream's leader.
-	CodeBatchUnknown = 10208
-
-	// CodeBatchesInFlight: too many ordered batches are open at once.
-	CodeBatchesInFlight = 10211
 )
 
 // Further codes.
 const (
-	codeMessageTooLarge = 10054
 	codeHeadersTooLarge = 10097
 	codeStoreFailed     = 10077
 )
@@ -89,9 +83,17 @@ type Error struct {
 	// Err is the cause and never nil.
 	Err error
 
-	refused   bool // the message is certainly not stored
-	permanent bool // see Permanent
-	told      bool // Err has the figures of the limit, and what to do
+	// Refused says that the message is certainly not stored: see Ambiguous.
+	Refused bool
+
+	// Permanent says that the event is refused for what it is, and that this cannot
+	// change within seconds: it is larger than the server or the stream takes, or
+	// has headers or an ID that no message can have. Trying again is of no use
+	// before a person changes the event or a limit. Other refusals of an event may
+	// pass.
+	Permanent bool
+
+	told bool // Err has the figures of the limit, and what to do
 }
 
 // Error returns the cause's text.
@@ -105,14 +107,7 @@ func (e *Error) Unwrap() error { return e.Err }
 // must be read back, or its duplicate window must be relied upon. Ambiguous speaks of
 // this attempt only: if an earlier attempt is in doubt, it stays so although a later
 // one is refused.
-func (e *Error) Ambiguous() bool { return !e.refused }
-
-// Permanent says that the event is refused for what it is, and that this cannot
-// change within seconds: it is larger than the server or the stream takes, or
-// has headers or an ID that no message can have. Trying again is of no use
-// before a person changes the event or a limit. Other refusals of an event may
-// pass.
-func (e *Error) Permanent() bool { return e.permanent }
+func (e *Error) Ambiguous() bool { return !e.Refused }
 
 // Classify finds out whose fault a failure is: the failure of a publish, of a
 // JetStream request or of a connection. It returns nil for nil. If there is an *Error
@@ -128,16 +123,16 @@ func Classify(err error) *Error {
 	}
 	if api, ok := errors.AsType[*jetstream.APIError](err); ok {
 		if api == nil {
-			return malformed("an error without an error object") // A nil one has no text either.
+			return Malformed("an error without an error object") // A nil one has no text either.
 		}
 		e := &Error{Code: int(api.ErrorCode), Status: api.Code, Err: err}
-		e.Fault, e.refused = classifyCode(api)
-		e.permanent = e.Fault == FaultRow && permanentCode(api)
+		e.Fault, e.Refused = classifyCode(api)
+		e.Permanent = e.Fault == FaultRow && permanentCode(api)
 		return e
 	}
 	e := &Error{Err: err}
-	e.Fault, e.refused = classifyClient(err)
-	e.permanent = e.Fault == FaultRow // Its size, subject or headers.
+	e.Fault, e.Refused = classifyClient(err)
+	e.Permanent = e.Fault == FaultRow // Its size, subject or headers.
 	return e
 }
 
@@ -145,21 +140,25 @@ func Classify(err error) *Error {
 // other codes that are the row's fault depend on the stream's configuration.
 func permanentCode(api *jetstream.APIError) bool {
 	switch int(api.ErrorCode) {
-	case codeMessageTooLarge, codeHeadersTooLarge:
+	case CodeMessageTooLarge, codeHeadersTooLarge:
 		return true
 	}
 	return strings.Contains(api.Description, textTooLarge)
 }
 
+// maxRefusal is how many bytes the reason for refusing an event may have: it may name
+// many headers of the event.
+const maxRefusal = 1000
+
 // rowFault and setupFault wrap what this package itself finds wrong, before
 // anything is sent.
 func rowFault(err error) error {
 	if text := err.Error(); len(text) > maxRefusal {
-		err = errors.New(cutTo(text, maxRefusal))
+		err = errors.New(excerpt.To(text, maxRefusal))
 	}
-	return &Error{Fault: FaultRow, Err: err, refused: true, permanent: true}
+	return &Error{Fault: FaultRow, Err: err, Refused: true, Permanent: true}
 }
-func setupFault(err error) error { return &Error{Fault: FaultSetup, Err: err, refused: true} }
+func setupFault(err error) error { return &Error{Fault: FaultSetup, Err: err, Refused: true} }
 
 // classifyCode judges an answer of the server. The codes' names are in
 // errors.json of nats-server 2.15.2; the answers to a publish are made in
@@ -190,7 +189,7 @@ func classifyCode(api *jetstream.APIError) (fault Fault, refused bool) {
 		return FaultWeather, true
 
 	case
-		codeMessageTooLarge, // with its headers it exceeds the stream's max_msg_size
+		CodeMessageTooLarge, // with its headers it exceeds the stream's max_msg_size
 		codeHeadersTooLarge: // the headers exceed 64 KiB
 		return FaultRow, true
 
@@ -339,6 +338,26 @@ func isTLS(err error) bool {
 	return is[*tls.CertificateVerificationError](err) || is[tls.RecordHeaderError](err) ||
 		is[x509.UnknownAuthorityError](err) || is[x509.CertificateInvalidError](err) || is[x509.HostnameError](err)
 }
+
+// A LostError says that the stream is not what it was: events that it acknowledged may
+// be lost. What the stream holds must be read back.
+type LostError struct {
+	// Reason says what is different.
+	Reason string
+}
+
+// Error returns the reason.
+func (e *LostError) Error() string { return e.Reason }
+
+// Malformed is the fault of an answer that does not follow the protocol: the outcome of
+// what was sent is in doubt. What says what is wrong. It is a jetstream.ErrInvalidJSAck.
+func Malformed(what string) *Error { return Classify(&malformedError{what}) }
+
+// malformedError is a jetstream.ErrInvalidJSAck that says what is wrong.
+type malformedError struct{ what string }
+
+func (e *malformedError) Error() string { return "malformed answer of the stream: " + e.what }
+func (e *malformedError) Unwrap() error { return jetstream.ErrInvalidJSAck }
 
 func is[E error](err error) bool {
 	_, ok := errors.AsType[E](err)

@@ -111,7 +111,7 @@ func TestClassifyOfNilAndOfItsOwn(t *testing.T) {
 	if got := Classify(nil); got != nil {
 		t.Errorf("Classify(nil) = %v", got)
 	}
-	inner := &Error{Fault: FaultRow, Code: 10054, Status: 400, Err: io.EOF, refused: true}
+	inner := &Error{Fault: FaultRow, Code: 10054, Status: 400, Err: io.EOF, Refused: true}
 	got := Classify(fmt.Errorf("publish: %w", inner))
 	if got.Fault != FaultRow || got.Code != 10054 || got.Status != 400 || got.Ambiguous() || got.Error() != "publish: EOF" {
 		t.Errorf("Classify of an Error = %+v", got)
@@ -135,10 +135,10 @@ func TestCodesAreThoseOfTheServer(t *testing.T) {
 		CodeWrongLastSequence:  server.JSStreamWrongLastSequenceErrF,
 		CodeDuplicateInProcess: server.JSStreamDuplicateMessageConflict,
 		CodeSequenceInProcess:  server.JSStreamWrongLastSequenceConstantErr,
-		CodeBatchDisabled:      server.JSBatchPublishDisabledErr,
-		CodeBatchUnknown:       server.JSBatchPublishUnknownBatchIDErr,
-		CodeBatchesInFlight:    server.JSBatchPublishTooManyInflight,
-		10054:                  server.JSStreamMessageExceedsMaximumErr,
+		CodeMessageTooLarge:    server.JSStreamMessageExceedsMaximumErr,
+		10205:                  server.JSBatchPublishDisabledErr,
+		10208:                  server.JSBatchPublishUnknownBatchIDErr,
+		10211:                  server.JSBatchPublishTooManyInflight,
 		10060:                  server.JSStreamNotMatchErr,
 		10065:                  server.JSStreamSubjectOverlapErr,
 		10077:                  server.JSStreamStoreFailedF,

@@ -77,7 +77,7 @@ var errNoTemplate = errors.New("subject template: none was parsed")
 
 // Validate says what is wrong with the encoder's fields.
 func (e Encoder) Validate() error {
-	if len(e.Template.tokens) == 0 {
+	if e.Template.IsZero() {
 		return errNoTemplate
 	}
 	if source := e.CloudEventsSource; source != "" {
@@ -93,7 +93,7 @@ func (e Encoder) Validate() error {
 // copied. An error is an *Error with FaultRow: the event can never be published as it
 // is. If the encoder has no template, it is one with FaultSetup.
 func (e Encoder) Message(ev *Event, reply string) (*nats.Msg, error) {
-	if len(e.Template.tokens) == 0 {
+	if e.Template.IsZero() {
 		return nil, setupFault(errNoTemplate)
 	}
 	header, err := e.Header(ev)

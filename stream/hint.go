@@ -51,6 +51,16 @@ func (s Setup) hint(e *Error) string {
 	return ""
 }
 
+// CheckInbox returns an error if the server has refused our subscription to the inbox,
+// where answers come: nothing that we ask is answered on this connection. The error is
+// an *Error with FaultSetup, and says what to permit.
+func CheckInbox(conn *nats.Conn) error {
+	if !inboxDenied(conn) {
+		return nil
+	}
+	return noInbox(conn, conn.LastError())
+}
+
 // inboxDenied reports whether the server has refused our subscription to the inbox,
 // where answers come.
 func inboxDenied(conn *nats.Conn) bool {

@@ -30,10 +30,10 @@ const noSubject = "not..a.subject"
 // and compares what the account says of itself. Its error means that JetStream did not
 // answer the request to create a stream, as where that is not permitted.
 func (s Setup) Rehearse(ctx context.Context, js jetstream.JetStream) (Rehearsal, error) {
-	s = s.orDefault()
+	s = s.OrDefault()
 	var r Rehearsal
-	if most := js.Conn().MaxPayload(); most > 0 && most <= smallestHeader {
-		r.Obstacles = append(r.Obstacles, fmt.Sprintf("the server takes messages of at most %d bytes (max_payload), and the headers of the smallest event have %d: raise max_payload", most, smallestHeader))
+	if most := js.Conn().MaxPayload(); most > 0 && most <= SmallestHeader {
+		r.Obstacles = append(r.Obstacles, fmt.Sprintf("the server takes messages of at most %d bytes (max_payload), and the headers of the smallest event have %d: raise max_payload", most, SmallestHeader))
 		return r, nil // The server would not take the request either.
 	}
 	refusal := s.tryCreating(ctx, js)
@@ -51,7 +51,7 @@ func (s Setup) Rehearse(ctx context.Context, js jetstream.JetStream) (Rehearsal,
 		if hint := s.hint(e); hint != "" {
 			text = hint + ": " + text
 		}
-		if ofAccount := ofQuota(e) || e.Code == codeMaxBytesNeeded; !ofAccount || len(beyond) == 0 { // Otherwise the figures say it better.
+		if ofAccount := e.OfAccount() || e.Code == codeMaxBytesNeeded; !ofAccount || len(beyond) == 0 { // Otherwise the figures say it better.
 			r.Obstacles = append(r.Obstacles, text)
 		}
 	}
@@ -63,7 +63,7 @@ func (s Setup) Rehearse(ctx context.Context, js jetstream.JetStream) (Rehearsal,
 }
 
 // Planned returns the configuration of the stream that Ensure creates if there is none.
-func (s Setup) Planned() jetstream.StreamConfig { return s.orDefault().config() }
+func (s Setup) Planned() jetstream.StreamConfig { return s.OrDefault().config() }
 
 // tryCreating asks for the stream with a subject that cannot be. The server looks at
 // the subjects after its own limits, and at once after them. It returns nil if nothing

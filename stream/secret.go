@@ -3,12 +3,12 @@ package stream
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net/url"
-	"os"
 	"strings"
 
 	"github.com/nats-io/nats.go"
+
+	"github.com/go-outbox/go-outbox/store/secretfile"
 )
 
 // servers returns the URLs, from URLFile if it is set. The error shows no part of the
@@ -20,7 +20,7 @@ func (o ConnectOptions) servers() (string, error) {
 	if o.URL != "" {
 		return "", errTwoURLs
 	}
-	urls, err := readSecret(o.URLFile)
+	urls, err := secretfile.Read(o.URLFile)
 	if err == nil {
 		err = checkURLs(urls)
 	}
@@ -33,13 +33,14 @@ func (o ConnectOptions) servers() (string, error) {
 	return urls, nil
 }
 
-// where names the servers in errors.
-func (o ConnectOptions) where() string {
-	urls, err := o.servers()
-	if err != nil {
-		return "the servers in the file " + o.URLFile
+// NotConnected is the error of a connection that is there, but connected to no server at
+// the moment: it names the servers, and what may be the reason.
+func (o ConnectOptions) NotConnected(reason error) *Error {
+	where := "the servers in the file " + o.URLFile
+	if urls, err := o.servers(); err == nil {
+		where = RedactURL(urls)
 	}
-	return RedactURL(urls)
+	return Classify(fmt.Errorf("not connected to NATS at %s: %w%s", where, reason, o.loginHint(reason, where)))
 }
 
 // takeLogin removes user and password, or the token, from URLs, and returns them. It
@@ -101,37 +102,4 @@ func (o ConnectOptions) logins(urls string) (bare string, options []nats.Option,
 		return latest.Username()
 	}
 	return bare, []nats.Option{nats.UserInfoHandler(user), nats.TokenHandler(token)}, nil
-}
-
-// maxSecretFile is how many bytes a file with a secret may have.
-const maxSecretFile = 64 << 10
-
-// readSecret returns the only line of a file.
-func readSecret(name string) (string, error) {
-	info, err := os.Stat(name)
-	switch {
-	case err != nil:
-		return "", err
-	case !info.Mode().IsRegular():
-		return "", errors.New("it is not a regular file") // A pipe would block.
-	}
-	file, err := os.Open(name)
-	if err != nil {
-		return "", err
-	}
-	defer file.Close()
-	content, err := io.ReadAll(io.LimitReader(file, maxSecretFile+1))
-	if err != nil {
-		return "", err
-	}
-	secret := strings.TrimSuffix(strings.TrimSuffix(string(content), "\n"), "\r")
-	switch {
-	case len(content) > maxSecretFile:
-		return "", fmt.Errorf("it has more than %d bytes", maxSecretFile)
-	case secret == "":
-		return "", errors.New("it is empty")
-	case strings.ContainsAny(secret, "\n\x00"):
-		return "", errors.New("it has several lines, or a zero byte")
-	}
-	return secret, nil
 }

@@ -89,7 +89,7 @@ func TestURLFileIsChecked(t *testing.T) {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, err := stream.NewPublisher(stream.PublisherOptions{Connect: stream.ConnectOptions{URLFile: file}, Setup: stream.Setup{Stream: "OUTBOX"}})
+		err := stream.ConnectOptions{URLFile: file}.Check()
 		switch {
 		case (err == nil) != (want == ""), err != nil && !strings.Contains(err.Error(), want), err != nil && !strings.Contains(err.Error(), file):
 			t.Errorf("%q: got %v, want %q", text, err, want)

@@ -89,12 +89,12 @@ type Report struct {
 	Warnings []string
 }
 
-// orDefault fills in the stream's name and the template.
-func (s Setup) orDefault() Setup {
+// OrDefault fills in the defaults of Stream and Template.
+func (s Setup) OrDefault() Setup {
 	if s.Stream == "" {
 		s.Stream = DefaultStream
 	}
-	if len(s.Template.tokens) == 0 {
+	if s.Template.IsZero() {
 		s.Template, _ = ParseTemplate(DefaultTemplate) // It is constant and valid.
 	}
 	return s
@@ -147,7 +147,7 @@ func (s Setup) Ensure(ctx context.Context, js jetstream.JetStream) (Report, erro
 	if err := s.Validate(); err != nil {
 		return Report{}, setupFault(fmt.Errorf("stream set-up: %w", err))
 	}
-	s = s.orDefault()
+	s = s.OrDefault()
 	str, err := js.Stream(ctx, s.Stream)
 	created := false
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -289,8 +289,8 @@ func (s Setup) obstacles(config jetstream.StreamConfig) []string {
 	if config.NoAck {
 		add("does not acknowledge (no_ack): run `nats stream edit %s --ack`", s.Stream)
 	}
-	if most := int64(config.MaxMsgSize); most > 0 && most <= smallestHeader {
-		add("takes messages of at most %d bytes (max_msg_size), and the headers of the smallest event have %d: run `nats stream edit %s --max-msg-size=-1`", most, smallestHeader, s.Stream)
+	if most := int64(config.MaxMsgSize); most > 0 && most <= SmallestHeader {
+		add("takes messages of at most %d bytes (max_msg_size), and the headers of the smallest event have %d: run `nats stream edit %s --max-msg-size=-1`", most, SmallestHeader, s.Stream)
 	}
 	if config.AllowMsgCounter {
 		add("is a counter (allow_msg_counter) and takes nothing but increments: name another stream")
@@ -357,7 +357,7 @@ func (s Setup) warnings(config jetstream.StreamConfig) []string {
 
 // refusal makes an error that names the stream.
 func (s Setup) refusal(format string, args ...any) *Error {
-	return &Error{Fault: FaultSetup, Err: fmt.Errorf("stream %q: "+format, append([]any{s.Stream}, args...)...), refused: true}
+	return &Error{Fault: FaultSetup, Err: fmt.Errorf("stream %q: "+format, append([]any{s.Stream}, args...)...), Refused: true}
 }
 
 // explain says what a failed request means for the stream.
@@ -367,8 +367,8 @@ func (s Setup) explain(ctx context.Context, js jetstream.JetStream, err error) *
 	}
 	e := Classify(err)
 	quota := ""
-	if ofQuota(e) {
-		quota = quotaOf(ctx, js)
+	if e.OfAccount() {
+		quota = AccountUse(ctx, js)
 	}
 	limit := s.hint(e)
 	if limit == "" {

@@ -50,19 +50,12 @@ func TestTheZeroSetupHasDefaults(t *testing.T) {
 	if err := (Setup{}).Validate(); err != nil {
 		t.Errorf("Validate: %v", err)
 	}
-	publisher, err := NewPublisher(PublisherOptions{Connect: ConnectOptions{URL: "nats://127.0.0.1:1"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := publisher.Stream(); got != DefaultStream {
-		t.Errorf("the publisher's stream is %q, want %q", got, DefaultStream)
-	}
-	if got := publisher.options.Encoder.Template.String(); got != DefaultTemplate {
-		t.Errorf("the publisher's template is %q, want %q", got, DefaultTemplate)
+	if s := (Setup{}).OrDefault(); s.Stream != DefaultStream || s.Template.String() != DefaultTemplate {
+		t.Errorf("the stream is %q with the template %q, want %q and %q", s.Stream, s.Template, DefaultStream, DefaultTemplate)
 	}
 
 	js := streamtest.Start(t).JetStream(t)
-	_, err = Setup{}.Ensure(t.Context(), js)
+	_, err := Setup{}.Ensure(t.Context(), js)
 	wantSetupFault(t, err, `stream "OUTBOX": does not exist`, "--subjects 'outbox.>'")
 	report, err := Setup{Create: true}.Ensure(t.Context(), js)
 	if err != nil {
@@ -73,23 +66,6 @@ func TestTheZeroSetupHasDefaults(t *testing.T) {
 	}
 	if report, err = (Setup{}).Ensure(t.Context(), js); err != nil || report.Created {
 		t.Errorf("once it is there: Created = %v, %v; want false and no error", report.Created, err)
-	}
-}
-
-func TestNewPublisherTellsAllFaults(t *testing.T) {
-	_, err := NewPublisher(PublisherOptions{
-		Connect:    ConnectOptions{URL: "http://127.0.0.1"},
-		Setup:      Setup{Stream: "A.B", Replicas: -1},
-		Encoder:    Encoder{CloudEventsSource: "%"},
-		AckTimeout: -time.Second,
-	})
-	if err == nil {
-		t.Fatal("no error")
-	}
-	for _, want := range []string{"unknown scheme", "Stream: ", "Replicas: ", "CloudEvents source", "AckTimeout: "} {
-		if !strings.Contains(err.Error(), want) {
-			t.Errorf("NewPublisher = %v, want an error with %q", err, want)
-		}
 	}
 }
 

@@ -148,6 +148,9 @@ func parseTemplateToken(token string) (templateToken, error) {
 	return templateToken{literal: token}, nil
 }
 
+// IsZero reports whether it is the zero Template, which makes no subjects.
+func (t Template) IsZero() bool { return len(t.tokens) == 0 }
+
 // String returns the template's text.
 func (t Template) String() string { return t.text }
 
@@ -224,6 +227,16 @@ func (t Template) ControlSubject(name string) string {
 		}
 		return tokenControl
 	})
+}
+
+// Match reports whether a subject is among those of the events, as Filter has them: that
+// of an event, or that of a message which a relay writes for itself (ControlSubject).
+func (t Template) Match(subject string) (event, control bool) {
+	if !covers(t.Filter(), subject) {
+		return false, false
+	}
+	control = strings.Contains(subject, tokenControl)
+	return !control, control
 }
 
 // fill joins the template's tokens, the placeholders replaced.

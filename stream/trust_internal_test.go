@@ -13,13 +13,14 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/go-outbox/go-outbox/stream/streamtest"
+	"github.com/go-outbox/go-outbox/stream/wire"
 )
 
 // Servers of a cluster tell of others by IP address. The certificate of one that is
 // so found may be for the name by which the first was reached, and for nothing else.
 func TestTLSWithServersThatWereFound(t *testing.T) {
-	ca := newAuthority(t)
-	cert, key := ca.issue(t, time.Now().Add(time.Hour), "localhost")
+	ca := streamtest.NewAuthority(t)
+	cert, key := ca.Issue(t, time.Now().Add(time.Hour), "localhost")
 	ports := make([]int, 2)
 	for i := range ports {
 		l := listen(t)
@@ -30,7 +31,7 @@ func TestTLSWithServersThatWereFound(t *testing.T) {
 	node := func(i int) *streamtest.Server {
 		return streamtest.Start(t, func(o *server.Options) {
 			o.ServerName, o.JetStream = fmt.Sprintf("n%d", i), false
-			o.TLSConfig = &tls.Config{Certificates: []tls.Certificate{loadPair(t, cert, key)}, MinVersion: tls.VersionTLS12}
+			o.TLSConfig = &tls.Config{Certificates: []tls.Certificate{streamtest.LoadPair(t, cert, key)}, MinVersion: tls.VersionTLS12}
 			o.TLSTimeout = 2
 			o.Cluster = server.ClusterOpts{Name: "test", Host: "127.0.0.1", Port: ports[i]}
 			o.Routes = server.RoutesFromStr(fmt.Sprintf("nats://127.0.0.1:%d", ports[1-i]))
@@ -41,9 +42,9 @@ func TestTLSWithServersThatWereFound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reconnected, dialer := make(chan struct{}, 1), newDialer(nil)
+	reconnected, dialer := make(chan struct{}, 1), wire.NewDialer(nil)
 	nc, err := Connect(t.Context(), ConnectOptions{
-		URL: "nats://localhost:" + u.Port(), TLSCA: ca.file, OnReconnect: func() { reconnected <- struct{}{} }, dialer: dialer,
+		URL: "nats://localhost:" + u.Port(), TLSCA: ca.File, OnReconnect: func() { reconnected <- struct{}{} }, Dialer: dialer,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -59,25 +60,29 @@ func TestTLSWithServersThatWereFound(t *testing.T) {
 	if id := nc.ConnectedServerName(); id != "n1" {
 		t.Errorf("connected to %q, want the second server", id)
 	}
-	if s := dialer.rawConn(); s == nil || s.tls == nil || s.tls.ConnectionState().ServerName != "localhost" {
-		t.Errorf("got %+v, want TLS with localhost", s)
+	conn := dialer.Raw()
+	if conn == nil {
+		t.Fatal("there is no connection")
+	}
+	if state, secure := conn.TLS(); !secure || state.ServerName != "localhost" {
+		t.Errorf("got %v with %q, want TLS with localhost", secure, state.ServerName)
 	}
 	// An address that a person gave needs a certificate of its own.
-	refuses(t, ConnectOptions{URL: strings.Replace(second.URL(), "0.0.0.0", "127.0.0.1", 1), TLSCA: ca.file}, FaultSetup, "127.0.0.1")
+	refuses(t, ConnectOptions{URL: strings.Replace(second.URL(), "0.0.0.0", "127.0.0.1", 1), TLSCA: ca.File}, FaultSetup, "127.0.0.1")
 }
 
 // Certificates are read anew when the connection is made anew.
 func TestTLSWithNewCertificates(t *testing.T) {
-	old, fresh := newAuthority(t), newAuthority(t)
-	ca := writeFile(t, "trusted.pem", read(t, old.file))
+	old, fresh := streamtest.NewAuthority(t), streamtest.NewAuthority(t)
+	ca := writeFile(t, "trusted.pem", read(t, old.File))
 	issuer := old
 	srv := streamtest.Start(t, func(o *server.Options) {
-		cert, key := issuer.issue(t, time.Now().Add(time.Hour))
-		o.TLSConfig = &tls.Config{Certificates: []tls.Certificate{loadPair(t, cert, key)}, MinVersion: tls.VersionTLS12}
+		cert, key := issuer.Issue(t, time.Now().Add(time.Hour))
+		o.TLSConfig = &tls.Config{Certificates: []tls.Certificate{streamtest.LoadPair(t, cert, key)}, MinVersion: tls.VersionTLS12}
 		o.TLSTimeout = 2
 	})
-	reconnected, dialer := make(chan struct{}, 1), newDialer(nil)
-	nc, err := Connect(t.Context(), ConnectOptions{URL: srv.URL(), TLSCA: ca, OnReconnect: func() { reconnected <- struct{}{} }, dialer: dialer})
+	reconnected, dialer := make(chan struct{}, 1), wire.NewDialer(nil)
+	nc, err := Connect(t.Context(), ConnectOptions{URL: srv.URL(), TLSCA: ca, OnReconnect: func() { reconnected <- struct{}{} }, Dialer: dialer})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +94,7 @@ func TestTLSWithNewCertificates(t *testing.T) {
 		t.Fatal("connected to a server that is not trusted")
 	case <-time.After(300 * time.Millisecond):
 	}
-	if err := os.WriteFile(ca, read(t, fresh.file), 0o600); err != nil {
+	if err := os.WriteFile(ca, read(t, fresh.File), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	receive(t, reconnected)

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/go-outbox/go-outbox/stream"
+	"github.com/go-outbox/go-outbox/stream/publisher"
 )
 
 // serverOf accepts connections like a nats-server of a version, which answers
@@ -76,7 +77,7 @@ func TestOldServerIsRefused(t *testing.T) {
 // The relay does not get as far as JetStream with such a server.
 func TestOpenRefusesOldServer(t *testing.T) {
 	t.Parallel()
-	p, err := stream.NewPublisher(stream.PublisherOptions{Connect: stream.ConnectOptions{URL: serverOf(t, "2.8.4")}})
+	p, err := publisher.New(publisher.Options{Connect: stream.ConnectOptions{URL: serverOf(t, "2.8.4")}})
 	if err != nil {
 		t.Fatal(err)
 	}

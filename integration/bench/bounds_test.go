@@ -12,10 +12,11 @@ import (
 	"github.com/go-outbox/go-outbox/relay"
 	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream"
+	"github.com/go-outbox/go-outbox/stream/publisher"
 )
 
 // BenchmarkBounds measures each server alone, while the other has nothing to do: how fast rows come and go through
-// [store.Outbox], and events through [stream.Publisher]. No relay can be faster than both together allow.
+// [store.Outbox], and events through [publisher.Publisher]. No relay can be faster than both together allow.
 func BenchmarkBounds(b *testing.B) {
 	load := standard(b)
 	for _, retain := range []time.Duration{0, 5 * time.Minute} {
@@ -88,7 +89,7 @@ func exchangeAll(w *harness.World, load backlog, retain time.Duration) time.Dura
 // publishAll publishes as many events as a backlog has, one after the other without regard to aggregates.
 func publishAll(w *harness.World, load backlog, batches bool) time.Duration {
 	w.Helper()
-	publisher, err := stream.NewPublisher(stream.PublisherOptions{
+	sender, err := publisher.New(publisher.Options{
 		Connect:   stream.ConnectOptions{URL: w.URL()},
 		Setup:     stream.Setup{Create: true},
 		NoBatches: !batches,
@@ -96,21 +97,21 @@ func publishAll(w *harness.World, load backlog, batches bool) time.Duration {
 	if err != nil {
 		w.Fatal(err)
 	}
-	defer publisher.Close()
-	if _, err := publisher.Open(w.Context()); err != nil {
+	defer sender.Close()
+	if _, err := sender.Open(w.Context()); err != nil {
 		w.Fatal(err)
 	}
 	const window = 4096
-	limit, send := window, publisher.Publish
+	limit, send := window, sender.Publish
 	if batches {
-		limit, send = publisher.Pipeline(), publisher.PublishInOrder
+		limit, send = sender.Pipeline(), sender.PublishInOrder
 	}
 	event := stream.Event{Topic: "bench", AggregateType: "Account", EventType: "Changed", Data: make([]byte, load.size), CreatedAt: time.Now()}
 	ids := make([]string, load.aggregates)
 	for i := range ids {
 		ids[i] = strconv.Itoa(i)
 	}
-	var outcomes []stream.Outcome
+	var outcomes []publisher.Outcome
 	m := warm(w, load)
 	start := time.Now()
 	for sent, stored := 0, 0; stored < load.events; {
@@ -124,13 +125,13 @@ func publishAll(w *harness.World, load backlog, batches bool) time.Duration {
 		switch {
 		case !batches:
 		case sent == load.events:
-			publisher.Finish()
+			sender.Finish()
 		default:
-			publisher.Flush()
+			sender.Flush()
 		}
-		<-publisher.Outcomes()
+		<-sender.Outcomes()
 		var trouble *stream.Error
-		if outcomes, trouble = publisher.Collect(outcomes[:0]); trouble != nil {
+		if outcomes, trouble = sender.Collect(outcomes[:0]); trouble != nil {
 			w.Fatal(trouble)
 		}
 		for _, o := range outcomes {

@@ -12,6 +12,7 @@ import (
 	"github.com/go-outbox/go-outbox/relay"
 	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream"
+	"github.com/go-outbox/go-outbox/stream/publisher"
 )
 
 // BenchmarkLibrary drains a backlog with the relay in this process, for profiles:
@@ -86,16 +87,16 @@ func (l *library) drain(withoutReader bool, retain time.Duration) time.Duration 
 	if err != nil {
 		l.Fatal(err)
 	}
-	opened, err := stream.NewPublisher(stream.PublisherOptions{
+	opened, err := publisher.New(publisher.Options{
 		Connect: stream.ConnectOptions{URL: l.NATS.URL()},
 		Setup:   stream.Setup{Create: true},
 	})
 	if err != nil {
 		l.Fatal(err)
 	}
-	var publisher relay.Publisher = opened
+	var broker relay.Publisher = opened
 	if withoutReader {
-		publisher = windowOnly{opened}
+		broker = windowOnly{opened}
 	}
 	ready := make(chan time.Time, 1)
 	begun := func() {
@@ -108,7 +109,7 @@ func (l *library) drain(withoutReader bool, retain time.Duration) time.Duration 
 	if withoutReader {
 		hooks = relay.Hooks{Elected: func(int64) { begun() }}
 	}
-	r, err := relay.Assemble(relay.Parts{Store: outbox, Publisher: publisher, Elector: election.Always{}}, relay.Options{Hooks: hooks})
+	r, err := relay.Assemble(relay.Parts{Store: outbox, Publisher: broker, Elector: election.Always{}}, relay.Options{Hooks: hooks})
 	if err != nil {
 		l.Fatal(err)
 	}

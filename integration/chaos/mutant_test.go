@@ -24,6 +24,7 @@ import (
 	"github.com/go-outbox/go-outbox/relay"
 	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream"
+	"github.com/go-outbox/go-outbox/stream/publisher"
 )
 
 var (
@@ -309,7 +310,7 @@ func stoppedBetweenEvents(v *verdict, program string) {
 	if err != nil {
 		v.Fatal(err)
 	}
-	publisher, err := stream.NewPublisher(stream.PublisherOptions{
+	sender, err := publisher.New(publisher.Options{
 		Connect:   stream.ConnectOptions{URL: w.URL()},
 		Setup:     stream.Setup{Template: template, Create: true, DuplicateWindow: window},
 		NoBatches: true, // A batch would have the fence as well.
@@ -317,7 +318,7 @@ func stoppedBetweenEvents(v *verdict, program string) {
 	if err != nil {
 		v.Fatal(err)
 	}
-	stopping := &stoppingPublisher{Publisher: publisher, after: 10, stopped: make(chan struct{}), thawed: make(chan struct{})}
+	stopping := &stoppingPublisher{Publisher: sender, after: 10, stopped: make(chan struct{}), thawed: make(chan struct{})}
 	elector := relay.AdvisoryLock(outbox, relay.DefaultAdvisoryLock, nil)
 	stopped, err := relay.Assemble(relay.Parts{Store: outbox, Publisher: stopping, Elector: elector}, relay.Options{})
 	if err != nil {
@@ -344,7 +345,7 @@ func stoppedBetweenEvents(v *verdict, program string) {
 
 // stoppingPublisher behaves like the publisher of a process that is frozen after it has sent some events, until it is thawed.
 type stoppingPublisher struct {
-	*stream.Publisher
+	*publisher.Publisher
 
 	after           int
 	stopped, thawed chan struct{}
@@ -372,7 +373,7 @@ func (p *stoppingPublisher) Close() {
 
 func givenUpWhileAway(v *verdict, _ string) {
 	w := harness.NewWorld(v, harness.Options{SharedPostgres: true})
-	p := publisher(v, stream.PublisherOptions{
+	p := opened(v, publisher.Options{
 		Connect: stream.ConnectOptions{URL: w.URL()}, Setup: stream.Setup{Create: true}, AckTimeout: 500 * time.Millisecond,
 	})
 	w.NATS.Kill()
@@ -395,11 +396,11 @@ func givenUpWhileAway(v *verdict, _ string) {
 func neverCommitted(v *verdict, _ string) {
 	w := harness.NewWorld(v, harness.Options{SharedPostgres: true, Cluster: true})
 	setup := stream.Setup{Create: true, Replicas: 3}
-	publisher(v, stream.PublisherOptions{Connect: stream.ConnectOptions{URL: w.URL()}, Setup: setup})
+	opened(v, publisher.Options{Connect: stream.ConnectOptions{URL: w.URL()}, Setup: setup})
 	js := w.JetStream()
 	w.Cluster.Healthy(js)
 	leader := w.Cluster.Leader(js)
-	p := publisher(v, stream.PublisherOptions{Connect: stream.ConnectOptions{URL: leader.URL()}, Setup: setup, AckTimeout: time.Second})
+	p := opened(v, publisher.Options{Connect: stream.ConnectOptions{URL: leader.URL()}, Setup: setup, AckTimeout: time.Second})
 	var others []*harness.NATS
 	for _, n := range w.Cluster.Nodes {
 		if n != leader {
@@ -431,12 +432,12 @@ func neverCommitted(v *verdict, _ string) {
 // aPublisher returns an open publisher, which is closed when the test ends.
 type aPublisher struct {
 	testing.TB
-	*stream.Publisher
+	*publisher.Publisher
 }
 
-func publisher(v *verdict, options stream.PublisherOptions) aPublisher {
+func opened(v *verdict, options publisher.Options) aPublisher {
 	v.Helper()
-	p, err := stream.NewPublisher(options)
+	p, err := publisher.New(options)
 	if err != nil {
 		v.Fatal(err)
 	}
@@ -451,7 +452,7 @@ func publisher(v *verdict, options stream.PublisherOptions) aPublisher {
 }
 
 // outcomeOf waits for the outcome of an event.
-func (p aPublisher) outcomeOf(seq int64) stream.Outcome {
+func (p aPublisher) outcomeOf(seq int64) publisher.Outcome {
 	p.Helper()
 	deadline := time.After(20 * time.Second)
 	for {

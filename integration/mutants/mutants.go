@@ -90,11 +90,11 @@ func All() []Mutant {
 			Name:    "fence",
 			Without: "an ordered batch begins without the fence's header",
 			Edits: []Edit{{
-				File: "stream/fence.go",
-				Old:  "if p.fenceSubject == \"\" {\n\t\treturn lines",
+				File: "stream/publisher/known.go",
+				Old:  "if k.subject == \"\" {\n\t\treturn lines",
 				New:  "if true {\n\t\treturn lines",
 			}},
-			Killer: Killer{"./stream", "^TestFenceRefusesEarlierTerms$", "of the former term is stored"},
+			Killer: Killer{"./stream/history", "^TestFenceRefusesEarlierTerms$", "of the former term is stored"},
 		},
 		{
 			Name:    "lease",
@@ -167,11 +167,11 @@ func All() []Mutant {
 			Name:    "duplicate-ack",
 			Without: "that the stream has an event already counts as a failure",
 			Edits: []Edit{{
-				File: "stream/answer.go",
-				Old:  "\tcase a.Error != nil:\n\t\treturn 0, false, Classify(a.Error)\n\tcase a.Type",
-				New:  "\tcase a.Duplicate:\n\t\treturn 0, false, malformed(\"a duplicate\")\n\tcase a.Error != nil:\n\t\treturn 0, false, Classify(a.Error)\n\tcase a.Type",
+				File: "stream/answer/answer.go",
+				Old:  "\tcase a.Error != nil:\n\t\treturn 0, false, stream.Classify(a.Error)\n\tcase a.Type",
+				New:  "\tcase a.Duplicate:\n\t\treturn 0, false, stream.Malformed(\"a duplicate\")\n\tcase a.Error != nil:\n\t\treturn 0, false, stream.Classify(a.Error)\n\tcase a.Type",
 			}},
-			Killer: Killer{"./stream", "^TestAnswerToAnEvent$/^a_duplicate$", "want that it is stored"},
+			Killer: Killer{"./stream/publisher", "^TestAnswerToAnEvent$/^a_duplicate$", "want that it is stored"},
 		},
 		{
 			Name:    "verify",
@@ -187,11 +187,11 @@ func All() []Mutant {
 			Name:    "in-process",
 			Without: "that an event is being stored (10158) counts as success",
 			Edits: []Edit{{
-				File: "stream/answer.go",
-				Old:  "\tcase a.Error != nil:\n\t\treturn 0, false, Classify(a.Error)\n\tcase a.Type",
-				New:  "\tcase a.Error != nil && a.Error.ErrorCode == CodeDuplicateInProcess:\n\t\treturn 0, true, nil\n\tcase a.Error != nil:\n\t\treturn 0, false, Classify(a.Error)\n\tcase a.Type",
+				File: "stream/answer/answer.go",
+				Old:  "\tcase a.Error != nil:\n\t\treturn 0, false, stream.Classify(a.Error)\n\tcase a.Type",
+				New:  "\tcase a.Error != nil && a.Error.ErrorCode == stream.CodeDuplicateInProcess:\n\t\treturn 0, true, nil\n\tcase a.Error != nil:\n\t\treturn 0, false, stream.Classify(a.Error)\n\tcase a.Type",
 			}},
-			Killer: Killer{"./stream", "^TestAnswerToAnEvent$/^a_duplicate_in_process$", "want doubt"},
+			Killer: Killer{"./stream/publisher", "^TestAnswerToAnEvent$/^a_duplicate_in_process$", "want doubt"},
 		},
 		{
 			Name:    "fitness",
@@ -207,11 +207,11 @@ func All() []Mutant {
 			Name:    "another-stream",
 			Without: "any stream's answer counts as ours",
 			Edits: []Edit{{
-				File: "stream/answer.go",
+				File: "stream/answer/answer.go",
 				Old:  "if a.Stream != \"\" && a.Stream != ours {",
 				New:  "if a.Stream != \"\" && false {",
 			}},
-			Killer: Killer{"./stream", "^TestAnotherStreamAnswers$/^by_itself$", "want doubt"},
+			Killer: Killer{"./stream/publisher", "^TestAnotherStreamAnswers$/^by_itself$", "want doubt"},
 		},
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/go-outbox/go-outbox/election"
 	"github.com/go-outbox/go-outbox/relay"
 	"github.com/go-outbox/go-outbox/stream"
+	"github.com/go-outbox/go-outbox/stream/publisher"
 )
 
 func (d *doctor) examineBroker(ctx context.Context) {
@@ -114,7 +115,7 @@ func (d *doctor) inRelaysWords(ctx context.Context, connect stream.ConnectOption
 	connect.OnError = nil
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
-	relay, err := stream.NewPublisher(stream.PublisherOptions{Connect: connect, Setup: setup})
+	relay, err := publisher.New(publisher.Options{Connect: connect, Setup: setup})
 	if err != nil {
 		return err
 	}
@@ -167,7 +168,7 @@ func (d *doctor) examineReading(ctx context.Context, connect stream.ConnectOptio
 	const check = CheckReadingBack
 	connect.OnError = nil
 	setup.Create, setup.Strict = false, false // Nothing is to change, and strictness is applied to the findings.
-	direct, err := d.tryReading(ctx, stream.PublisherOptions{Connect: connect, Setup: setup}, found.Retention == jetstream.LimitsPolicy)
+	direct, err := d.tryReading(ctx, publisher.Options{Connect: connect, Setup: setup}, found.Retention == jetstream.LimitsPolicy)
 	switch {
 	case err != nil:
 		d.pass(Failure, check, fmt.Sprintf("the relay cannot read what stream %q holds, and publishes nothing without: %s", found.Name, strings.ReplaceAll(err.Error(), "\n", "; ")))
@@ -179,10 +180,10 @@ func (d *doctor) examineReading(ctx context.Context, connect stream.ConnectOptio
 }
 
 // tryReading tries it. A stream that removes what was consumed is not read back.
-func (d *doctor) tryReading(ctx context.Context, options stream.PublisherOptions, back bool) (direct bool, err error) {
+func (d *doctor) tryReading(ctx context.Context, options publisher.Options, back bool) (direct bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*patience)
 	defer cancel()
-	reader, err := stream.NewPublisher(options)
+	reader, err := publisher.New(options)
 	if err != nil {
 		return false, err
 	}
@@ -191,9 +192,9 @@ func (d *doctor) tryReading(ctx context.Context, options stream.PublisherOptions
 		return false, err
 	}
 	if !back {
-		return false, reader.TryFinding(ctx)
+		return false, reader.History().TryFinding(ctx)
 	}
-	return reader.TryReading(ctx)
+	return reader.History().TryReading(ctx)
 }
 
 // examineBucket examines what relays are elected by, if that is in NATS.
