@@ -345,8 +345,12 @@ func TestUpgradeLetsProducersPass(t *testing.T) {
 	if _, err := slow.Exec(t.Context(), `begin; insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) values ('t', 'A', '1', 'E', '')`); err != nil {
 		t.Fatal(err)
 	}
-	release := time.AfterFunc(1500*time.Millisecond, func() { _, _ = slow.Exec(t.Context(), `commit`) })
-	defer release.Stop()
+	released := make(chan struct{})
+	time.AfterFunc(1500*time.Millisecond, func() {
+		defer close(released)
+		_, _ = slow.Exec(t.Context(), `commit`)
+	})
+	defer func() { <-released }() // The connection is closed after that.
 	beside := o.producers(t, func() error { return o.Migrate(t.Context()) })
 	// On a machine that is busy with others an insert takes long by itself.
 	busy, got := alone[len(alone)-1], beside[len(beside)*999/1000]
