@@ -5,12 +5,12 @@ import (
 	"strings"
 )
 
-// Faults are all faults of a configuration that [Load] has found, in the order of the file, then of the environment.
+// Errors are all faults of a configuration that [Load] has found, in the order of the file, then of the environment.
 // Errors.As finds the first [*Error].
-type Faults []*Error
+type Errors []*Error
 
 // Error lists the faults, one a line.
-func (f Faults) Error() string {
+func (f Errors) Error() string {
 	var b strings.Builder
 	if len(f) == 1 {
 		b.WriteString("the configuration has a fault:")
@@ -24,7 +24,7 @@ func (f Faults) Error() string {
 }
 
 // Unwrap returns the faults.
-func (f Faults) Unwrap() []error {
+func (f Errors) Unwrap() []error {
 	errs := make([]error, len(f))
 	for i, fault := range f {
 		errs[i] = fault

@@ -89,7 +89,7 @@ func readFile(name string) ([]byte, error) {
 	return data, err
 }
 
-// Load reads the configuration from its sources and checks it. If the error is not nil, it is [Faults], which has every
+// Load reads the configuration from its sources and checks it. If the error is not nil, it is [Errors], which has every
 // fault, and the Config is not to be used.
 func Load(src Sources) (Config, error) {
 	l := &loader{
@@ -131,7 +131,7 @@ type loader struct {
 	file      string // The file that was read, if any.
 	broken    bool   // There is a file, but it could not be read.
 	realFiles bool   // The files are those of the file system.
-	faults    Faults // In the order in which they were found.
+	faults    Errors // In the order in which they were found.
 
 	// Both by the field's key.
 	origins map[string]origin // Where a value was set, if anywhere.

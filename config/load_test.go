@@ -53,9 +53,9 @@ func faults(t *testing.T, err error) []string {
 	if err == nil {
 		return nil
 	}
-	list, ok := errors.AsType[config.Faults](err)
+	list, ok := errors.AsType[config.Errors](err)
 	if !ok {
-		t.Fatalf("error is a %T, want config.Faults: %v", err, err)
+		t.Fatalf("error is a %T, want config.Errors: %v", err, err)
 	}
 	var lines []string
 	for _, fault := range list {

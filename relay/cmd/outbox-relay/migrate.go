@@ -79,7 +79,7 @@ func printSchema(p *process) error {
 	if err != nil {
 		return err
 	}
-	script, err := store.Table(c.Table).Script()
+	script, err := c.Table.Script()
 	if err != nil {
 		return err
 	}
@@ -91,7 +91,7 @@ func printGrants(p *process, roles store.Roles) error {
 	if err != nil {
 		return err
 	}
-	return printf(p.stdout, "%s", store.Table(c.Table).GrantScript(roles))
+	return printf(p.stdout, "%s", c.Table.GrantScript(roles))
 }
 
 // outbox opens the configured outbox, for a command that needs nothing else.
@@ -109,7 +109,7 @@ func openOutbox(c config.Config) (*store.Outbox, error) {
 	if c.DatabaseDSNFile != "" {
 		dsn = "" // It is read from there.
 	}
-	outbox, err := store.Open(dsn, store.Options{Table: store.Table(c.Table), HoldDead: c.Relay.OnDead == config.OnDeadHold, DSNFile: c.DatabaseDSNFile, PasswordFile: c.DatabasePasswordFile})
+	outbox, err := store.Open(dsn, store.Options{Table: c.Table, HoldDead: c.Relay.OnDead == config.OnDeadHold, DSNFile: c.DatabaseDSNFile, PasswordFile: c.DatabasePasswordFile})
 	if err != nil {
 		return nil, wrongConfig(err)
 	}

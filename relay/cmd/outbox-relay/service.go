@@ -99,7 +99,7 @@ func newService(c config.Config, p *process) (*service, error) {
 	}
 	registry := prometheus.NewRegistry()
 	// Several outboxes may be scraped by one Prometheus.
-	labelled := prometheus.WrapRegistererWith(prometheus.Labels{"stream": c.Stream.Name, "table": store.Table(c.Table).String()}, registry)
+	labelled := prometheus.WrapRegistererWith(prometheus.Labels{"stream": c.Stream.Name, "table": c.Table.String()}, registry)
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	hooks, err := metrics.New(labelled)
 	if err != nil {

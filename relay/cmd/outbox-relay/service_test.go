@@ -313,7 +313,7 @@ func TestATakenAddress(t *testing.T) {
 	expectText(t, "standard error", asked.stderr.String(), "outbox-relay: serve HTTP: listen tcp 127.0.0.1:8080: ")
 
 	byDefault := start(t, environment{"OUTBOX_DATABASE_DSN": nowhere, "OUTBOX_HTTP_ADDR": ""})
-	warning := byDefault.logged("going on without health and metrics, since the default address cannot be had; set OUTBOX_HTTP_ADDR to another, or to off")
+	warning := byDefault.logged("going on without health and metrics: the default address is taken; set OUTBOX_HTTP_ADDR to another, or to off")
 	if warning["level"] != "WARN" {
 		t.Errorf("level %v, want a warning", warning["level"])
 	}
@@ -431,7 +431,9 @@ func sql(t *testing.T, dsn, statement string, args ...any) {
 
 func number(t *testing.T, dsn, query string) (n int) {
 	t.Helper()
-	if err := connect(t, dsn).QueryRow(t.Context(), query).Scan(&n); err != nil {
+	conn := connect(t, dsn)
+	defer func() { _ = conn.Close(t.Context()) }() // Now, not with the test: some ask again and again.
+	if err := conn.QueryRow(t.Context(), query).Scan(&n); err != nil {
 		t.Fatal(err)
 	}
 	return n
