@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -234,16 +235,16 @@ func (c *container) probe(p *corev1.Probe) (good bool, body string) {
 	return response.StatusCode >= 200 && response.StatusCode < 400, string(content)
 }
 
-// metric returns the value of a metric without labels.
+// metric returns the value of a metric that has one series.
 func (c *container) metric(name string) float64 {
 	c.Helper()
 	_, body := c.probe(&corev1.Probe{TimeoutSeconds: 10, ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/metrics"}}})
-	_, line, found := strings.Cut(body, "\n"+name+" ")
-	text, _, _ := strings.Cut(line, "\n")
-	value, err := strconv.ParseFloat(text, 64)
-	if !found || err != nil {
-		c.Fatalf("no metric %s (%v) in\n%s", name, err, body)
+	match := regexp.MustCompile(`(?m)^` + name + `(?:\{.*\})? (\S+)$`).FindStringSubmatch(body)
+	if match == nil {
+		c.Fatalf("no metric %s in\n%s", name, body)
 	}
+	value, err := strconv.ParseFloat(match[1], 64)
+	c.must(err)
 	return value
 }
 

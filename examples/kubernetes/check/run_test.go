@@ -1,6 +1,7 @@
 package check
 
 import (
+	"context"
 	"fmt"
 	"path/filepath"
 	"runtime"
@@ -78,15 +79,20 @@ func (s *system) insert(aggregate string) {
 // arrives waits for an event in the stream, and that it is there once.
 func (s *system) arrives(aggregate string) {
 	s.Helper()
+	subject := "outbox.orders.Order." + aggregate
+	js := s.nats[0].JetStream(s.TB, s.options...)
 	eventually(s.TB, patience, func() (bool, string) {
-		n := 0
-		messages := s.nats[0].Messages(s.TB, "OUTBOX", s.options...)
-		for _, m := range messages {
-			if m.Subject == "outbox.orders.Order."+aggregate {
-				n++
-			}
+		ctx, cancel := context.WithTimeout(s.Context(), 5*time.Second)
+		defer cancel()
+		stream, err := js.Stream(ctx, "OUTBOX")
+		if err != nil {
+			return false, err.Error()
 		}
-		return n == 1, fmt.Sprintf("the event of %s is there %d times, among %d messages", aggregate, n, len(messages))
+		info, err := stream.Info(ctx, jetstream.WithSubjectFilter("outbox.>"))
+		if err != nil {
+			return false, err.Error()
+		}
+		return info.State.Subjects[subject] == 1, fmt.Sprintf("the stream has %v", info.State.Subjects)
 	})
 }
 
