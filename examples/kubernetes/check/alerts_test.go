@@ -127,8 +127,8 @@ outbox_relay_postgres_up{job="shop", instance="a"} 1x60
 outbox_relay_postgres_up{job="shop", instance="b"} 1x60
 outbox_relay_ready{job="shop", instance="a"} 1x60
 outbox_relay_ready{job="shop", instance="b"} 1x60
-outbox_relay_exchanges_total{job="shop", instance="a"} 0+60x60
-outbox_relay_exchanges_total{job="shop", instance="b"} 0x60
+outbox_relay_round_trips_total{job="shop", instance="a"} 0+60x60
+outbox_relay_round_trips_total{job="shop", instance="b"} 0x60
 outbox_relay_pauses_total{job="shop", instance="a", fault="setup"} 0x60
 outbox_relay_pauses_total{job="shop", instance="a", fault="weather"} 0+1x60
 outbox_relay_pause_fault{job="shop", instance="a", fault="setup"} 0x60
@@ -200,8 +200,8 @@ func TestAlertsFire(t *testing.T) {
 		"one is missing since before the scrape": {
 			`outbox_relay_pause_fault{job="shop", instance="a", fault="setup"} 1x60`, []string{"OutboxSetupFault"},
 		},
-		"the leader hangs": {`outbox_relay_exchanges_total{job="shop", instance="a"} 0+60x50 3000x10
-			 outbox_relay_exchanges_total{job="shop", instance="b"} 0x60`, []string{"OutboxLeaderHung"}},
+		"the leader hangs": {`outbox_relay_round_trips_total{job="shop", instance="a"} 0+60x50 3000x10
+			 outbox_relay_round_trips_total{job="shop", instance="b"} 0x60`, []string{"OutboxLeaderHung"}},
 		"an event waits":         {`outbox_relay_oldest_pending_seconds{job="shop", instance="a"} 0+10x60`, []string{"OutboxOldestPending"}},
 		"a backlog grows":        {`outbox_relay_pending_events{job="shop", instance="a"} 10000+100x60`, []string{"OutboxBacklogGrowing"}},
 		"a backlog is worked on": {`outbox_relay_pending_events{job="shop", instance="a"} 100000-100x60`, nil},
@@ -231,8 +231,8 @@ func TestAlertsFire(t *testing.T) {
 		"two lead": {
 			`outbox_relay_leader{job="shop", instance="a"} 1x60
 			 outbox_relay_leader{job="shop", instance="b"} 1x60
-			 outbox_relay_exchanges_total{job="shop", instance="a"} 0+60x60
-			 outbox_relay_exchanges_total{job="shop", instance="b"} 0+60x60`,
+			 outbox_relay_round_trips_total{job="shop", instance="a"} 0+60x60
+			 outbox_relay_round_trips_total{job="shop", instance="b"} 0+60x60`,
 			[]string{"OutboxTwoLeaders"},
 		},
 		"a lock":             {`outbox_relay_lock_wait_seconds{job="shop", instance="a"} 0+60x60`, []string{"OutboxLockWait"}},

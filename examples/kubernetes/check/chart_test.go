@@ -82,7 +82,7 @@ func settingsSchema(t *testing.T) map[string]any {
 			}
 			into, key = properties(into[name].(map[string]any)), rest
 		}
-		setting := map[string]any{"description": f.Doc}
+		setting := map[string]any{}
 		switch { // Want says what a value is, in words that a person reads.
 		case strings.HasPrefix(f.Want, "an integer"):
 			setting["type"] = "integer"

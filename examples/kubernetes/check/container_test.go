@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -48,7 +49,7 @@ type container struct {
 // newContainer lays out the files. Secrets and ConfigMaps are by name, then by key.
 func newContainer(tb testing.TB, p pod, files map[string]map[string]string) *container {
 	tb.Helper()
-	c := &container{TB: tb, pod: p, spec: p.spec.Containers[0], root: filepath.Join(tb.TempDir(), "root"), jailed: os.Geteuid() == 0, addr: freeAddr(tb)}
+	c := &container{TB: tb, pod: p, spec: p.spec.Containers[0], root: filepath.Join(tb.TempDir(), "root"), jailed: os.Geteuid() == 0, addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(freePort(tb)))}
 	// The image, as the Dockerfile makes it.
 	program, err := os.ReadFile(binary)
 	c.must(err)
@@ -182,12 +183,11 @@ func (c *container) start(command ...string) *container {
 	}
 	run := &container{TB: c.TB, pod: c.pod, spec: c.spec, root: c.root, jailed: c.jailed, addr: c.addr, before: c.before, ended: make(chan struct{})}
 	run.cmd = &exec.Cmd{Path: command[0], Args: command, Env: c.environment(), Dir: "/app", Stdout: &run.output, Stderr: &run.output}
+	run.cmd.SysProcAttr = attributes()
 	if c.jailed {
 		user, group, files := c.identity()
-		run.cmd.SysProcAttr = &syscall.SysProcAttr{
-			Chroot:     c.root,
-			Credential: &syscall.Credential{Uid: uint32(user), Gid: uint32(group), Groups: []uint32{uint32(files)}},
-		}
+		run.cmd.SysProcAttr.Chroot = c.root
+		run.cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(user), Gid: uint32(group), Groups: []uint32{uint32(files)}}
 	} else {
 		run.cmd.Path, run.cmd.Dir = filepath.Join(c.root, command[0]), filepath.Join(c.root, "app")
 	}
@@ -252,6 +252,11 @@ func (c *container) metric(name string) float64 {
 func (c *container) becomes(good bool, p *corev1.Probe, within time.Duration) {
 	c.Helper()
 	eventually(c.TB, within, func() (bool, string) {
+		select {
+		case <-c.ended:
+			c.Fatalf("it ended: %v", c.cmd.ProcessState)
+		default:
+		}
 		got, body := c.probe(p)
 		return got == good, fmt.Sprintf("GET %s: %v, %s", p.HTTPGet.Path, got, body)
 	})
@@ -307,24 +312,21 @@ func eventually(tb testing.TB, within time.Duration, condition func() (bool, str
 	}
 }
 
-func freeAddr(tb testing.TB) string {
-	tb.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer listener.Close()
-	return listener.Addr().String()
-}
-
+// freePort returns a port that nobody uses just now. It is below those that the system gives to outgoing connections, and below
+// those of storetest, so that nobody takes it meanwhile but by chance.
 func freePort(tb testing.TB) int {
 	tb.Helper()
-	_, text, _ := net.SplitHostPort(freeAddr(tb))
-	port, err := strconv.Atoi(text)
-	if err != nil {
-		tb.Fatal(err)
+	const lowest, highest = 10_000, 20_000
+	for range 100 {
+		port := lowest + rand.IntN(highest-lowest)
+		listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		if err == nil {
+			_ = listener.Close() // It has accepted nothing.
+			return port
+		}
 	}
-	return port
+	tb.Fatal("no port is free")
+	return 0
 }
 
 // safeBuffer is a Buffer for a process that writes and a test that reads.

@@ -199,9 +199,9 @@ func testRun(t *testing.T, s *system) {
 	}
 
 	// OutboxLeaderHung relies on it: a leader with nothing to do asks the outbox all the same.
-	idle := a.metric("outbox_relay_exchanges_total")
+	idle := a.metric("outbox_relay_round_trips_total")
 	eventually(t, 30*time.Second, func() (bool, string) {
-		now := a.metric("outbox_relay_exchanges_total")
+		now := a.metric("outbox_relay_round_trips_total")
 		return now > idle, fmt.Sprintf("%v round trips, as before", now)
 	})
 
