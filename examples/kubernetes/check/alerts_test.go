@@ -24,7 +24,7 @@ import (
 )
 
 // planned are metrics that rules may name before the relay has them: a rule about them says nothing until then.
-var planned = []string{
+var planned = []string{ //nolint:gochecknoglobals // Immutable.
 	"outbox_relay_pause_fault", "outbox_relay_condition", "outbox_relay_ready",
 }
 
@@ -261,7 +261,7 @@ func TestAlertsFire(t *testing.T) {
 }
 
 // start is when the series begin.
-var start = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+var start = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC) //nolint:gochecknoglobals // Immutable.
 
 // healthyOf returns the healthy series of a name.
 func healthyOf(name string) string {
@@ -289,7 +289,7 @@ func replaced(t *testing.T, by string) series {
 			if err != nil {
 				t.Fatalf("%s: %v", line, err)
 			}
-			name := metric.Get(labels.MetricName)
+			name := metric.Get(model.MetricNameLabel)
 			if skip[name] {
 				continue
 			}

@@ -248,8 +248,8 @@ func (c *container) metric(name string) float64 {
 	return value
 }
 
-// becomes waits until a probe is answered so.
-func (c *container) becomes(good bool, p *corev1.Probe, within time.Duration) {
+// passes waits until a probe does.
+func (c *container) passes(p *corev1.Probe, within time.Duration) {
 	c.Helper()
 	eventually(c.TB, within, func() (bool, string) {
 		select {
@@ -258,7 +258,7 @@ func (c *container) becomes(good bool, p *corev1.Probe, within time.Duration) {
 		default:
 		}
 		got, body := c.probe(p)
-		return got == good, fmt.Sprintf("GET %s: %v, %s", p.HTTPGet.Path, got, body)
+		return got, fmt.Sprintf("GET %s: %v, %s", p.HTTPGet.Path, got, body)
 	})
 }
 

@@ -11,7 +11,7 @@ import (
 
 // binary is the outbox-relay that TestMain built as the Dockerfile does: without cgo, and with the modules of the main go.mod
 // rather than ours.
-var binary string
+var binary string //nolint:gochecknoglobals // Built once for all tests.
 
 func TestMain(m *testing.M) {
 	dir, err := os.MkdirTemp("", "outbox-relay-")

@@ -35,7 +35,7 @@ import (
 )
 
 // update writes the files that are copies of others, instead of comparing them.
-var update = flag.Bool("update", false, "write what is generated")
+var update = flag.Bool("update", false, "write what is generated") //nolint:gochecknoglobals // A flag of the test binary.
 
 // Where things are, as seen from this package.
 const (

@@ -154,7 +154,7 @@ func testRun(t *testing.T, s *system) {
 
 	// A relay that is there before its tables starts, lives, and is not ready: it waits.
 	a := first.start()
-	a.becomes(true, startup, budget)
+	a.passes(startup, budget)
 	notReady := func(because string) {
 		t.Helper()
 		eventually(t, patience, func() (bool, string) {
@@ -182,7 +182,7 @@ func testRun(t *testing.T, s *system) {
 	}
 	notReady("missing privilege")
 	s.sql("outbox_migrator", ownerPassword, read(t, filepath.Join(manifests, "grants.sql")))
-	a.becomes(true, ready, patience)
+	a.passes(ready, patience)
 
 	// The first of two: an event flows from the producer's role to the stream, and all is as it should be.
 	s.insert("1")
@@ -192,8 +192,8 @@ func testRun(t *testing.T, s *system) {
 	}
 	second := s.container("relay")
 	b := second.start()
-	b.becomes(true, startup, budget)
-	b.becomes(true, ready, patience)
+	b.passes(startup, budget)
+	b.passes(ready, patience)
 	if replicas := only[*appsv1.Deployment](t, s.objects).Spec.Replicas; *replicas != 2 {
 		t.Errorf("%d relays, 2 were tried", *replicas)
 	}
@@ -209,7 +209,7 @@ func testRun(t *testing.T, s *system) {
 	a.stops()
 	s.insert("2")
 	s.arrives("2")
-	b.becomes(true, ready, patience)
+	b.passes(ready, patience)
 
 	// A password that is replaced needs no restart.
 	s.setPassword("outbox_relay", "another password")
@@ -222,7 +222,7 @@ func testRun(t *testing.T, s *system) {
 	s.sql("postgres", "", `select pg_terminate_backend(pid) from pg_stat_activity where usename = 'outbox_relay'`)
 	s.insert("3")
 	s.arrives("3")
-	b.becomes(true, ready, patience)
+	b.passes(ready, patience)
 	b.stops()
 
 	for _, c := range []*container{first, second} {
@@ -251,7 +251,7 @@ func TestWrongSecretIsNotReady(t *testing.T) {
 		"NATS":     with(s.files, s.natsSecret, map[string]string{"url": strings.ReplaceAll(s.natsURL(), natsPassword, "wrong")}),
 	} {
 		c := newContainer(t, template, files).start()
-		c.becomes(true, c.spec.StartupProbe, patience)
+		c.passes(c.spec.StartupProbe, patience)
 		minReady := time.Duration(only[*appsv1.Deployment](t, s.objects).Spec.MinReadySeconds) * time.Second
 		for deadline := time.Now().Add(minReady); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
 			if good, body := c.probe(c.spec.ReadinessProbe); good {
