@@ -26,8 +26,11 @@ RACE = $(shell [ "$$(go env CGO_ENABLED)" = 1 ] && command -v "$$(go env CC)" >/
 # It takes times and memory, so it runs alone and without the race detector.
 TIMED = .*/integration/field
 
+# A module of its own, so that the library has none of Kubernetes' dependencies.
+KUBERNETES = examples/kubernetes/check
+
 .DEFAULT_GOAL := help
-.PHONY: help build docker-build up sample-logs down demo test chaos mutants lint bench fuzz clean need-go need-postgres need-docker
+.PHONY: help build docker-build up sample-logs down demo test kubernetes chaos mutants lint bench fuzz clean need-go need-postgres need-docker
 
 help: ## list the targets
 	@echo 'Go Outbox, from Postgres to JetStream: in order, exactly once.'
@@ -91,7 +94,12 @@ down: need-docker ## remove the containers and their data
 test: need-go need-postgres ## run all tests (ARGS, PACKAGES)
 	@set -e; timed=$$(go list $(PACKAGES) | grep -x '$(TIMED)' || true); others=$$(go list $(PACKAGES) | grep -vx '$(TIMED)' || true); set -x; \
 	[ -z "$$others" ] || go test $(RACE) -count=1 -timeout 40m $(ARGS) $$others; \
-	[ -z "$$timed" ] || go test -count=1 -timeout 40m $(ARGS) $$timed
+	[ -z "$$timed" ] || go test -count=1 -timeout 40m $(ARGS) $$timed; \
+	[ '$(PACKAGES)$(ARGS)' != ./... ] || $(MAKE) --no-print-directory kubernetes
+
+# The race detector would compile all of helm and Kubernetes once more. What it could find is tested elsewhere.
+kubernetes: need-go need-postgres ## check the Kubernetes manifests and the chart, and run their containers (ARGS)
+	cd $(KUBERNETES) && go test -count=1 -timeout 20m $(ARGS) ./...
 
 chaos: need-go need-postgres ## break all there is for DURATION, then relays without a safeguard for as long at most (SEED)
 	go test -count=1 -v -timeout 0 -run '^TestChaos$$' ./integration/chaos -duration $(DURATION) $(if $(SEED),-seed $(SEED))
@@ -103,6 +111,7 @@ mutants: need-go need-postgres ## take out one safeguard at a time, and see that
 lint: need-go ## check style, layers and formatting
 	$(GOLANGCI_LINT) fmt --diff
 	$(GOLANGCI_LINT) run
+	cd $(KUBERNETES) && $(GOLANGCI_LINT) run
 
 bench: need-go need-postgres ## run the benchmarks (ARGS, PACKAGES)
 	go test -run '^$$' -bench . -benchmem -timeout 60m $(ARGS) $(PACKAGES)
