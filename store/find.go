@@ -127,8 +127,12 @@ select place, seq, coalesce(id, '00000000-0000-0000-0000-000000000000'), `+b.tex
 				e.After = uint64(*after)
 			}
 			b.cutTexts(&e.Cut, texts[:], []columnText{
-				{"topic", &e.Topic}, {"aggregate_type", &e.AggregateType}, {"aggregate_id", &e.AggregateID}, {"event_type", &e.EventType},
-				{"reason", &e.Reason}, {"stream", &e.Stream},
+				{"topic", &e.Topic},
+				{"aggregate_type", &e.AggregateType},
+				{"aggregate_id", &e.AggregateID},
+				{"event_type", &e.EventType},
+				{"reason", &e.Reason},
+				{"stream", &e.Stream},
 			})
 			return e, err
 		})

@@ -19,7 +19,6 @@ import (
 	"github.com/go-outbox/go-outbox/relay"
 	"github.com/go-outbox/go-outbox/relay/admin"
 	"github.com/go-outbox/go-outbox/relay/metrics"
-	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream/embedded"
 )
 
