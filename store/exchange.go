@@ -198,9 +198,9 @@ func (t Table) queries(holdDead bool, sequence string) queries {
 	if holdDead {
 		hold = `
            and not exists (select from only ` + t.dead() + ` d
-                            where ` + sameAggregate("d", "o") + `)
+                            where ` + sameAggregate("d") + `)
            and not exists (select from only ` + t.outbox() + ` g
-                            where g.given_up_at is not null and ` + sameAggregate("g", "o") + `)`
+                            where g.given_up_at is not null and ` + sameAggregate("g") + `)`
 	}
 	drawn := `null::bigint` // The highest seq that the sequence has given out.
 	if sequence != "" {

@@ -165,7 +165,7 @@ select count(*), count(*) <= $2 from (select from only `+t.outbox()+` where seq 
 	if o.holdDead {
 		err = conn.QueryRow(ctx, `
 select d.seq, `+b.textOf("d.last_error")+`
-  from only `+t.outbox()+` o join (`+t.deadEverywhere()+`) d on `+sameAggregate("d", "o")+`
+  from only `+t.outbox()+` o join (`+t.deadEverywhere()+`) d on `+sameAggregate("d")+`
  where o.seq = $1 order by d.seq limit 1`, e.Seq).Scan(&e.Behind, &reason)
 		if err == nil {
 			e.Place = PlaceHeld
@@ -180,7 +180,7 @@ select d.seq, `+b.textOf("d.last_error")+`
 	}
 	err = conn.QueryRow(ctx, `
 select r.seq, r.retry_at, coalesce(`+b.textOf("r.last_error")+`, '')
-  from only `+t.outbox()+` o join only `+t.outbox()+` r on `+sameAggregate("r", "o")+`
+  from only `+t.outbox()+` o join only `+t.outbox()+` r on `+sameAggregate("r")+`
  where o.seq = $1 and r.seq < $1 and r.retry_at > clock_timestamp() and r.given_up_at is null order by r.seq limit 1`, e.Seq).
 		Scan(&e.Behind, &e.RetryAt, &reason)
 	switch {

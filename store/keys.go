@@ -64,9 +64,9 @@ const (
 // columns of two is an error, and some take capitals for small letters. The indexes of the dead letters are in this one.
 const bytewise = `collate "default"`
 
-// sameAggregate is the condition that rows of two tables are of one aggregate.
-func sameAggregate(a, b string) string {
-	return fmt.Sprintf(`%[1]s.aggregate_type %[3]s = %[2]s.aggregate_type %[3]s and %[1]s.aggregate_id %[3]s = %[2]s.aggregate_id %[3]s`, a, b, bytewise)
+// sameAggregate is the condition that a row of another table, or another row, is of the aggregate of the row o.
+func sameAggregate(other string) string {
+	return fmt.Sprintf(`%[1]s.aggregate_type %[2]s = o.aggregate_type %[2]s and %[1]s.aggregate_id %[2]s = o.aggregate_id %[2]s`, other, bytewise)
 }
 
 // aggregateColumns name an aggregate, so that it can be compared with those of other tables.

@@ -441,11 +441,12 @@ select s.is_called and s.last_value >= q.seqstart and (select coalesce(min(seq) 
 				return err
 			}
 		}
-		level, what := slog.LevelInfo, "events may have been published before, and nothing is recorded of that; reading back the whole stream"
+		attrs := []slog.Attr{slog.String("table", o.table.relay()), slog.String("stream", stream)}
 		if archived != nil {
-			level, what = slog.LevelWarn, "events were published before, and somebody has deleted the record of that; reading back the whole stream"
+			o.log.LogAttrs(ctx, slog.LevelWarn, "events were published before, and somebody has deleted the record of that; reading back the whole stream", attrs...)
+		} else {
+			o.log.LogAttrs(ctx, slog.LevelInfo, "events may have been published before, and nothing is recorded of that; reading back the whole stream", attrs...)
 		}
-		o.log.LogAttrs(ctx, level, what, slog.String("table", o.table.relay()), slog.String("stream", stream))
 	}
 	return nil
 }

@@ -149,16 +149,16 @@ func (o *Outbox) stragglers() string {
 	held := ""
 	if o.holdDead {
 		held = `
-   and not exists (select from only ` + t.dead() + ` d where ` + sameAggregate("d", "o") + `)
+   and not exists (select from only ` + t.dead() + ` d where ` + sameAggregate("d") + `)
    and not exists (select from only ` + t.outbox() + ` g
-                    where g.given_up_at is not null and ` + sameAggregate("g", "o") + `)`
+                    where g.given_up_at is not null and ` + sameAggregate("g") + `)`
 	}
 	return `
 select seq from only ` + t.outbox() + ` o
  where seq < $1 and given_up_at is null
    and not exists (select from only ` + t.outbox() + ` r
                     where r.retry_at > clock_timestamp() and r.retry_at < clock_timestamp() + interval '1 day' -- Not even a relay waits longer.
-                      and ` + sameAggregate("r", "o") + `)` + held + `
+                      and ` + sameAggregate("r") + `)` + held + `
  order by seq limit 1`
 }
 

@@ -187,7 +187,7 @@ func TestTiersForbidTheStream(t *testing.T) {
 // What an account may not be asked is not held against it.
 func TestAccountMayNotBeAsked(t *testing.T) {
 	t.Parallel()
-	_, url, js := denying(t, "$JS.API.INFO")
+	url, js := denying(t, "$JS.API.INFO")
 	d := diagnose(t, relay.Config{Postgres: storetest.NewDatabase(t), NATS: url})
 	d.expectErr(t, false)
 	d.expect(t, `ok stream: "OUTBOX" does not exist yet`)

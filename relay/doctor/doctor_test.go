@@ -175,7 +175,7 @@ func TestNamesThePermissionsOfTheStream(t *testing.T) {
 		"$JS.API.STREAM.INFO.>":   "failure jetstream: may not publish to $JS.API.STREAM.INFO.OUTBOX: permit it",
 		"elsewhere":               `ok stream: "OUTBOX" does not exist yet; the relay creates it`,
 	} {
-		_, url, js := denying(t, deny)
+		url, js := denying(t, deny)
 		d := diagnose(t, relay.Config{Postgres: dsn, NATS: url})
 		d.expect(t, want)
 		if _, err := js.Stream(t.Context(), "OUTBOX"); !errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -356,7 +356,7 @@ func TestComparesLimits(t *testing.T) {
 // The subjects of the events that are pending are tried, without storing anything.
 
 func TestTriesPendingSubjects(t *testing.T) {
-	_, url, js := denying(t, "outbox.secret.>")
+	url, js := denying(t, "outbox.secret.>")
 	str, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "OUTBOX", Subjects: []string{"outbox.>", "_outbox.OUTBOX.*"}, Duplicates: time.Hour})
 	if err != nil {
 		t.Fatal(err)

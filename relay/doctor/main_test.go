@@ -139,12 +139,12 @@ func eventually(t *testing.T, what string, condition func() bool) {
 }
 
 // denying starts a server whose user "me" may not publish to some subjects.
-func denying(t *testing.T, subjects ...string) (broker *streamtest.Server, url string, js jetstream.JetStream) {
+func denying(t *testing.T, subjects ...string) (url string, js jetstream.JetStream) {
 	t.Helper()
-	broker = streamtest.Start(t, func(o *server.Options) {
+	broker := streamtest.Start(t, func(o *server.Options) {
 		o.Users = []*server.User{{Username: "all", Password: "right"}, {Username: "me", Password: "right", Permissions: &server.Permissions{
 			Publish: &server.SubjectPermission{Deny: subjects},
 		}}}
 	})
-	return broker, strings.Replace(broker.URL(), "://", "://me:right@", 1), broker.JetStream(t, nats.UserInfo("all", "right"))
+	return strings.Replace(broker.URL(), "://", "://me:right@", 1), broker.JetStream(t, nats.UserInfo("all", "right"))
 }

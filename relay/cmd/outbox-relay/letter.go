@@ -270,9 +270,9 @@ func printf(w io.Writer, format string, args ...any) error {
 	return written(err)
 }
 
-func plural(n int, what string) string {
+func eventCount(n int) string {
 	if n == 1 {
-		return "1 " + what
+		return "1 event"
 	}
-	return fmt.Sprintf("%d %ss", n, what)
+	return fmt.Sprintf("%d events", n)
 }

@@ -152,7 +152,7 @@ func (r *replay) run(ctx context.Context, asJSON bool) error {
 		left = fmt.Sprintf("; %s the archive: the outbox already has them or another event with their seq, or they are dead letters; --new-ids publishes them nevertheless",
 			stay(replayed.Left))
 	}
-	return printf(r.p.stdout, "put back %s%s\n", plural(replayed.Back, "event"), left)
+	return printf(r.p.stdout, "put back %s%s\n", eventCount(replayed.Back), left)
 }
 
 func stay(events int) string {
@@ -185,7 +185,7 @@ func (r *replay) list(ctx context.Context, limit int) error {
 			return err
 		}
 	}
-	return printf(r.p.stdout, "would put back %s\n", plural(total, "event"))
+	return printf(r.p.stdout, "would put back %s\n", eventCount(total))
 }
 
 // published is an archived event as replay --dry-run --json shows it. Programs read this: fields may be added, not
@@ -231,14 +231,14 @@ func (r *replay) sayWhyNothing(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	why := fmt.Sprintf("the archive has %s, none of which is selected", plural(total, "event"))
+	why := fmt.Sprintf("the archive has %s, none of which is selected", eventCount(total))
 	switch {
 	case total == 0 && r.retain == 0:
 		why = "the archive is empty, since relay.retain (OUTBOX_RETAIN) is 0: the relay keeps nothing of what it has published"
 	case total == 0:
 		why = fmt.Sprintf("the archive is empty: nothing was published within relay.retain (%v), or it has been put back already", r.retain)
 	case selected > 0:
-		why = fmt.Sprintf("%s selected, but already in the outbox or among the dead letters, or another event has the seq", plural(selected, "event"))
+		why = fmt.Sprintf("%s selected, but already in the outbox or among the dead letters, or another event has the seq", eventCount(selected))
 	}
 	return printf(r.p.stdout, "nothing to put back: %s\n", why)
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"maps"
 	"math/big"
 	"net"
 	"os"
@@ -199,9 +200,7 @@ func TestSurroundingsNameTheRemedy(t *testing.T) {
 			}
 			relay.stop()
 			relay.wait()
-			for name, value := range tt.cure {
-				env[name] = value
-			}
+			maps.Copy(env, tt.cure)
 			cured := start(t, env)
 			cured.logged("leading")
 		})
