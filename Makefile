@@ -23,8 +23,8 @@ COMPOSE = $(shell docker compose version >/dev/null 2>&1 && echo docker compose 
 # The race detector needs cgo and a C compiler.
 RACE = $(shell [ "$$(go env CGO_ENABLED)" = 1 ] && command -v "$$(go env CC)" >/dev/null && echo -race)
 
-# It takes times and memory, so it runs alone and without the race detector.
-TIMED = .*/integration/field
+# What takes times, and what compiles nats-servers beside it: one after the other, and without the race detector.
+TIMED = .*/integration/\(field\|versions\)
 
 # A module of its own, so that the library has none of Kubernetes' dependencies.
 KUBERNETES = examples/kubernetes/check
@@ -94,7 +94,7 @@ down: need-docker ## remove the containers and their data
 test: need-go need-postgres ## run all tests (ARGS, PACKAGES)
 	@set -e; timed=$$(go list $(PACKAGES) | grep -x '$(TIMED)' || true); others=$$(go list $(PACKAGES) | grep -vx '$(TIMED)' || true); set -x; \
 	[ -z "$$others" ] || go test $(RACE) -count=1 -timeout 40m $(ARGS) $$others; \
-	[ -z "$$timed" ] || go test -count=1 -timeout 40m $(ARGS) $$timed; \
+	[ -z "$$timed" ] || go test -p 1 -count=1 -timeout 40m $(ARGS) $$timed; \
 	[ '$(PACKAGES)$(ARGS)' != ./... ] || $(MAKE) --no-print-directory kubernetes
 
 # The race detector would compile all of helm and Kubernetes once more. What it could find is tested elsewhere.

@@ -91,7 +91,10 @@ func TestBrokerForgets(t *testing.T) {
 		copied := w.NATS.Copy()
 		w.NATS.Thaw()
 		before := w.StoredIn(w.JetStream(), "OUTBOX")
-		harness.Pause(t.Context(), 3*time.Second) // So old the copy gets.
+		harness.Pause(t.Context(), 3*time.Second) // At least so old the copy gets.
+		harness.Eventually(t, 30*time.Second, "there is something to lose", func() bool {
+			return w.StoredIn(w.JetStream(), "OUTBOX") >= before+50
+		})
 		lost := w.StoredIn(w.JetStream(), "OUTBOX") - before
 		w.NATS.Kill()
 		w.NATS.Restore(copied)

@@ -63,7 +63,7 @@ func (b *Backlog) Reaches(n int) {
 // except for the numbers in without, which it must not hold.
 func (b *Backlog) Audit(conn *pgx.Conn, without ...int) {
 	b.Helper()
-	Eventually(b.TB, 40*time.Second, "the outbox is empty", func() bool {
+	Eventually(b.TB, 90*time.Second, "the outbox is empty", func() bool {
 		var waiting bool
 		if err := conn.QueryRow(b.Context(), `select exists (select from `+b.Table+` where given_up_at is null)`).Scan(&waiting); err != nil {
 			b.Fatal(err)
