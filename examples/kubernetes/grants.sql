@@ -10,7 +10,7 @@ GRANT EXECUTE ON FUNCTION "public"."outbox_emitted"(), "public"."outbox_emit"(te
 
 -- The relay, and the commands dead, replay, status and doctor.
 GRANT USAGE ON SCHEMA "public" TO "outbox_relay";
-GRANT SELECT, INSERT, UPDATE, DELETE ON "public"."outbox", "public"."outbox_dead", "public"."outbox_relay" TO "outbox_relay";
+GRANT SELECT, INSERT, UPDATE, DELETE ON "public"."outbox", "public"."outbox_dead", "public"."outbox_relay", "public"."outbox_candidates" TO "outbox_relay";
 GRANT SELECT, UPDATE, DELETE ON "public"."outbox_published" TO "outbox_relay";
 GRANT SELECT, INSERT, DELETE, TRUNCATE ON "public"."outbox_published_0", "public"."outbox_published_1", "public"."outbox_published_2" TO "outbox_relay";
 GRANT SELECT ON "public"."outbox_migrations" TO "outbox_relay";

@@ -177,7 +177,7 @@ func TestSettingsArrive(t *testing.T) {
 		"strict": "true", "logging_format": "json", "stream_replicas": "3", "table": "shop.events",
 		"database_dsn":  "postgres://outbox_relay@db.example.com/shop?sslmode=verify-full",
 		"advisory_lock": "9007199254740991", "subject": "events.{topic}.{aggregate_type}.{aggregate_id}", "stream_max_bytes": "1125899906842624",
-		"relay.retain": "1h0m0s", "relay.batch_size": "500", "relay.on_dead": "hold", "election.kind": "jetstream", "election.key": "shop/orders",
+		"relay.retain": "1h", "relay.batch_size": "500", "relay.on_dead": "hold", "election.kind": "jetstream", "election.key": "shop/orders",
 	}
 	for key := range keys(want) {
 		if got[key] != want[key] {
