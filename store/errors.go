@@ -68,7 +68,7 @@ const (
 	codeUndefinedFunction     = "42883"
 	codeUndefinedColumn       = "42703"
 	codeUndefinedObject       = "42704"
-	codeDivisionByZero        = "22012"
+	codeWidthBucket           = "2201G"
 	codeInvalidParameter      = "22023"
 	codeInvalidPassword       = "28P01"
 	codeInvalidDatabase       = "3D000"

@@ -207,9 +207,10 @@ func (t Table) queries(holdDead bool, sequence string) queries {
 		drawn = `(select case when is_called then last_value else last_value - 1 end from ` + sequence + `)`
 	}
 	// A seq names the row that was fetched only as long as the sequence goes on: one that was set back gives the seqs again.
-	// Then the division by zero undoes the copies in the archive, too: see isSetBack.
+	// Then the statement fails, which undoes the copies in the archive, too. It fails as nothing of an owner's is likely to:
+	// see isSetBack. With 1 bucket, width_bucket returns 1; with 0 it is an error.
 	goesOn := func(value, known string) string {
-		return `(select ` + value + `::bigint / case when coalesce(` + drawn + ` >= ` + known + `::bigint, true) then 1 else 0 end)`
+		return `(select ` + value + `::bigint * width_bucket(0.5::float8, 0, 1, case when coalesce(` + drawn + ` >= ` + known + `::bigint, true) then 1 else 0 end))`
 	}
 	q := queries{
 		// It is a bound of the scan: as a condition it would be asked of each row.
@@ -355,7 +356,7 @@ func undone(err error) bool {
 // of other rows.
 func isSetBack(err error) bool {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && pg.Code == codeDivisionByZero && !inFunction(pg)
+	return ok && pg.Code == codeWidthBucket && !inFunction(pg)
 }
 
 // errSessionLost ends a term: the lock that made this relay the leader is gone with the session.

@@ -215,7 +215,7 @@ func TestNullsAreTold(t *testing.T) {
 
 // A sequence that was set back gives seqs again: what is settled is the row that was fetched, and no other.
 func TestSequenceSetBack(t *testing.T) {
-	f := newFixture(t, store.Options{})
+	f := newFixture(t, store.Options{Retain: time.Hour})
 	if _, err := f.Begin(t.Context(), "S", "me", 0); err != nil {
 		t.Fatal(err)
 	}
@@ -226,6 +226,27 @@ func TestSequenceSetBack(t *testing.T) {
 	reply := f.exchange(t, store.Request{Settled: settledSeqs(seqs(old)), Fetch: page(3)})
 	if got, want := ids(reply.Rows), []string{"new"}; !slices.Equal(got, want) || !errors.Is(reply.Remaining, store.ErrKept) {
 		t.Errorf("got rows %v and %v, want %v and %v", got, reply.Remaining, want, store.ErrKept)
+	}
+	if n := query[int](t, f, `select count(*) from outbox_published`); n != 0 {
+		t.Errorf("%d events are in the archive that were not settled", n)
+	}
+}
+
+// An owner's index divides by zero for one row. That is that row's fault, and no sequence was set back.
+func TestOwnersDivision(t *testing.T) {
+	f := newFixture(t, store.Options{Retain: time.Hour})
+	if _, err := f.Begin(t.Context(), "S", "me", 0); err != nil {
+		t.Fatal(err)
+	}
+	f.insert(t, event("1"), event("odd"), event("3"))
+	f.exec(t, `create index on outbox_published_0 ((1 / (octet_length(aggregate_id) - 3)))`)
+	rows := f.exchange(t, store.Request{Fetch: page(0)}).Rows
+	reply := f.exchange(t, store.Request{Settled: settledSeqs(seqs(rows))})
+	if len(reply.Kept) != 1 || reply.Kept[0].Seq != 2 || !reply.Kept[0].Settle || reply.Remaining != nil {
+		t.Errorf("kept are %+v, and remaining %v; want the second row, and nothing else", reply.Kept, reply.Remaining)
+	}
+	if n := query[int](t, f, `select count(*) from outbox`); n != 1 {
+		t.Errorf("%d rows are in the outbox, want one", n)
 	}
 }
 
