@@ -185,8 +185,8 @@ type Relay struct {
 	// BatchBytes is how many bytes of all columns one fetch reads. Default 2 MiB.
 	BatchBytes int
 
-	// MaxAttempts is how often an event may be refused for its own sake before it
-	// is given up. An outage costs no attempts. Default 3.
+	// MaxAttempts is how often the broker may refuse an event before the event
+	// becomes a dead letter. An outage costs no attempts. Default 3.
 	MaxAttempts int
 
 	// OnDead is what happens to the later events of an aggregate after one was

@@ -264,7 +264,7 @@ func Fields() []Field {
 		},
 		{
 			Key: "relay.max_attempts", Env: "OUTBOX_MAX_ATTEMPTS",
-			Doc:  "How often an event may be refused for its own sake before it is given up. An outage costs no attempts.",
+			Doc:  "How often the broker may refuse an event before the event becomes a dead letter. An outage costs no attempts.",
 			kind: integer(func(c *Config) *int { return &c.Relay.MaxAttempts }, 1, 1000),
 		},
 		{

@@ -11,8 +11,9 @@ import (
 )
 
 // core decides what a leader does next: which row to publish, what to settle, when to fetch, when to sleep, when to read
-// the stream back, to verify it, to connect again, to make way or to hand over. It does no I/O, starts no goroutine and reads no clock: the term tells it what happened and carries out
-// what it decides, so that every interleaving can be tested. A core lasts for one term.
+// the stream back, to verify it, to connect again, to make way or to hand over. It does no I/O, starts no goroutine and reads
+// no clock: the term tells it what happened and carries out what it decides, so that every interleaving can be tested. A core
+// lasts for one term.
 //
 // A row that the relay holds is in one of two states:
 //

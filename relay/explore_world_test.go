@@ -20,7 +20,7 @@ import (
 type scenario struct {
 	aggregates  string // That of each row, by seq: "aba".
 	late        int64  // The row that becomes visible after higher ones; 0 for none.
-	refused     int64  // The row that the broker refuses for its own sake; 0 for none.
+	refused     int64  // The row that the broker refuses, for a reason that is about the row; 0 for none.
 	attempts    int    // After how many refusals it is given up; 0 for as many as by default.
 	orderedFrom int    // How many rows go in an ordered batch; 0 for no such batches.
 	batch       int    // Rows in a page.

@@ -14,7 +14,8 @@
 //	outbox_relay_published_total        counter    events that the stream acknowledged
 //	outbox_relay_batched_total          counter    those of them that went in ordered batches
 //	outbox_relay_duplicates_total       counter    those of them that the stream had from an earlier attempt
-//	outbox_relay_refused_total          counter    refusals of an event for its own sake, the last one included
+//	outbox_relay_refused_total          counter    times that the broker refused an event; every attempt counts, an
+//	                                               outage does not
 //	outbox_relay_dead_total             counter    events given up: these are dead letters now
 //	outbox_relay_recoveries_total       counter    times that the stream was read back
 //	outbox_relay_recovered_total        counter    events found in the stream then, and settled without publishing

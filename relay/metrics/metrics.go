@@ -82,7 +82,7 @@ func newMetrics() *metrics {
 		published:  counter("published_total", "Events that the stream acknowledged, duplicates included."),
 		batched:    counter("batched_total", "Published events that went in ordered batches, not each by itself."),
 		duplicates: counter("duplicates_total", "Acknowledged events that the stream had from an earlier attempt."),
-		refused:    counter("refused_total", "Refusals of an event for its own sake, the last one included."),
+		refused:    counter("refused_total", "Times that the broker refused an event. Every attempt counts, an outage does not."),
 		dead:       counter("dead_total", "Events that were given up and became dead letters."),
 		recoveries: counter("recoveries_total", "Times that the stream was read back, at the beginning of a term or after an outcome in doubt."),
 		recovered:  counter("recovered_total", "Events found in the stream when it was read back, and settled without publishing."),

@@ -19,8 +19,8 @@ func newDeadCommand(p *process) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "dead",
 		Short: "List, show, requeue and discard events that were given up",
-		Long: `List, show, requeue and discard the dead letters: events that the broker refused for their own sake, as
-often as max_attempts allows or, where trying again cannot help, once. An outage makes no dead letters.
+		Long: `List, show, requeue and discard the dead letters: events that the broker refused as often as
+max_attempts allows or, where trying again cannot help, once. An outage makes no dead letters.
 
 A KEY is a dead letter's seq, its event id (a UUID) or, as two dead letters may have the same seq or id,
 its own number: letter:7. Dead list shows all three. A dead letter that could not be moved out of the
