@@ -20,6 +20,8 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/go-outbox/go-outbox/stream/streamtest"
 )
 
 // natsRole is the environment variable that makes this test binary a nats-server. Its value is the file that has the role,
@@ -72,7 +74,8 @@ func newNATS(tb testing.TB, options Options) *NATS {
 	n.role.Permissions, n.role.Deaf = options.Permissions || options.Deaf, options.Deaf
 	n.file = filepath.Join(tb.TempDir(), "role.json")
 	if options.TLS {
-		n.role.Cert, n.role.Key = newCertificate(tb)
+		ca := streamtest.NewAuthority(tb)
+		n.role.Cert, n.role.Key = ca.File, ca.KeyFile
 	}
 	if options.NATSPassword != "" {
 		n.Login("relay", options.NATSPassword)

@@ -85,9 +85,9 @@ func (e *DeposedError) Error() string {
 func (h *History) Unfenced(ctx context.Context, outbox string, term int64) (f Fence, err error) {
 	ctx, done := h.connection.Ask(ctx)
 	defer done(&err)
-	conn, subject := h.control(outbox)
-	if conn == nil {
-		return Fence{}, stream.Classify(nats.ErrInvalidConnection)
+	conn, subject, err := h.control(outbox)
+	if err != nil {
+		return Fence{}, err
 	}
 	if subject == "" {
 		return h.fencedAt(ctx, conn, 0, "")
@@ -104,14 +104,16 @@ func (h *History) Unfenced(ctx context.Context, outbox string, term int64) (f Fe
 
 // control returns the connection, and the outbox's control subject: empty if
 // the stream would not keep a fence.
-func (h *History) control(outbox string) (*nats.Conn, string) {
-	conn := h.connection.Current()
+func (h *History) control(outbox string) (conn *nats.Conn, subject string, err error) {
+	if conn = h.connection.Current(); conn == nil {
+		return nil, "", stream.Classify(nats.ErrInvalidConnection)
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.config.Retention != jetstream.LimitsPolicy {
-		return conn, ""
+		return conn, "", nil
 	}
-	return conn, h.setup.ControlSubject(outbox, h.config)
+	return conn, h.setup.ControlSubject(outbox, h.config), nil
 }
 
 // Fence stores a message that says that a term has begun, or goes on after an event
@@ -128,9 +130,9 @@ func (h *History) control(outbox string) (*nats.Conn, string) {
 func (h *History) Fence(ctx context.Context, outbox string, term int64) (f Fence, err error) {
 	ctx, done := h.connection.Ask(ctx)
 	defer done(&err)
-	conn, subject := h.control(outbox)
-	if conn == nil {
-		return Fence{}, stream.Classify(nats.ErrInvalidConnection)
+	conn, subject, err := h.control(outbox)
+	if err != nil {
+		return Fence{}, err
 	}
 	if subject == "" {
 		return h.fencedAt(ctx, conn, 0, "")

@@ -103,6 +103,13 @@ func (h *blackHole) Shut() {
 	h.shut = true
 }
 
+// taken reports whether there is a connection since the latest breakOff.
+func (h *blackHole) taken() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.conns) > 0
+}
+
 // breakOff closes all connections; new ones are taken.
 func (h *blackHole) breakOff() {
 	h.mu.Lock()
@@ -121,10 +128,11 @@ func TestEveryWaitEndsWithItsContext(t *testing.T) {
 		begin func(t *testing.T, server *streamtest.Server, hole *blackHole)
 	}{
 		{"the server says nothing more", func(_ *testing.T, _ *streamtest.Server, hole *blackHole) { hole.Shut() }},
-		{"a new connection is taken, and nothing is said", func(_ *testing.T, _ *streamtest.Server, hole *blackHole) {
+		{"a new connection is taken, and nothing is said", func(t *testing.T, _ *streamtest.Server, hole *blackHole) {
+			t.Helper()
 			hole.Shut()
 			hole.breakOff()
-			time.Sleep(300 * time.Millisecond) // nats.go tries to reconnect.
+			streamtest.Eventually(t, hole.taken)
 		}},
 		{"there is no JetStream", func(t *testing.T, srv *streamtest.Server, _ *blackHole) {
 			t.Helper()
@@ -196,7 +204,7 @@ func TestEveryWaitEndsWithItsContext(t *testing.T) {
 					}
 					done := make(chan error, 1)
 					go func() { done <- call.do(ctx, p, end) }()
-					time.Sleep(200 * time.Millisecond)
+					time.Sleep(200 * time.Millisecond) // Somewhere within the call: no event tells where it waits.
 					if call.name == "Scan under way" {
 						trouble.begin(t, srv, hole)
 						time.Sleep(200 * time.Millisecond)

@@ -1,14 +1,8 @@
 package publisher_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -194,7 +188,8 @@ func TestInboxPrefix(t *testing.T) {
 }
 
 func TestTLSFirst(t *testing.T) {
-	cert, key := certificate(t)
+	ca := streamtest.NewAuthority(t)
+	cert, key := ca.File, ca.KeyFile
 	const secure = `
 		jetstream: enabled
 		tls { cert_file: %q, key_file: %q, timeout: 2%s }`
@@ -209,35 +204,6 @@ func TestTLSFirst(t *testing.T) {
 	refused(t, options, "leave out nats_tls_first")
 	options.Connect.TLSFirst = false
 	everything(t, options)
-}
-
-// certificate makes one for 127.0.0.1 that is its own authority.
-func certificate(t *testing.T) (certFile, keyFile string) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
-	}
-	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	secret, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	write := func(name, kind string, der []byte) string {
-		file := filepath.Join(t.TempDir(), name)
-		if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return file
-	}
-	return write("cert.pem", "CERTIFICATE", cert), write("key.pem", "PRIVATE KEY", secret)
 }
 
 // What a server or an account demands of a stream is named with the setting that gives it.

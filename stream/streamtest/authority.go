@@ -16,10 +16,10 @@ import (
 	"time"
 )
 
-// An Authority is a certificate authority for one test.
+// An Authority is a certificate authority for one test. Its own certificate also serves a server at 127.0.0.1.
 type Authority struct {
-	// File has its certificate (PEM).
-	File string
+	// File has its certificate, and KeyFile the key (PEM).
+	File, KeyFile string
 
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
@@ -36,10 +36,11 @@ func NewAuthority(tb testing.TB) *Authority {
 		SerialNumber:          big.NewInt(1),
 		Subject:               pkix.Name{CommonName: "test authority"},
 		NotBefore:             time.Now().Add(-time.Hour),
-		NotAfter:              time.Now().Add(time.Hour),
+		NotAfter:              time.Now().Add(24 * time.Hour),
 		IsCA:                  true,
 		BasicConstraintsValid: true,
-		KeyUsage:              x509.KeyUsageCertSign,
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+		IPAddresses:           []net.IP{net.IPv4(127, 0, 0, 1)},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
@@ -49,7 +50,7 @@ func NewAuthority(tb testing.TB) *Authority {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return &Authority{File: writePEM(tb, "ca.pem", "CERTIFICATE", der), cert: cert, key: key}
+	return &Authority{File: writePEM(tb, "ca.pem", "CERTIFICATE", der), KeyFile: writeKey(tb, "ca-key.pem", key), cert: cert, key: key}
 }
 
 // Issue makes a certificate for 127.0.0.1 or, instead, for names, of a server as of a client.
@@ -77,11 +78,7 @@ func (a *Authority) Issue(tb testing.TB, expires time.Time, names ...string) (ce
 	if err != nil {
 		tb.Fatal(err)
 	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return writePEM(tb, "cert.pem", "CERTIFICATE", der), writePEM(tb, "key.pem", "PRIVATE KEY", keyDER)
+	return writePEM(tb, "cert.pem", "CERTIFICATE", der), writeKey(tb, "key.pem", key)
 }
 
 // Pool returns a pool with the authority only.
@@ -100,6 +97,15 @@ func LoadPair(tb testing.TB, certFile, keyFile string) tls.Certificate {
 		tb.Fatal(err)
 	}
 	return pair
+}
+
+func writeKey(tb testing.TB, name string, key *ecdsa.PrivateKey) string {
+	tb.Helper()
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return writePEM(tb, name, "PRIVATE KEY", der)
 }
 
 func writePEM(tb testing.TB, name, kind string, der []byte) string {

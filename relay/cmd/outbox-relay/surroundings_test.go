@@ -1,15 +1,8 @@
 package main
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"encoding/pem"
 	"fmt"
 	"maps"
-	"math/big"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,6 +14,7 @@ import (
 	"github.com/nats-io/nkeys"
 
 	"github.com/go-outbox/go-outbox/store/storetest"
+	"github.com/go-outbox/go-outbox/stream/streamtest"
 )
 
 // natsServer starts a nats-server with a configuration as operators write it; store is the directory of its streams, if it is
@@ -60,29 +54,6 @@ func textFile(t *testing.T, name string, contents []byte) string {
 		t.Fatal(err)
 	}
 	return file
-}
-
-// certificate makes one for 127.0.0.1 that is its own authority.
-func certificate(t *testing.T) (certFile, keyFile string) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
-	}
-	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	secret, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return textFile(t, "cert.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert})),
-		textFile(t, "key.pem", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret}))
 }
 
 // operated starts a server whose accounts are an operator's, and returns the credentials of a user until some time; 0 for
@@ -140,7 +111,8 @@ func operated(t *testing.T) (srv *server.Server, creds func(expires time.Time) s
 
 // What the surroundings demand is named in the log, by status and by doctor alike, with what to set; and so set, it works.
 func TestSurroundingsNameTheRemedy(t *testing.T) {
-	cert, key := certificate(t)
+	ca := streamtest.NewAuthority(t)
+	cert, key := ca.File, ca.KeyFile
 	secure := func(more string) string {
 		return fmt.Sprintf("jetstream: enabled\ntls { cert_file: %q, key_file: %q, timeout: 2%s }", cert, key, more)
 	}
