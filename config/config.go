@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/go-outbox/go-outbox/relay"
 	"github.com/go-outbox/go-outbox/store"
 )
 
@@ -147,7 +148,7 @@ type Stream struct {
 	// Create lets the relay create a stream that does not exist. Default true.
 	Create bool
 
-	// Replicas of a stream the relay creates and, with [ElectionJetStream], of the bucket. Default 1.
+	// Replicas of a stream the relay creates and, with [relay.ElectionJetStream], of the bucket. Default 1.
 	Replicas int
 
 	// MaxAge is how long a stream the relay creates keeps a message, 0 for
@@ -276,29 +277,13 @@ const (
 // Election is the election's part of a [Config].
 type Election struct {
 	// Kind is how relays agree on the one that publishes. Default
-	// [ElectionPostgres].
-	Kind ElectionKind
+	// [relay.ElectionPostgres].
+	Kind relay.ElectionKind
 
-	// Key is the entry that relays compete for with [ElectionJetStream]. Default one
+	// Key is the entry that relays compete for with [relay.ElectionJetStream]. Default one
 	// made of the stream, the database's name and the table.
 	Key string
 }
-
-// ElectionKind is how relays agree on the one that publishes.
-type ElectionKind string
-
-// The kinds of election.
-const (
-	// ElectionPostgres elects through an advisory lock in Postgres.
-	ElectionPostgres ElectionKind = "postgres"
-
-	// ElectionJetStream elects through an entry of a JetStream key-value
-	// bucket.
-	ElectionJetStream ElectionKind = "jetstream"
-
-	// ElectionNone elects nobody: with it, run only one relay.
-	ElectionNone ElectionKind = "none"
-)
 
 // Default returns the defaults. DatabaseDSN has none.
 func Default() Config {
@@ -337,7 +322,7 @@ func Default() Config {
 			AckTimeout:      5 * time.Second,
 			ShutdownTimeout: 10 * time.Second,
 		},
-		Election: Election{Kind: ElectionPostgres},
+		Election: Election{Kind: relay.ElectionPostgres},
 	}
 }
 

@@ -17,7 +17,7 @@ func TestDSNFile(t *testing.T) {
 		toml string
 		env  map[string]string
 		dsn  string
-		want []string // Errors.
+		want []string // Faults.
 	}{
 		"of the file":             {toml: `database_dsn_file = "/secret/dsn"`, dsn: other},
 		"of the environment":      {env: map[string]string{"OUTBOX_DATABASE_DSN_FILE": "/secret/dsn"}, dsn: other},
@@ -65,7 +65,7 @@ func TestNATSURLFile(t *testing.T) {
 		toml string
 		env  map[string]string
 		url  string
-		want []string // Errors.
+		want []string // Faults.
 	}{
 		"of the file":           {toml: `nats_url_file = "/secret/url"`, url: other},
 		"instead of the file's": {toml: `nats_url = "` + url + `"`, env: map[string]string{"OUTBOX_NATS_URL_FILE": "/secret/url"}, url: other},

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"time"
 
+	"github.com/go-outbox/go-outbox/relay"
 	"github.com/go-outbox/go-outbox/store"
 )
 
@@ -300,7 +301,7 @@ func Fields() []Field {
 		{
 			Key: "election.kind", Env: "OUTBOX_ELECTION",
 			Doc:  "How relays agree on the leader: by an advisory lock in Postgres, by a key-value bucket of JetStream, or not at all: then run only one relay.",
-			kind: choice(func(c *Config) *ElectionKind { return &c.Election.Kind }, ElectionPostgres, ElectionJetStream, ElectionNone),
+			kind: choice(func(c *Config) *relay.ElectionKind { return &c.Election.Kind }, relay.ElectionPostgres, relay.ElectionJetStream, relay.ElectionNone),
 		},
 		{
 			Key: "election.key", Env: "OUTBOX_ELECTION_KEY",

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/go-outbox/go-outbox/config"
+	"github.com/go-outbox/go-outbox/relay"
 )
 
 // dsn is a connection string that passes.
@@ -448,7 +449,7 @@ func TestNotations(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got.Relay.BatchSize != 7 || got.Election.Kind != config.ElectionNone {
+			if got.Relay.BatchSize != 7 || got.Election.Kind != relay.ElectionNone {
 				t.Errorf("got batch size %d and election %q, want 7 and none", got.Relay.BatchSize, got.Election.Kind)
 			}
 		})

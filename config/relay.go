@@ -30,7 +30,7 @@ func (c Config) RelayConfig() relay.Config {
 			Compress:          c.Stream.Compression == CompressionS2,
 			PlacementTags:     c.Stream.Tags(),
 		},
-		Election: relay.Election{Kind: relay.ElectionKind(c.Election.Kind), Lock: &c.AdvisoryLock, Key: c.Election.Key},
+		Election: relay.Election{Kind: c.Election.Kind, Lock: &c.AdvisoryLock, Key: c.Election.Key},
 		Strict:   c.Strict,
 		Retain:   c.Relay.Retain,
 		HoldDead: c.Relay.OnDead == OnDeadHold,

@@ -25,7 +25,7 @@ func TestRelayConfig(t *testing.T) {
 			Storage: config.StorageMemory, CloudEventsSource: "/shop",
 			MaxBytes: 9, Compression: config.CompressionS2, PlacementTags: "ssd, eu",
 		},
-		Election: config.Election{Kind: config.ElectionJetStream, Key: "key"},
+		Election: config.Election{Kind: relay.ElectionJetStream, Key: "key"},
 		Relay: config.Relay{
 			PollInterval: 1, BatchSize: 2, BatchBytes: 3, MaxAttempts: 4, OnDead: config.OnDeadHold, RetryBackoff: 5, RetryBackoffMax: 6,
 			AckTimeout: 7, ShutdownTimeout: 8, Retain: time.Hour,
@@ -71,7 +71,7 @@ func TestTheDefaultsAreThoseOfTheRelay(t *testing.T) {
 	for name, test := range map[string]struct{ config, library any }{
 		"nats_url":          {string(c.NATS.URL), relay.DefaultNATS},
 		"advisory_lock":     {c.AdvisoryLock, int64(relay.DefaultAdvisoryLock)},
-		"election.kind":     {relay.ElectionKind(c.Election.Kind), relay.ElectionPostgres},
+		"election.kind":     {c.Election.Kind, relay.ElectionPostgres},
 		"stream":            {c.Stream.Name, stream.DefaultStream},
 		"subject":           {c.Stream.Subject, stream.DefaultTemplate},
 		"duplicate_window":  {c.Stream.DuplicateWindow, stream.DefaultDuplicateWindow},

@@ -182,7 +182,7 @@ func (s *service) warnOfBroker(ctx context.Context) {
 	if addr := s.config.NATS.Listen; !isLoopback(addr) {
 		s.log.WarnContext(ctx, "the embedded NATS server asks for no credentials: every client that reaches it may read, publish and delete; keep its port from others, or run a NATS server with users", slog.String("listen", addr))
 	}
-	if s.config.Election.Kind != config.ElectionNone {
+	if s.config.Election.Kind != relay.ElectionNone {
 		s.log.WarnContext(ctx, "the embedded NATS server is for one relay: a second relay with an embedded server publishes to a stream of its own, and its consumers get other events; run one relay, or a NATS server for all of them")
 	}
 }

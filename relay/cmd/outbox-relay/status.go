@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/go-outbox/go-outbox/config"
+	"github.com/go-outbox/go-outbox/relay"
 	"github.com/go-outbox/go-outbox/store"
 )
 
@@ -158,7 +159,7 @@ func statusOf(c config.Config, table store.Table, found *store.Inspection) statu
 
 // leading reports whether somebody leads, as far as the database knows.
 func leading(c config.Config, found *store.Inspection) *bool {
-	if c.Election.Kind != config.ElectionPostgres {
+	if c.Election.Kind != relay.ElectionPostgres {
 		return nil
 	}
 	return found.Locked
