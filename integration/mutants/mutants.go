@@ -179,7 +179,7 @@ func All() []Mutant {
 			Edits: []Edit{{
 				File: "relay/lossdetector.go",
 				Old:  "case errors.As(v.err, &lost):",
-				New:  "case errors.As(v.err, &lost) && false:",
+				New:  "case false && errors.As(v.err, &lost):",
 			}},
 			Killer: Killer{"./relay", "^TestLossWhileIdle$", "0 times after the loss"},
 		},
