@@ -67,6 +67,7 @@ func TestTriggerRefusesOneRow(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := newScene(t)
+			s.owner = "triggers"
 			s.Exec(s.conn, `create function veto() returns trigger language plpgsql as $$ begin if old.topic = 'hostile' then `+body+`; end if; return old; end $$`)
 			s.Exec(s.conn, `create trigger veto before delete on outbox for each row execute function veto()`)
 			s.start()
@@ -86,17 +87,18 @@ func TestTriggerRefusesOneRow(t *testing.T) {
 // A constraint that is checked at the commit is no worse than another.
 func TestDeferredConstraints(t *testing.T) {
 	t.Parallel()
-	for name, sql := range map[string]string{
-		"foreign key": `create table note (seq bigint references outbox (seq) deferrable initially deferred);
+	for name, c := range map[string]struct{ sql, fails string }{
+		"foreign key": {`create table note (seq bigint references outbox (seq) deferrable initially deferred);
 create function note() returns trigger language plpgsql as $$ begin if new.topic = 'hostile' then insert into note values (new.seq); end if; return new; end $$;
-create trigger note after insert on outbox for each row execute function note()`,
-		"trigger": `create function veto() returns trigger language plpgsql as $$ begin if old.topic = 'hostile' then raise exception 'not this one'; end if; return old; end $$;
-create constraint trigger veto after delete on outbox deferrable initially deferred for each row execute function veto()`,
+create trigger note after insert on outbox for each row execute function note()`, "foreign keys"},
+		"trigger": {`create function veto() returns trigger language plpgsql as $$ begin if old.topic = 'hostile' then raise exception 'not this one'; end if; return old; end $$;
+create constraint trigger veto after delete on outbox deferrable initially deferred for each row execute function veto()`, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := newScene(t)
-			s.Exec(s.conn, sql)
+			s.owner = c.fails
+			s.Exec(s.conn, c.sql)
 			s.start()
 			id := s.hostile()
 			if !s.relay.Await(fateWithin, regexp.MustCompile(`ERR.*does not let a published event's row go`)) {
@@ -143,6 +145,7 @@ func TestDeadLetterKeptOut(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := newScene(t)
+			s.owner = "triggers"
 			s.Exec(s.conn, `create function veto() returns trigger language plpgsql as $$ begin return null; end $$`)
 			s.Exec(s.conn, trigger)
 			s.start()
