@@ -281,7 +281,7 @@ select pg_catalog.pg_backend_pid()::bigint, pg_catalog.pg_is_in_recovery(), pg_c
 		return fmt.Errorf("set up the connection: %w", err)
 	case set == nil:
 		return errPooled
-	case standby && attrs != anyServer:
+	case standby && (attrs != anyServer || p.writes):
 		return fmt.Errorf("%w: name the primary, or all servers of which one is", ErrStandby)
 	case readOnly && attrs == readWrite:
 		return fmt.Errorf("%w, though it is no standby", ErrStandby)

@@ -250,6 +250,9 @@ func TestAServerThatTakesNoWritesIsPassedOver(t *testing.T) {
 	if found, err := open(t, standby.DSN()+"&target_session_attrs=any", store.Options{}).Diagnose(t.Context()); err != nil || !found.Standby {
 		t.Errorf("with target_session_attrs=any: got %+v, %v, want the standby", found, err)
 	}
+	if _, err := open(t, standby.DSN()+"&target_session_attrs=any", store.Options{}).Stand(t.Context(), "S", store.Candidacy{}); !errors.Is(err, store.ErrStandby) {
+		t.Errorf("a relay with target_session_attrs=any: got %v, want %v", err, store.ErrStandby)
+	}
 	t.Setenv("PGTARGETSESSIONATTRS", "any")
 	if found, err := open(t, standby.DSN(), store.Options{}).Diagnose(t.Context()); err != nil || !found.Standby {
 		t.Errorf("with PGTARGETSESSIONATTRS=any: got %+v, %v, want the standby", found, err)

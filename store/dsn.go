@@ -17,7 +17,7 @@ import (
 const (
 	readWrite = "read-write" // The default: a standby, or a server that takes no writes, is passed over.
 	primary   = "primary"    // A standby is passed over.
-	anyServer = "any"        // Whoever answers first.
+	anyServer = "any"        // Whoever answers first. On a standby one can look at the outbox, not relay.
 )
 
 // target is what a DSN says.

@@ -76,6 +76,7 @@ const (
 	codeInvalidSchema         = "3F000"
 	codeInsufficientPrivilege = "42501"
 	codeProtocolViolation     = "08P01"
+	codeReadOnly              = "25006"
 	codeLockNotAvailable      = "55P03"
 	codeSerialization         = "40001"
 	codeCancelled             = "57014"
@@ -105,6 +106,11 @@ func (t Table) explainTo(role, operation string, err error) error {
 			break
 		}
 		return fmt.Errorf("%s: %w: %s; create it with `outbox-relay migrate` or (*store.Outbox).Migrate (%w)", operation, ErrNoTable, t, err)
+	case codeReadOnly:
+		if inFunction(pg) { // Somebody's trigger says so.
+			break
+		}
+		return fmt.Errorf("%s: %w: name the primary in the DSN (%w)", operation, ErrStandby, err)
 	case codeUndefinedColumn:
 		return fmt.Errorf("%s: %w: %s; compare it with `outbox-relay migrate --print` (%w)", operation, ErrForeignTable, t, err)
 	case codeInsufficientPrivilege:

@@ -153,7 +153,7 @@ func TestFloorSkipsTheDead(t *testing.T) {
 				t.Fatal(err)
 			}
 			execute(t, dsn, hold)
-			execute(t, dsn, `insert into outbox (topic, aggregate_type, aggregate_id, event_type, data)
+			producer := execute(t, dsn, `insert into outbox (topic, aggregate_type, aggregate_id, event_type, data)
 				select 'users', 'User', (n % 1000)::text, 'UserCreated', convert_to(repeat('x', 256), 'UTF8') from generate_series(1, $1::int) n`, dead)
 
 			request := Request{Fetch: &Fetch{Rows: 1000, Bytes: 1 << 30}}
@@ -175,7 +175,9 @@ func TestFloorSkipsTheDead(t *testing.T) {
 				if time.Now().After(deadline) {
 					t.Fatalf("the floor is at %d, want it above the %d dead", outbox.floor.at, dead)
 				}
-				execute(t, dsn, `insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) values ('t', 'a', 'i', 'e', '')`)
+				if _, err := producer.Exec(t.Context(), `insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) values ('t', 'a', 'i', 'e', '')`); err != nil {
+					t.Fatal(err)
+				}
 				time.Sleep(observeEvery) // An exchange observes no more often.
 				for range 2 {
 					reply, err := outbox.Exchange(t.Context(), request)
@@ -209,8 +211,8 @@ func TestFloorSkipsTheDead(t *testing.T) {
 }
 
 // execute runs a statement on a connection that stays open until the test ends, with its transaction if that
-// was left open.
-func execute(t *testing.T, dsn, sql string, args ...any) {
+// was left open, and returns the connection.
+func execute(t *testing.T, dsn, sql string, args ...any) *pgx.Conn {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), dsn)
 	if err != nil {
@@ -220,6 +222,7 @@ func execute(t *testing.T, dsn, sql string, args ...any) {
 	if _, err := conn.Exec(t.Context(), sql, args...); err != nil {
 		t.Fatal(err)
 	}
+	return conn
 }
 
 // lastFetch notes the statement by which an exchange fetches.

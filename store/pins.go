@@ -35,6 +35,7 @@ const (
 // purpose is what a connection is for.
 type purpose struct {
 	application   string
+	writes        bool              // It is of no use on a standby, even if the DSN allows one.
 	inTransaction time.Duration     // How long it may be idle within a transaction; 0 is for ever.
 	start         map[string]string // What it has beside everybody's startup settings,
 	late          map[string]string // and beside everybody's late settings.
@@ -43,13 +44,14 @@ type purpose struct {
 // forAdmin is for one short task: migrate, dead letters, the archive.
 func forAdmin() purpose { return purpose{application: adminName, inTransaction: adminInTransaction} }
 
-// forListener is for LISTEN, which is idle by nature.
-func forListener() purpose { return purpose{application: listenerName} }
+// forListener is for LISTEN, which is idle by nature. A standby has no notifications.
+func forListener() purpose { return purpose{application: listenerName, writes: true} }
 
 // forSession is for what the leader does: see [Session].
 func forSession() purpose {
 	return purpose{
 		application:   sessionName,
+		writes:        true,
 		inTransaction: sessionInTransaction,
 		start: map[string]string{
 			// Nobody waits for the disk to learn that a row was removed. If the server crashes, the latest removals may
