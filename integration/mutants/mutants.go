@@ -194,6 +194,16 @@ func All() []Mutant {
 			Killer: Killer{"./stream/publisher", "^TestAnswerToAnEvent$/^a_duplicate_in_process$", "want doubt"},
 		},
 		{
+			Name:    "inbox",
+			Without: "a consumer's inbox lets an event pass that was handled before",
+			Edits: []Edit{{
+				File: "stream/consumer/lane.go",
+				Old:  "if tag.RowsAffected() > 0 {",
+				New:  "if tag.RowsAffected() >= 0 {",
+			}},
+			Killer: Killer{"./stream/consumer", "^TestWhatComesAgainIsSkipped$", "effects, want 210"},
+		},
+		{
 			Name:    "fitness",
 			Without: "a leader that cannot publish stays",
 			Edits: []Edit{{

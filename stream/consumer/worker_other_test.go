@@ -1,0 +1,6 @@
+//go:build !unix
+
+package consumer_test
+
+// work is for tests that stop processes.
+func work(string, string) {}
