@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -80,6 +82,34 @@ func TestWhatComesAgainIsSkipped(t *testing.T) {
 	w.audit(210)
 	if s := c.Status(); s.Skipped != 300 {
 		t.Errorf("%d skipped, want 300", s.Skipped)
+	}
+}
+
+// Transactions that were open at the same time commit in another order than that of their seqs. None is taken for one that
+// was handled; and what comes again is still skipped.
+func TestLateSeqs(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const aggregates, events = 3, 300
+	order := rand.Perm(events)
+	slices.SortStableFunc(order, func(a, b int) int { return a/15 - b/15 }) // Late by 15 events at most.
+	publish := func() {
+		for _, seq := range order {
+			for aggregate := range aggregates {
+				w.store(event(int64(seq*aggregates+aggregate+1), fmt.Sprint(aggregate)))
+			}
+		}
+	}
+	publish()
+	c, _ := w.start(w.config())
+	w.await(aggregates * events)
+	publish()
+	w.eventually("all were skipped", func() bool { return c.Status().Skipped == aggregates*events })
+	if got := w.count(`select count(distinct seq) from journal`); got != aggregates*events {
+		t.Errorf("effects of %d events, want %d", got, aggregates*events)
+	}
+	if got := w.count(`select count(*) from journal`); got != aggregates*events {
+		t.Errorf("%d effects, want %d", got, aggregates*events)
 	}
 }
 

@@ -17,24 +17,26 @@
 // # Guarantees
 //
 //   - Each event's effect is committed exactly once: the handler's transaction also records the event in the inbox.
-//   - Effects of one aggregate are committed in the order of their events' Seq.
+//   - Effects of one aggregate are committed in the order in which the stream has its events. That is the order of their Seq if
+//     producers lock the aggregate before they insert, as package store says.
 //   - An event that fails is tried again in its place. Only its lane waits: 1 in Lanes of all aggregates.
 //   - Nothing is left out without a trace. What is given up is in the table outbox_parked, whole and with the reason, and what
 //     cannot be decoded is there, too.
 //
-// The conditions: the effects are in the database of Pool; the stream is filled by one outbox for each aggregate, as the relay
-// fills it; and for each aggregate the stream has rising seqs, but for repetitions.
+// The conditions: the effects are in the database of Pool; the events of an aggregate come from one outbox; and no event comes
+// after one of its aggregate with a higher Seq, but for those of transactions that were open at the same time: 16 events may
+// overtake it.
 //
 // # How it works
 //
-// The inbox has one row for each consumer and aggregate, with the Seq of the last event whose effect is committed. So it grows
-// with the aggregates, and never with the events. A lane begins a transaction and raises the row to the event's Seq in one
-// round trip. If the row is there already, the event was handled before, and is skipped.
+// The inbox has one row for each consumer and aggregate, with the Seqs of the latest 16 events whose effects are committed. All
+// that are older are taken for handled. So it grows with the aggregates, and never with the events. A lane begins a transaction
+// and enters the event's Seq in one round trip. If it is there already, or older, the event was handled before, and is skipped.
 //
 // Invariant. No effect is committed twice, and none before that of an earlier event of its aggregate.
 //
-// Why. The transaction with the effect raises the row, and holds its lock until the end. Two processes that overlap, such as
-// one that was frozen and its successor, wait for each other there, and whoever comes second finds the row raised. Each
+// Why. The transaction with the effect changes the row, and holds its lock until the end. Two processes that overlap, such as
+// one that was frozen and its successor, wait for each other there, and whoever comes second finds the event entered. Each
 // process works off an aggregate's events in one lane, in the order of the stream, without a gap. So when it comes to an
 // event, all earlier ones are committed by itself or skipped, since they were committed by somebody.
 //

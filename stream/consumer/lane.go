@@ -27,7 +27,7 @@ type lane struct {
 	*term
 
 	queue   chan *message
-	handled map[string]int64 // For aggregates whose events came again: up to where they were handled.
+	handled map[string]int64 // For aggregates whose events came again: up to which Seq all were handled.
 
 	mu   sync.Mutex
 	held *Held // The event that fails.
@@ -197,7 +197,7 @@ func (l *lane) call(ctx context.Context, tx pgx.Tx, event Event) (err error) {
 	return l.config.Handle(ctx, tx, event)
 }
 
-// transact begins a transaction that raises the inbox's rows, calls f with which of the messages are new, and commits. It
+// transact begins a transaction that enters the messages' events in the inbox, calls f with which of the messages are new, and commits. It
 // returns how many are new. If none is, it does not call f.
 func (l *lane) transact(ctx context.Context, messages []*message, f func(tx *transaction, fresh []bool) error) (news int, err error) {
 	pooled, err := l.config.Pool.Acquire(ctx)
@@ -217,7 +217,7 @@ func (l *lane) transact(ctx context.Context, messages []*message, f func(tx *tra
 			news++
 			continue
 		}
-		begin.Queue(l.tables.raise, l.config.Name, m.key, m.event.Seq).Exec(func(tag pgconn.CommandTag) error {
+		begin.Queue(l.tables.enter, l.config.Name, m.key, m.event.Seq).Exec(func(tag pgconn.CommandTag) error {
 			if tag.RowsAffected() > 0 {
 				fresh[i] = true
 				news++
@@ -258,20 +258,20 @@ func (l *lane) rollBack(ctx context.Context, conn *pgx.Conn) {
 	}
 }
 
-// noteHandled remembers up to where the messages' aggregates were handled, so that the next ones that come again need no look
-// at the inbox; and ends the transaction.
+// noteHandled remembers up to where all events of the messages' aggregates were handled, so that others which come again need
+// no look at the inbox; and ends the transaction.
 func (l *lane) noteHandled(ctx context.Context, conn *pgx.Conn, messages []*message) error {
 	if len(l.handled) > handledMost {
 		clear(l.handled)
 	}
 	batch := &pgx.Batch{}
 	for _, m := range messages {
-		batch.Queue(l.tables.last, l.config.Name, m.key).QueryRow(func(row pgx.Row) error {
-			var seq int64
-			if err := row.Scan(&seq); err != nil {
+		batch.Queue(l.tables.below, l.config.Name, m.key).QueryRow(func(row pgx.Row) error {
+			var below int64
+			if err := row.Scan(&below); err != nil {
 				return err
 			}
-			l.handled[m.key] = seq
+			l.handled[m.key] = below
 			return nil
 		})
 	}

@@ -11,11 +11,15 @@ import (
 	"github.com/go-outbox/go-outbox/stream"
 )
 
+// remembered is how many events of an aggregate the inbox knows one by one. So many others of its aggregate may overtake an event
+// between its insert and its commit, if the producer does not lock the aggregate, and it is still not taken for handled.
+const remembered = 16
+
 // tables are the statements on a consumer's tables.
 type tables struct {
 	create   string
-	raise    string // Raises the inbox's row of an aggregate, if it is lower.
-	last     string // The Seq up to which an aggregate's events are handled.
+	enter    string // Enters an event in the inbox's row of its aggregate, unless it is there.
+	below    string // The Seq up to which all of an aggregate's events are taken for handled.
 	position string
 	record   string // Records a later position in the same stream, or any in another.
 	park     string
@@ -30,12 +34,13 @@ func tablesOf(schema string) tables {
 	return tables{
 		create: `
 create table if not exists ` + inbox + ` (
-    consumer  text   not null,
-    aggregate text   not null,
-    seq       bigint not null,
+    consumer  text     not null,
+    aggregate text     not null,
+    latest    bigint[] not null,
+    below     bigint   not null,
     primary key (consumer, aggregate)
 ) with (fillfactor = 70);
-comment on table ` + inbox + ` is 'For each consumer and aggregate the Outbox-Seq of the last event whose effect is committed';
+comment on table ` + inbox + ` is 'For each consumer and aggregate the Outbox-Seqs of the latest events whose effect is committed; all up to "below" are taken for handled';
 create table if not exists ` + position + ` (
     consumer       text        primary key,
     stream         text        not null,
@@ -61,10 +66,14 @@ create table if not exists ` + parked + ` (
     unique (consumer, stream_created, sequence)
 );
 comment on table ` + parked + ` is 'Messages that a consumer has given up, with all of their headers';`,
-		raise: `
-insert into ` + inbox + ` as i (consumer, aggregate, seq) values ($1, $2, $3)
-    on conflict (consumer, aggregate) do update set seq = excluded.seq where i.seq < excluded.seq`,
-		last: `select seq from ` + inbox + ` where consumer = $1 and aggregate = $2`,
+		// Once the row is full, the Seq that was entered first makes room.
+		enter: fmt.Sprintf(`
+insert into %s as i (consumer, aggregate, latest, below) values ($1, $2, array[$3::bigint], -9223372036854775808)
+    on conflict (consumer, aggregate) do update
+   set latest = case when cardinality(i.latest) < %[2]d then i.latest else i.latest[2:] end || $3::bigint,
+       below  = case when cardinality(i.latest) < %[2]d then i.below else greatest(i.below, i.latest[1]) end
+ where $3::bigint > i.below and $3::bigint <> all(i.latest)`, inbox, remembered),
+		below: `select below from ` + inbox + ` where consumer = $1 and aggregate = $2`,
 		position: `
 select stream, stream_created, sequence, stored_at from ` + position + ` where consumer = $1`,
 		record: `
