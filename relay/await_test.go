@@ -258,7 +258,7 @@ func (s *stage) hasRefused(seq int64) {
 	s.wake()
 }
 
-func (s *stage) Open(ctx context.Context) ([]string, error) {
+func (s *stage) Open(ctx context.Context) ([]stream.Warning, error) {
 	if err := s.pass(ctx, "Open"); err != nil {
 		return nil, err
 	}

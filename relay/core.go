@@ -72,9 +72,10 @@ type core struct {
 	recovering bool // The stream is being read back.
 	stale      bool // There was new reason for doubt since that began.
 
-	stored   [2][]int64 // To be settled by the next round trip, by the parity of the epoch in which they were sent.
-	storedAt time.Time  // When the first of them was acknowledged.
-	oldest   time.Time  // When the oldest row stored since takeOldest was created; zero if none was stored.
+	stored   [2][]int64  // To be settled by the next round trip, by the parity of the epoch in which they were sent.
+	storedAt time.Time   // When the first of them was acknowledged.
+	created  []time.Time // When the rows that were stored since takeStored were created.
+	bytes    int         // Of their payloads.
 	failed   []store.Failure
 	dead     []deadLetter
 	unfit    []refusal  // Rows that were not read, since they can never be published: for the log.
@@ -391,9 +392,8 @@ func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
 		c.succeeded = true
 		c.stored[it.epoch&1] = append(c.stored[it.epoch&1], seq)
 		c.old.stored(it)
-		if c.oldest.IsZero() || it.row.CreatedAt.Before(c.oldest) {
-			c.oldest = it.row.CreatedAt
-		}
+		c.created = append(c.created, it.row.CreatedAt)
+		c.bytes += len(it.row.Data)
 		delete(c.held, seq)
 		c.drop(it)
 		if len(c.hot) > 0 && l.rows < c.lowFill() && c.hotIndex(l.aggregate) >= 0 {
@@ -457,11 +457,12 @@ const (
 	forgotten // Fetched again later, as its aggregate was blocked meanwhile.
 )
 
-// takeOldest returns when the oldest row stored since the last call was created; zero if none was stored.
-func (c *core) takeOldest() time.Time {
-	oldest := c.oldest
-	c.oldest = time.Time{}
-	return oldest
+// takeStored returns when the rows stored since the last call were created, and how many bytes their payloads have. The times
+// are good until the next row is stored.
+func (c *core) takeStored() (created []time.Time, bytes int) {
+	created, bytes = c.created, c.bytes
+	c.created, c.bytes = c.created[:0], 0
+	return created, bytes
 }
 
 // schedule puts a lane where it belongs after its rows have changed: into ready, if its next row may be sent.

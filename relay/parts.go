@@ -70,7 +70,7 @@ type Store interface {
 type Sender interface {
 	// Open makes the sender ready, or says why it is not; it is called again after trouble. The warnings say which guarantees
 	// are weakened. An error that is stream.ErrRefused stops the relay; after any other error the relay tries again.
-	Open(ctx context.Context) (warnings []string, err error)
+	Open(ctx context.Context) (warnings []stream.Warning, err error)
 	// Publish sends an event without waiting. Its error says that nothing was sent. Publish must not keep event
 	// after it returns: the relay reuses it. Data and Headers are not modified.
 	Publish(event *stream.Event) error

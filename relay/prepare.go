@@ -97,7 +97,12 @@ func (r *Relay) Prepare(ctx context.Context) error {
 	tell := func(err error) {
 		r.log.WarnContext(ctx, "the outbox's tables are not ready; trying until they are", slog.Any("error", err))
 	}
-	if err := r.until(ctx, prepare, store.Fatal, tell); err != nil {
+	attempt := func(ctx context.Context) error {
+		err := prepare(ctx)
+		r.reach.askedPostgres(err)
+		return err
+	}
+	if err := r.until(ctx, attempt, store.Fatal, tell); err != nil {
 		if ctx.Err() != nil {
 			return fmt.Errorf("prepare the outbox's tables: %w", err)
 		}
@@ -123,8 +128,9 @@ func (r *Relay) PrepareStream(ctx context.Context) error {
 		r.publisher.Guard(nil)
 		warnings, err := r.publisher.Open(opening)
 		_, _ = r.publisher.Collect(nil) // Trouble of earlier attempts is in the error, if it still matters.
+		r.lookedAtStream(warnings, err)
 		for _, warning := range warnings {
-			r.warn(ctx, warning)
+			r.warn(ctx, warning.Text)
 		}
 		return err
 	}

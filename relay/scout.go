@@ -156,6 +156,7 @@ func (s *scout) look(ctx context.Context) (fit bool, err error) {
 		return false, standErr
 	}
 	s.watchdog.turn(time.Now())
+	s.reach.askedPostgres(standErr)
 	fault := errors.Join(standErr, openErr)
 	s.tell(ctx, fault, obstacle)
 	return fault == nil, nil
@@ -175,14 +176,18 @@ func (s *scout) open(ctx context.Context) error {
 	s.publisher.Guard(nil) // No event is sent over this connection: a term opens its own.
 	warnings, err := s.publisher.Open(ctx)
 	_, _ = s.publisher.Collect(nil) // An outage that is over does not count.
+	interrupted := s.isResting()
 	s.mu.Lock()
 	s.interrupt = nil
 	s.mu.Unlock()
+	if err == nil || !interrupted { // Otherwise a term has ended it.
+		s.lookedAtStream(warnings, err)
+	}
 	if err != nil {
 		return err
 	}
 	for _, warning := range warnings {
-		s.warn(ctx, warning)
+		s.warn(ctx, warning.Text)
 	}
 	return nil
 }

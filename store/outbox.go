@@ -57,6 +57,8 @@ type Outbox struct {
 	floorSeen atomic.Int64          // The floor, for those who do not have the session.
 	held      atomic.Pointer[names] // Aggregates held back by a dead letter (Options.HoldDead); nil for none.
 	filling   atomic.Int32          // The part of the archive that rows come to.
+	// listening tells that notifications are heard.
+	listening atomic.Bool
 	// sound tells that the tables were as they have to be, once.
 	sound atomic.Bool
 	// unsummarized is how many rows came to the archive since its index was brought up to date.
