@@ -107,6 +107,7 @@ type stageStore struct{ *stage }
 func (stageStore) Close(context.Context) error { return nil }
 func (stageStore) Table() store.Table          { return store.Table{} }
 func (stageStore) Retains() bool               { return true }
+func (stageStore) Paused() *store.Pause        { return nil }
 
 func (s *stage) parts() Parts { return Parts{Store: stageStore{s}, Publisher: s, Elector: s} }
 

@@ -91,6 +91,7 @@ type core struct {
 	report   report
 	handing  handing
 	stopping bool // The relay is to stop: nothing more is published.
+	byHand   byHand
 
 	examining bool // A double is being examined.
 	findings  int  // How many attempts to examine it have failed, in a row.
@@ -287,7 +288,10 @@ func (c *core) retryAside(now time.Time) {
 }
 
 // wake tells that a fetch may find something.
-func (c *core) wake() { c.more = true }
+func (c *core) wake() {
+	c.more = true
+	c.byHand.ask()
+}
 
 // orderedBatchFrom is how many rows make an ordered batch worth while. The broker acknowledges many of its messages at once,
 // so a few rows are known to be stored sooner if each is sent by itself.
@@ -637,6 +641,7 @@ func (c *core) nextRoundTrip(now time.Time) (store.Request, bool) {
 		fetch = true // The poll, which makes up for a notification that was lost.
 	case idle && recorded > 0, len(c.failed)+len(c.dead) > 0, recorded >= c.batch:
 	case recorded > 0 && !now.Before(c.storedAt.Add(settleAfter)):
+	case c.byHand.due(now):
 	default:
 		return store.Request{}, false
 	}
@@ -671,7 +676,7 @@ func (c *core) settle() (store.Request, bool) {
 }
 
 func (c *core) start(fetch bool, sleep store.SleepChange) store.Request {
-	request := store.Request{Failed: c.failed, Sleep: sleep}
+	request := store.Request{Failed: c.failed, Sleep: sleep, AskPause: c.byHand.paused}
 	c.trip = &roundTrip{}
 	for epoch := max(c.checkpoints.epoch, 2) - 1; epoch <= c.checkpoints.epoch; epoch++ {
 		if seqs := c.stored[epoch&1]; len(seqs) > 0 {
@@ -770,6 +775,7 @@ func (c *core) fetch(refilled int) *store.Fetch {
 func (c *core) answered(reply store.Reply, now time.Time) {
 	done := c.trip
 	c.trip = nil
+	c.byHand.asked(now)
 	c.moveFloor(reply.Floor, done.request.Fetch)
 	if reply.Remaining == nil { // Otherwise it is not known which of the rows are gone.
 		for i, s := range done.request.Settled {
@@ -869,6 +875,9 @@ func (c *core) deadline() time.Time {
 	}
 	if c.recordable() > 0 {
 		earlier(c.storedAt.Add(settleAfter))
+	}
+	if c.byHand.paused {
+		earlier(c.byHand.askAt)
 	}
 	if len(c.aside) > 0 {
 		earlier(c.asideAt)

@@ -213,6 +213,7 @@ func (portStore) Migrate(context.Context) error { return nil }
 func (portStore) Check(context.Context) error   { return nil }
 func (portStore) Table() store.Table            { return store.Table{} }
 func (portStore) Retains() bool                 { return true }
+func (portStore) Paused() *store.Pause          { return nil }
 
 func (p *port) ReadsBack() bool                                 { return true }
 func (p *port) Guards() bool                                    { return false }

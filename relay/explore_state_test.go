@@ -116,7 +116,7 @@ func partsOfState() map[string]partOfState {
 				"backTo": "it counts only with back, and is encoded then", "maxData": constant, "noted": constant,
 				"storedAt": noClock, "created": telling, "bytes": telling, "unfit": noKept, "doubles": inStep,
 				"blind": noClock, "report": telling, "examining": inStep, "findings": inStep,
-				"aside": noKept, "asideAt": noClock, "busy": noClock,
+				"byHand": "nobody pauses the outbox", "aside": noKept, "asideAt": noClock, "busy": noClock,
 			},
 			notCopied: map[string]string{"spare": "as many others", "aside": noKept, "created": telling},
 			shared:    map[string]string{"unfit": noKept, "trip": replaced},
@@ -156,7 +156,7 @@ func partsOfState() map[string]partOfState {
 		"Request": {
 			of: func(w *world) any { return &core(w).trip.request },
 			notEncoded: map[string]string{
-				"MaxPayload": constant,
+				"MaxPayload": constant, "AskPause": "nobody pauses the outbox",
 			},
 			shared: map[string]string{"Settled": replaced, "Failed": replaced, "Dead": replaced, "ScanFrom": replaced, "Fetch": replaced},
 		},

@@ -45,6 +45,9 @@ type Store interface {
 	// Report records why the leader cannot publish, and for how long that has been so, for those who look at the outbox only.
 	// An empty reason records that it can publish.
 	Report(ctx context.Context, reason string, since time.Duration) error
+	// Paused returns the pause that a person has ordered, as Exchange or Stand last found it; nil for none. Exchange asks twice a
+	// second, and whenever the request wants it.
+	Paused() *store.Pause
 	// End ends the term, if its session is still there.
 	End(ctx context.Context) error
 	// Exchange records outcomes and fetches rows, in one transaction.

@@ -119,6 +119,7 @@ type Relay struct {
 	status     status
 	reach      reach
 	conditions conditions
+	pauses     pauseLog
 	watchdog   watchdog
 	pulse      election.Pulse
 	atLeast    int64 // The least number of the next term; belongs to the term under way.

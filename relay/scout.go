@@ -157,6 +157,9 @@ func (s *scout) look(ctx context.Context) (fit bool, err error) {
 	}
 	s.watchdog.turn(time.Now())
 	s.reach.askedPostgres(standErr)
+	if standErr == nil {
+		s.pauses.tell(ctx, s.log, s.store.Paused())
+	}
 	fault := errors.Join(standErr, openErr)
 	s.tell(ctx, fault, obstacle)
 	return fault == nil, nil

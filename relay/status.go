@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/go-outbox/go-outbox/store"
 )
 
 // State is what a relay is doing.
@@ -40,6 +42,9 @@ type Status struct {
 	// Published counts the events acknowledged since the relay was made.
 	Published int64
 
+	// Pause is the one that a person has ordered: nothing is published until it ends, and the relay is as ready as it would be
+	// without. Nil for none.
+	Pause *store.Pause
 	// Postgres and NATS report that the relay reached them when it last needed them: a leader at each round trip and at each
 	// event, any other relay every two seconds.
 	Postgres, NATS bool
@@ -62,6 +67,7 @@ func (s Status) Alive() bool { return s.State != Stopped && s.Stalled == 0 }
 func (r *Relay) Status() Status {
 	s := r.status.get()
 	s.Stalled = r.watchdog.stalled(time.Now())
+	s.Pause = r.store.Paused()
 	s.Postgres, s.NATS, s.Conditions = r.reach.postgres.Load(), r.reach.nats.Load(), r.conditions.get()
 	if l, ok := r.store.(interface{ Listening() bool }); ok {
 		s.Listening = s.State == Leading && l.Listening()

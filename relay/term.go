@@ -287,7 +287,7 @@ func (t *term) publish(ctx context.Context, now time.Time) {
 	send := t.publisher.Publish
 	if t.core.ordered {
 		send = t.publisher.PublishInOrder
-		if !t.orderedTold {
+		if !t.orderedTold && t.core.publishes() {
 			t.orderedTold = true
 			t.log.InfoContext(ctx, "publishing backlogs in ordered batches")
 		}
@@ -308,7 +308,7 @@ func (t *term) publish(ctx context.Context, now time.Time) {
 			t.probe.begin(row.Seq)
 		}
 	}
-	if t.core.finish(t.core.stopping) {
+	if t.core.finish(t.core.stopping || t.core.byHand.paused) {
 		t.publisher.Finish()
 	} else if t.core.ordered {
 		t.publisher.Flush()
@@ -501,6 +501,7 @@ func (t *term) answered(ctx context.Context, answer reply) {
 	now := time.Now()
 	done := t.core.trip.request
 	t.core.answered(answer.Reply, now)
+	t.heedPause(ctx)
 	t.healthy()
 	if done.Checkpoint > 0 && len(answer.Kept) == 0 {
 		t.checkpoint.Sequence, t.checkpoint.Before = done.Checkpoint, t.checkpoint.Sequence

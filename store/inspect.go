@@ -66,6 +66,8 @@ type Inspection struct {
 	Candidates []Candidate
 	// Unfit are the relays that say that they could not lead, and why; at most some dozens.
 	Unfit []UnfitCandidate
+	// Pause is the one that a person has ordered; nil for none.
+	Pause *Pause
 	// LockWaits are the sessions that have been waiting for a lock on one of the tables for a second, and those of relays
 	// that have been waiting for any lock for so long.
 	LockWaits []LockWait
@@ -115,6 +117,10 @@ func (o *Outbox) Inspect(ctx context.Context) (found Inspection, err error) {
 		})
 		look("who could not lead", func() (err error) {
 			found.Unfit, err = t.unfit(ctx, conn)
+			return err
+		})
+		look("whether it is paused", func() (err error) {
+			found.Pause, err = t.readPause(ctx, conn)
 			return err
 		})
 		look("who waits for locks", func() (err error) {

@@ -129,6 +129,9 @@ func (l *listening) HandleNotification(_ context.Context, n *pgconn.Notification
 		l.outbox.back.lower(from)
 		l.outbox.someMayGoOn()
 	}
+	if n.Payload == pausePayload {
+		l.outbox.pauseTold.Store(true)
+	}
 	l.wake()
 	return nil
 }

@@ -57,6 +57,8 @@ type Outbox struct {
 	floorSeen atomic.Int64          // The floor, for those who do not have the session.
 	held      atomic.Pointer[names] // Aggregates held back by a dead letter (Options.HoldDead); nil for none.
 	filling   atomic.Int32          // The part of the archive that rows come to.
+	paused    atomic.Pointer[Pause] // As it was last found; nil for none.
+	pauseTold atomic.Bool           // The pause has changed.
 	// listening tells that notifications are heard.
 	listening atomic.Bool
 	// sound tells that the tables were as they have to be, once.
@@ -84,6 +86,7 @@ type Outbox struct {
 	generation uint64     // The session's, at the last Begin; 0 before.
 	checked    uint64     // The session's generation when the tables were found ready by Stand; 0 before.
 	said       saidReason // What Stand has recorded.
+	pauseAsked time.Time  // When it was last asked whether the outbox is paused.
 	stream     string     // That the term publishes to,
 	term       int64      // and the term's number,
 	outbox     uuid.UUID  // and the outbox's name in the stream.
@@ -223,6 +226,7 @@ func (o *Outbox) Begin(ctx context.Context, stream, leader string, atLeast int64
 	err = o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
 		o.floor, o.large, o.complete, o.generation = newFloor(), false, false, o.session.next.Load()
 		o.back.take()
+		o.pauseAsked = time.Time{}
 		if err := o.judged(o.table.check(ctx, conn)); err != nil {
 			return err
 		}

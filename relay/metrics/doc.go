@@ -62,6 +62,7 @@
 //	outbox_relay_nats_up                gauge      1 if it reached JetStream when it last needed it
 //	outbox_relay_listening              gauge      1 while it leads and hears of new events at once; a leader that does
 //	                                               not polls
+//	outbox_relay_paused_by_hand         gauge      1 while a person has paused the outbox: no relay publishes
 //	outbox_relay_condition{check}       gauge      1 if a condition of exactly-once delivery held when it last connected
 //	                                               to NATS, 0 if not: what strict asks for
 //	outbox_relay_build_info{version,goversion}  gauge   1; the labels say what runs

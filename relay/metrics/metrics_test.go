@@ -178,8 +178,9 @@ func TestState(t *testing.T) {
 	if n, err := testutil.GatherAndCount(registry, "outbox_relay_condition"); n != 0 || err != nil {
 		t.Errorf("%d conditions before the stream was looked at: %v", n, err)
 	}
+	status.Pause = &store.Pause{}
 	status.Fit, status.Postgres, status.Conditions = true, true, map[string]bool{"duplicate_window": false, "archive": true}
-	expect(t, registry, `outbox_relay_ready 1`, `outbox_relay_standby 1`, `outbox_relay_postgres_up 1`, `outbox_relay_nats_up 0`,
+	expect(t, registry, `outbox_relay_ready 1`, `outbox_relay_standby 1`, `outbox_relay_postgres_up 1`, `outbox_relay_nats_up 0`, `outbox_relay_paused_by_hand 1`,
 		`outbox_relay_condition{check="duplicate_window"} 0`, `outbox_relay_condition{check="archive"} 1`)
 	status = relay.Status{State: relay.Leading, Publishing: true, NATS: true, Listening: true}
 	expect(t, registry, `outbox_relay_ready 1`, `outbox_relay_standby 0`, `outbox_relay_nats_up 1`, `outbox_relay_listening 1`)

@@ -22,6 +22,7 @@ func State(registerer prometheus.Registerer, status func() relay.Status) error {
 		postgres:  desc("postgres_up", "Whether this relay reached Postgres when it last needed it."),
 		nats:      desc("nats_up", "Whether this relay reached JetStream when it last needed it."),
 		listening: desc("listening", "Whether this relay leads and hears of new events at once. If it leads and does not, it polls."),
+		paused:    desc("paused_by_hand", "Whether a person has paused the outbox, so that no relay publishes."),
 		condition: desc("condition", "Whether a condition of exactly-once delivery held when this relay last connected to NATS.", "check"),
 	}
 	if err := registerer.Register(s); err != nil {
@@ -31,13 +32,13 @@ func State(registerer prometheus.Registerer, status func() relay.Status) error {
 }
 
 type state struct {
-	status                                               func() relay.Status
-	ready, standby, postgres, nats, listening, condition *prometheus.Desc
+	status                                                       func() relay.Status
+	ready, standby, postgres, nats, listening, paused, condition *prometheus.Desc
 }
 
 // Describe implements [prometheus.Collector].
 func (s *state) Describe(to chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{s.ready, s.standby, s.postgres, s.nats, s.listening, s.condition} {
+	for _, desc := range []*prometheus.Desc{s.ready, s.standby, s.postgres, s.nats, s.listening, s.paused, s.condition} {
 		to <- desc
 	}
 }
@@ -53,6 +54,7 @@ func (s *state) Collect(to chan<- prometheus.Metric) {
 	gauge(s.postgres, now.Postgres)
 	gauge(s.nats, now.NATS)
 	gauge(s.listening, now.Listening)
+	gauge(s.paused, now.Pause != nil)
 	for check, holds := range now.Conditions {
 		gauge(s.condition, holds, check)
 	}

@@ -124,6 +124,8 @@ outbox_relay_tables_up{job="shop", instance="a"} 1x60
 outbox_relay_tables_up{job="shop", instance="b"} 1x60
 outbox_relay_ready{job="shop", instance="a"} 1x60
 outbox_relay_ready{job="shop", instance="b"} 1x60
+outbox_relay_paused_by_hand{job="shop", instance="a"} 0x60
+outbox_relay_paused_by_hand{job="shop", instance="b"} 0x60
 outbox_relay_round_trips_total{job="shop", instance="a"} 0+60x60
 outbox_relay_round_trips_total{job="shop", instance="b"} 0x60
 outbox_relay_pauses_total{job="shop", instance="a", fault="setup"} 0x60
@@ -205,7 +207,13 @@ func TestAlertsFire(t *testing.T) {
 		},
 		"the leader hangs": {`outbox_relay_round_trips_total{job="shop", instance="a"} 0+60x50 3000x10
 			 outbox_relay_round_trips_total{job="shop", instance="b"} 0x60`, []string{"OutboxLeaderHung"}},
-		"an event waits":         {`outbox_relay_oldest_pending_seconds{job="shop", instance="a"} 0+10x60`, []string{"OutboxOldestPending"}},
+		"an event waits": {`outbox_relay_oldest_pending_seconds{job="shop", instance="a"} 0+10x60`, []string{"OutboxOldestPending"}},
+		"somebody has paused it": {
+			`outbox_relay_paused_by_hand{job="shop", instance="a"} 1x60
+			 outbox_relay_oldest_pending_seconds{job="shop", instance="a"} 0+60x60
+			 outbox_relay_pending_events{job="shop", instance="a"} 10000+100x60`,
+			[]string{"OutboxPausedByHand"},
+		},
 		"a backlog grows":        {`outbox_relay_pending_events{job="shop", instance="a"} 10000+100x60`, []string{"OutboxBacklogGrowing"}},
 		"a backlog is worked on": {`outbox_relay_pending_events{job="shop", instance="a"} 100000-100x60`, nil},
 		"events are late": {

@@ -72,6 +72,8 @@ type status struct {
 	Obstacles []string `json:"obstacles"` // What keeps a relay from working just now, such as a lock, and what to do.
 
 	Candidates []candidateStatus `json:"candidates"` // The relays that say that they could not lead.
+
+	Pause *pauseStatus `json:"pause"` // That a person has ordered; null for none.
 }
 
 // termStatus is the latest term of one stream.
@@ -126,6 +128,7 @@ func statusOf(c config.Config, table store.Table, found *store.Inspection) statu
 		DeadRows:     found.DeadRows,
 		Obstacles:    []string{},
 		Candidates:   []candidateStatus{},
+		Pause:        pauseOf(found.Pause),
 	}
 	for _, h := range found.Obstacles() {
 		s.Obstacles = append(s.Obstacles, h.Check+": "+h.Text)
@@ -217,6 +220,9 @@ func (s *status) write(w io.Writer) error {
 		if t.Trouble != nil {
 			fmt.Fprintf(columns, "  paused\t%s\n", t.Trouble)
 		}
+	}
+	if s.Pause != nil {
+		fmt.Fprintf(columns, "paused by hand\t%s\n", s.Pause)
 	}
 	fmt.Fprintf(columns, "pending\t%v\n", s.Pending)
 	if s.OldestPending != nil {
