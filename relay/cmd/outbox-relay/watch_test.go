@@ -62,7 +62,9 @@ func TestStatusWatch(t *testing.T) {
 	watching := func(args ...string) (stdout *output, stop func() int) {
 		ctx, cancel := context.WithCancel(t.Context())
 		stdout, code := newOutput(), make(chan int, 1)
-		go func() { code <- run(ctx, append([]string{"status", "--watch", "--every", "300ms"}, args...), env.list(), stdout, stdout) }()
+		go func() {
+			code <- run(ctx, append([]string{"status", "--watch", "--every", "300ms"}, args...), env.list(), stdout, stdout)
+		}()
 		return stdout, func() int { cancel(); return <-code }
 	}
 	shown, stop := watching()
