@@ -24,6 +24,9 @@ type Options struct {
 	// the relay puts them back from there. While a relay leads, events are gone after one and a half times Retain. 0 turns the
 	// archive off, and empties it.
 	Retain time.Duration
+	// DeadRetain is how long dead letters are kept: a leader removes older ones. The default, 0, keeps them until a person
+	// decides. It cannot be set with HoldDead.
+	DeadRetain time.Duration
 	// AdoptStream lets Begin and Stand go on with another stream than the one that the outbox has been relayed to. The
 	// default, false, refuses that with ErrOtherStream: pending events would go to one stream, and those published before are
 	// in another.
@@ -44,11 +47,11 @@ type Options struct {
 // Outbox is the relay's and the operator's side of the outbox tables; producers need only [Insert]. It is
 // safe for concurrent use, but one process has one leader's session: see [Outbox.Session].
 type Outbox struct {
-	table    Table
-	retain   time.Duration
-	adopt    bool
-	holdDead bool
-	log      *slog.Logger
+	table              Table
+	retain, deadRetain time.Duration
+	adopt              bool
+	holdDead           bool
+	log                *slog.Logger
 
 	connector *connector
 	session   *Session
@@ -113,22 +116,29 @@ func Open(dsn string, options Options) (*Outbox, error) {
 	if options.Retain < 0 {
 		return nil, fmt.Errorf("option Retain: %v is negative", options.Retain)
 	}
+	if options.DeadRetain < 0 {
+		return nil, fmt.Errorf("option DeadRetain: %v is negative", options.DeadRetain)
+	}
+	if options.DeadRetain > 0 && options.HoldDead {
+		return nil, errHoldsDead
+	}
 	log := options.Logger
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
 	table := options.Table.orDefault()
 	return &Outbox{
-		table:     table,
-		retain:    options.Retain,
-		adopt:     options.AdoptStream,
-		log:       log,
-		holdDead:  options.HoldDead,
-		connector: connector,
-		session:   newSession(connector),
-		queries:   table.queries(options.HoldDead, ""),
-		unicode:   true,
-		floor:     newFloor(),
+		table:      table,
+		retain:     options.Retain,
+		adopt:      options.AdoptStream,
+		log:        log,
+		holdDead:   options.HoldDead,
+		deadRetain: options.DeadRetain,
+		connector:  connector,
+		session:    newSession(connector),
+		queries:    table.queries(options.HoldDead, ""),
+		unicode:    true,
+		floor:      newFloor(),
 	}, nil
 }
 
