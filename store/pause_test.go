@@ -79,7 +79,7 @@ func TestPause(t *testing.T) {
 		if listens {
 			heard := make(chan struct{}, 10)
 			listening, stop := context.WithCancel(t.Context())
-			defer stop()
+			t.Cleanup(stop)
 			go func() { _ = relay.Listen(listening, func() { heard <- struct{}{} }) }()
 			<-heard // It has connected.
 			exchange(store.Request{AskPause: true})

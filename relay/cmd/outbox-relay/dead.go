@@ -238,7 +238,7 @@ func (p *process) audited(done string, take taker) taker {
 			for _, key := range keys {
 				names = append(names, key.String())
 			}
-			log.LogAttrs(ctx, slog.LevelInfo, "dead letters "+done, slog.Int("letters", n), slog.String("by", operator()), slog.Any("keys", names))
+			log.LogAttrs(ctx, slog.LevelInfo, "dead letters taken away", slog.String("how", done), slog.Int("letters", n), slog.String("by", operator()), slog.Any("keys", names))
 		}
 		return n, err
 	}

@@ -156,7 +156,7 @@ func TestDeadRequeue(t *testing.T) {
 		t.Errorf("dead requeue prints %q with %d waiting, want 2", got.stdout, waiting())
 	}
 	// What is done is on record.
-	expectText(t, "standard error", got.stderr, "dead letters requeued", "letters=2", "by=", "seq 1", "id "+deadID)
+	expectText(t, "standard error", got.stderr, "dead letters taken away", "how=requeued", "letters=2", "by=", "seq 1", "id "+deadID)
 	for _, header := range []string{"Nats-Msg-Id=1", "tenant"} {
 		if got := execute(t, env, "dead", "requeue", "3", "--set-header", header); got.code == 0 || waiting() != 2 {
 			t.Errorf("requeue with the header %q: code %d with %d waiting", header, got.code, waiting())

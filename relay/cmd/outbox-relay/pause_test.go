@@ -28,6 +28,7 @@ func TestPauseByHand(t *testing.T) {
 	leader.logged("leading")
 	standby := start(t, env)
 	of, to := leader.base(), standby.base()
+	eventually(t, "the standby is ready", func() bool { return get(t, to+"/readyz").code == http.StatusOK })
 	stored := func() (n int) {
 		for _, m := range broker.Messages(t, "OUTBOX") {
 			if m.Header.Get("Outbox-Seq") != "" {

@@ -26,7 +26,7 @@ func (p *process) watch(ctx context.Context, every time.Duration, asJSON bool, l
 	for {
 		s, err := look(ctx)
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // It was interrupted, as it was to be.
 		}
 		if err := p.draw(s, err, asJSON, &seen); err != nil {
 			return err
