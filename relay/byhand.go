@@ -38,7 +38,11 @@ func (t *term) heedPause(ctx context.Context) {
 }
 
 // pauseLog tells the log of pauses. It belongs to the term under way, and to the scout between terms.
-type pauseLog struct{ said *store.Pause }
+type pauseLog struct {
+	said     *store.Pause
+	since    time.Time // When it was first told.
+	reminder reminder
+}
 
 // tell logs that a pause has begun, has another reason or has ended.
 func (l *pauseLog) tell(ctx context.Context, log *slog.Logger, now *store.Pause) {
@@ -47,9 +51,16 @@ func (l *pauseLog) tell(ctx context.Context, log *slog.Logger, now *store.Pause)
 	switch {
 	case now == nil && former == nil:
 	case now == nil:
-		log.InfoContext(ctx, "resumed by hand; events are published again", slog.Duration("after", former.Lasts().Round(time.Millisecond)))
+		log.InfoContext(ctx, "resumed by hand; events are published again", slog.Duration("after", former.Lasts().Round(time.Second)))
 	case former == nil || former.Reason != now.Reason || former.By != now.By:
-		log.WarnContext(ctx, "paused by hand; events wait until somebody runs `outbox-relay resume`",
-			slog.String("because", cut(now.Reason)), slog.String("by", cut(now.By)), slog.Time("since", now.Since.UTC()))
+		log.LogAttrs(ctx, slog.LevelWarn, "paused by hand; events wait until somebody runs `outbox-relay resume`", pauseAttrs(now)...)
+		l.since = time.Now()
+	}
+}
+
+// remind tells a pause again that lasts.
+func (l *pauseLog) remind(ctx context.Context, log *slog.Logger, now time.Time) {
+	if l.said != nil && l.reminder.due(l.since, now) {
+		log.LogAttrs(ctx, slog.LevelWarn, "still paused by hand", pauseAttrs(l.said)...)
 	}
 }

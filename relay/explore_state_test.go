@@ -92,11 +92,11 @@ func partsOfState() map[string]partOfState {
 				"Relay": constant, "lease": constant, "stop": constant, "healthy": constant, "start": constant, "id": constant, "workers": inStep, "woken": inStep,
 				"replies": inStep, "opened": inStep, "read": inStep, "verifications": inStep, "handed": inStep, "standbys": inStep, "originals": inStep,
 				"reported": inStep, "outcomes": inStep, "event": inStep, "skipped": telling,
-				"guarded": "the explorer's publisher does not look at the lease", "refusals": telling, "orderedTold": telling, "probe": telling,
+				"guarded": "the explorer's publisher does not look at the lease", "refusals": telling, "orderedTold": telling, "probe": telling, "reminder": telling,
 			},
 			notCopied: map[string]string{
 				"workers": inStep, "outcomes": inStep, "event": inStep,
-				"skipped": telling, "guarded": "it is false", "refusals": telling, "probe": telling,
+				"skipped": telling, "guarded": "it is false", "refusals": telling, "probe": telling, "reminder": telling,
 			},
 			shared: map[string]string{"Relay": constant, "lease": constant},
 		},

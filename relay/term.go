@@ -60,6 +60,7 @@ type term struct {
 	refusals    refusalLog
 	orderedTold bool // Ordered batches have been used, and the log says so.
 	probe       probe
+	reminder    reminder // Of the present pause.
 }
 
 type reply struct {
@@ -202,6 +203,7 @@ func (t *term) turn(ctx context.Context, now time.Time) (done bool) {
 	t.verify(ctx, now)
 	t.seekStandby(ctx, now)
 	t.tellOutbox(ctx, now)
+	t.remind(ctx, now)
 	t.examine(ctx)
 	if !verifyFirst {
 		t.publish(ctx, now)
@@ -465,8 +467,9 @@ func (t *term) proceed(ctx context.Context) {
 
 // resume closes the breaker.
 func (t *term) resume(ctx context.Context) {
+	lasted := time.Since(t.core.report.since)
 	if t.core.resume() {
-		t.log.InfoContext(ctx, "publishing again")
+		t.log.InfoContext(ctx, "publishing again", slog.Duration("after", lasted.Round(time.Millisecond)))
 		t.hooks.Resumed()
 	}
 	t.status.publishing()
