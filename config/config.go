@@ -206,6 +206,10 @@ type Relay struct {
 	// from there. 0 keeps no archive. Default 5m.
 	Retain time.Duration
 
+	// DeadRetain is how long dead letters are kept: the leader removes older ones.
+	// Not with OnDeadHold. Default 0: until a person decides.
+	DeadRetain time.Duration
+
 	// AckTimeout is how long the broker may take to acknowledge. Default 5s.
 	AckTimeout time.Duration
 

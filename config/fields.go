@@ -289,6 +289,11 @@ func Fields() []Field {
 			kind: duration(func(c *Config) *time.Duration { return &c.Relay.Retain }, 0, 365*day),
 		},
 		{
+			Key: "relay.dead_retain", Env: "OUTBOX_DEAD_RETAIN",
+			Doc:  "How long dead letters are kept: the leader removes older ones. \"0s\" keeps them until a person decides. Not with on_dead = \"hold\".",
+			kind: duration(func(c *Config) *time.Duration { return &c.Relay.DeadRetain }, 0, 10*365*day),
+		},
+		{
 			Key: "relay.ack_timeout", Env: "OUTBOX_ACK_TIMEOUT",
 			Doc:  "How long the broker may take to acknowledge.",
 			kind: duration(func(c *Config) *time.Duration { return &c.Relay.AckTimeout }, 100*time.Millisecond, time.Minute),

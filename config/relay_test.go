@@ -28,7 +28,7 @@ func TestRelayConfig(t *testing.T) {
 		Election: config.Election{Kind: relay.ElectionJetStream, Key: "key"},
 		Relay: config.Relay{
 			PollInterval: 1, BatchSize: 2, BatchBytes: 3, MaxAttempts: 4, OnDead: config.OnDeadHold, RetryBackoff: 5, RetryBackoffMax: 6,
-			AckTimeout: 7, ShutdownTimeout: 8, Retain: time.Hour,
+			AckTimeout: 7, ShutdownTimeout: 8, Retain: time.Hour, DeadRetain: 9,
 		},
 	}
 	want := relay.Config{
@@ -43,7 +43,7 @@ func TestRelayConfig(t *testing.T) {
 			Memory: true, CloudEventsSource: "/shop", MaxBytes: 9, Compress: true, PlacementTags: []string{"ssd", "eu"},
 		},
 		Election: relay.Election{Kind: relay.ElectionJetStream, Lock: new(int64(1 << 40)), Key: "key"},
-		Strict:   true, Retain: time.Hour, HoldDead: true,
+		Strict:   true, Retain: time.Hour, HoldDead: true, DeadRetain: 9,
 		PollInterval: 1, BatchSize: 2, BatchBytes: 3, MaxAttempts: 4, RetryBackoff: 5, RetryBackoffMax: 6, AckTimeout: 7, ShutdownTimeout: 8,
 	}
 	if got := c.RelayConfig(); !reflect.DeepEqual(got, want) {

@@ -40,6 +40,7 @@ type stage struct {
 	terms      int64
 	standbys   int
 	standErr   error
+	pause      *store.Pause
 	wake       func()
 	claims     []bool // What Stand was told, the latest last.
 
@@ -107,6 +108,12 @@ type stageStore struct{ *stage }
 func (stageStore) Close(context.Context) error { return nil }
 func (stageStore) Table() store.Table          { return store.Table{} }
 func (stageStore) Retains() bool               { return true }
+
+func (s stageStore) Paused() *store.Pause {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.pause
+}
 
 func (s *stage) parts() Parts { return Parts{Store: stageStore{s}, Publisher: s, Elector: s} }
 
@@ -258,7 +265,7 @@ func (s *stage) hasRefused(seq int64) {
 	s.wake()
 }
 
-func (s *stage) Open(ctx context.Context) ([]string, error) {
+func (s *stage) Open(ctx context.Context) ([]stream.Warning, error) {
 	if err := s.pass(ctx, "Open"); err != nil {
 		return nil, err
 	}

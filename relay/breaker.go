@@ -109,7 +109,9 @@ func (c *core) resume() (paused bool) {
 }
 
 // publishes reports whether events may be handed to the publisher.
-func (c *core) publishes() bool { return c.circuit.breaker != breakerOpen && !c.stopping }
+func (c *core) publishes() bool {
+	return c.circuit.breaker != breakerOpen && !c.stopping && !c.byHand.paused
+}
 
 // limit chooses how the next events are sent, and returns how many may be in flight. Batches is how many may be in an ordered
 // batch; 0 if there can be none. Alone tells that the publisher wants one event at a time.

@@ -70,6 +70,9 @@ type Config struct {
 	// HoldDead keeps back the later events of an aggregate after one of its events was given up, until a person decides. The
 	// default, false, lets them go on.
 	HoldDead bool
+	// DeadRetain is how long dead letters are kept: a leader removes older ones. The default, 0, keeps them until a person
+	// decides. It cannot be set with HoldDead.
+	DeadRetain time.Duration
 	// AckTimeout is how long the broker may take to acknowledge. The default is publisher.DefaultAckTimeout.
 	AckTimeout time.Duration
 
@@ -257,10 +260,11 @@ func planOf(c Config) (plan, error) {
 	p := plan{
 		dsn: c.Postgres,
 		store: store.Options{
-			Table:    c.Table,
-			HoldDead: c.HoldDead,
-			Retain:   retain,
-			Logger:   c.Logger,
+			Table:      c.Table,
+			HoldDead:   c.HoldDead,
+			Retain:     retain,
+			DeadRetain: c.DeadRetain,
+			Logger:     c.Logger,
 
 			AdoptStream: c.Stream.Adopt,
 

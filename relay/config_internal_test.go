@@ -32,7 +32,7 @@ func TestPlan(t *testing.T) {
 			MaxBytes: 9, Replicas: 3, Memory: true, Compress: true, PlacementTags: []string{"ssd", "eu"},
 		},
 		Election: Election{Lock: new(int64(1 << 40))},
-		Name:     "shop-1", Strict: true, Retain: time.Hour, HoldDead: true, AckTimeout: 7 * time.Second,
+		Name:     "shop-1", Strict: true, Retain: time.Hour, HoldDead: true, DeadRetain: 9, AckTimeout: 7 * time.Second,
 		PollInterval: 1, BatchSize: 2, BatchBytes: 3, MaxAttempts: 4, RetryBackoff: 5, RetryBackoffMax: 6, ShutdownTimeout: 8,
 		Logger: log,
 	})
@@ -46,7 +46,7 @@ func TestPlan(t *testing.T) {
 	login.URL = "tls://nats"
 	want := plan{
 		dsn:   "postgres://db/shop",
-		store: store.Options{Table: table, HoldDead: true, Retain: time.Hour, AdoptStream: true, DSNFile: "dsn", PasswordFile: "password", Logger: log},
+		store: store.Options{Table: table, HoldDead: true, Retain: time.Hour, DeadRetain: 9, AdoptStream: true, DSNFile: "dsn", PasswordFile: "password", Logger: log},
 		publisher: publisher.Options{
 			Connect: login,
 			Setup: stream.Setup{

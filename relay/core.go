@@ -72,9 +72,10 @@ type core struct {
 	recovering bool // The stream is being read back.
 	stale      bool // There was new reason for doubt since that began.
 
-	stored   [2][]int64 // To be settled by the next round trip, by the parity of the epoch in which they were sent.
-	storedAt time.Time  // When the first of them was acknowledged.
-	oldest   time.Time  // When the oldest row stored since takeOldest was created; zero if none was stored.
+	stored   [2][]int64  // To be settled by the next round trip, by the parity of the epoch in which they were sent.
+	storedAt time.Time   // When the first of them was acknowledged.
+	created  []time.Time // When the rows that were stored since takeStored were created.
+	bytes    int         // Of their payloads.
 	failed   []store.Failure
 	dead     []deadLetter
 	unfit    []refusal  // Rows that were not read, since they can never be published: for the log.
@@ -90,6 +91,7 @@ type core struct {
 	report   report
 	handing  handing
 	stopping bool // The relay is to stop: nothing more is published.
+	byHand   byHand
 
 	examining bool // A double is being examined.
 	findings  int  // How many attempts to examine it have failed, in a row.
@@ -286,7 +288,10 @@ func (c *core) retryAside(now time.Time) {
 }
 
 // wake tells that a fetch may find something.
-func (c *core) wake() { c.more = true }
+func (c *core) wake() {
+	c.more = true
+	c.byHand.ask()
+}
 
 // orderedBatchFrom is how many rows make an ordered batch worth while. The broker acknowledges many of its messages at once,
 // so a few rows are known to be stored sooner if each is sent by itself.
@@ -391,9 +396,8 @@ func (c *core) resolved(seq int64, fault *stream.Error, now time.Time) verdict {
 		c.succeeded = true
 		c.stored[it.epoch&1] = append(c.stored[it.epoch&1], seq)
 		c.old.stored(it)
-		if c.oldest.IsZero() || it.row.CreatedAt.Before(c.oldest) {
-			c.oldest = it.row.CreatedAt
-		}
+		c.created = append(c.created, it.row.CreatedAt)
+		c.bytes += len(it.row.Data)
 		delete(c.held, seq)
 		c.drop(it)
 		if len(c.hot) > 0 && l.rows < c.lowFill() && c.hotIndex(l.aggregate) >= 0 {
@@ -457,11 +461,12 @@ const (
 	forgotten // Fetched again later, as its aggregate was blocked meanwhile.
 )
 
-// takeOldest returns when the oldest row stored since the last call was created; zero if none was stored.
-func (c *core) takeOldest() time.Time {
-	oldest := c.oldest
-	c.oldest = time.Time{}
-	return oldest
+// takeStored returns when the rows stored since the last call were created, and how many bytes their payloads have. The times
+// are good until the next row is stored.
+func (c *core) takeStored() (created []time.Time, bytes int) {
+	created, bytes = c.created, c.bytes
+	c.created, c.bytes = c.created[:0], 0
+	return created, bytes
 }
 
 // schedule puts a lane where it belongs after its rows have changed: into ready, if its next row may be sent.
@@ -636,6 +641,7 @@ func (c *core) nextRoundTrip(now time.Time) (store.Request, bool) {
 		fetch = true // The poll, which makes up for a notification that was lost.
 	case idle && recorded > 0, len(c.failed)+len(c.dead) > 0, recorded >= c.batch:
 	case recorded > 0 && !now.Before(c.storedAt.Add(settleAfter)):
+	case c.byHand.due(now):
 	default:
 		return store.Request{}, false
 	}
@@ -670,7 +676,7 @@ func (c *core) settle() (store.Request, bool) {
 }
 
 func (c *core) start(fetch bool, sleep store.SleepChange) store.Request {
-	request := store.Request{Failed: c.failed, Sleep: sleep}
+	request := store.Request{Failed: c.failed, Sleep: sleep, AskPause: c.byHand.paused}
 	c.trip = &roundTrip{}
 	for epoch := max(c.checkpoints.epoch, 2) - 1; epoch <= c.checkpoints.epoch; epoch++ {
 		if seqs := c.stored[epoch&1]; len(seqs) > 0 {
@@ -769,6 +775,7 @@ func (c *core) fetch(refilled int) *store.Fetch {
 func (c *core) answered(reply store.Reply, now time.Time) {
 	done := c.trip
 	c.trip = nil
+	c.byHand.asked(now)
 	c.moveFloor(reply.Floor, done.request.Fetch)
 	if reply.Remaining == nil { // Otherwise it is not known which of the rows are gone.
 		for i, s := range done.request.Settled {
@@ -868,6 +875,9 @@ func (c *core) deadline() time.Time {
 	}
 	if c.recordable() > 0 {
 		earlier(c.storedAt.Add(settleAfter))
+	}
+	if c.byHand.paused {
+		earlier(c.byHand.askAt)
 	}
 	if len(c.aside) > 0 {
 		earlier(c.asideAt)

@@ -155,7 +155,7 @@ func (c *core) clone() *core {
 	for _, p := range lanes {
 		p.new.first, p.new.last, p.new.waiting = again(p.new.first), again(p.new.last), again(p.new.waiting)
 	}
-	n.spare = nil
+	n.spare, n.created = nil, nil
 	for range c.spare {
 		n.spare = append(n.spare, new(lane)) // Which of them is used does not matter.
 	}
@@ -213,6 +213,7 @@ func (portStore) Migrate(context.Context) error { return nil }
 func (portStore) Check(context.Context) error   { return nil }
 func (portStore) Table() store.Table            { return store.Table{} }
 func (portStore) Retains() bool                 { return true }
+func (portStore) Paused() *store.Pause          { return nil }
 
 func (p *port) ReadsBack() bool                                 { return true }
 func (p *port) Guards() bool                                    { return false }
@@ -310,7 +311,7 @@ func (p *port) Exchange(_ context.Context, request store.Request) (store.Reply, 
 	return store.Reply{}, errUnanswered
 }
 
-func (p *port) Open(context.Context) ([]string, error) {
+func (p *port) Open(context.Context) ([]stream.Warning, error) {
 	p.candidate.opening = true
 	return nil, errUnanswered
 }

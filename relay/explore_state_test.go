@@ -92,11 +92,11 @@ func partsOfState() map[string]partOfState {
 				"Relay": constant, "lease": constant, "stop": constant, "healthy": constant, "start": constant, "id": constant, "workers": inStep, "woken": inStep,
 				"replies": inStep, "opened": inStep, "read": inStep, "verifications": inStep, "handed": inStep, "standbys": inStep, "originals": inStep,
 				"reported": inStep, "outcomes": inStep, "event": inStep, "skipped": telling,
-				"guarded": "the explorer's publisher does not look at the lease", "refusals": telling, "orderedTold": telling,
+				"guarded": "the explorer's publisher does not look at the lease", "refusals": telling, "orderedTold": telling, "probe": telling, "reminder": telling,
 			},
 			notCopied: map[string]string{
 				"workers": inStep, "outcomes": inStep, "event": inStep,
-				"skipped": telling, "guarded": "it is false", "refusals": telling,
+				"skipped": telling, "guarded": "it is false", "refusals": telling, "probe": telling, "reminder": telling,
 			},
 			shared: map[string]string{"Relay": constant, "lease": constant},
 		},
@@ -114,11 +114,11 @@ func partsOfState() map[string]partOfState {
 				"poll": constant, "succeeded": "it counts for denied subjects only", "lanes": "they are those of the rows held", "spare": "which of them is used does not matter",
 				"heldBytes": "all rows are of one size", "highest": "the explorer's outbox does without it",
 				"backTo": "it counts only with back, and is encoded then", "maxData": constant, "noted": constant,
-				"storedAt": noClock, "oldest": telling, "unfit": noKept, "doubles": inStep,
+				"storedAt": noClock, "created": telling, "bytes": telling, "unfit": noKept, "doubles": inStep,
 				"blind": noClock, "report": telling, "examining": inStep, "findings": inStep,
-				"aside": noKept, "asideAt": noClock, "busy": noClock,
+				"byHand": "nobody pauses the outbox", "aside": noKept, "asideAt": noClock, "busy": noClock,
 			},
-			notCopied: map[string]string{"spare": "as many others", "aside": noKept},
+			notCopied: map[string]string{"spare": "as many others", "aside": noKept, "created": telling},
 			shared:    map[string]string{"unfit": noKept, "trip": replaced},
 		},
 		"item": {
@@ -156,7 +156,7 @@ func partsOfState() map[string]partOfState {
 		"Request": {
 			of: func(w *world) any { return &core(w).trip.request },
 			notEncoded: map[string]string{
-				"MaxPayload": constant,
+				"MaxPayload": constant, "AskPause": "nobody pauses the outbox",
 			},
 			shared: map[string]string{"Settled": replaced, "Failed": replaced, "Dead": replaced, "ScanFrom": replaced, "Fetch": replaced},
 		},

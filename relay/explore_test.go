@@ -494,13 +494,13 @@ func (x *explorer) take(w *world, s step) {
 			failed(errSessionGone)
 			break
 		}
-		reply := w.roundTrip(o, request)
+		answer := w.roundTrip(o, request)
 		if s.kind == exchangeUnanswered {
 			w.aside("the answer is lost with the session")
 			failed(errSessionGone)
 			break
 		}
-		t.answered(context.Background(), reply)
+		t.answered(context.Background(), reply{Reply: answer})
 		turn(now)
 	case opens:
 		w.tell("relay %d finds that the former leader handed over", name)

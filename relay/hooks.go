@@ -1,10 +1,14 @@
 package relay
 
 import (
+	"context"
+	"errors"
 	"time"
 
+	"github.com/go-outbox/go-outbox/election"
 	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream"
+	"github.com/go-outbox/go-outbox/stream/history"
 )
 
 // Hooks are called when something happens; those that are nil are not. They are called from the relay's own
@@ -12,7 +16,7 @@ import (
 type Hooks struct {
 	// Elected begins a term, Resigned ends it.
 	Elected  func(term int64)
-	Resigned func()
+	Resigned func(EndReason)
 	// Published tells of events that the stream acknowledged, some at a time.
 	Published func(Published)
 	// Refused tells of an event that the broker refused for a reason of the event's own.
@@ -35,14 +39,59 @@ type Hooks struct {
 	Kept func(store.Kept)
 }
 
+// EndReason is why a term ended.
+type EndReason string
+
+// The reasons why a term ends.
+const (
+	EndStopped  EndReason = "stopped"  // The relay was asked to stop.
+	EndMadeWay  EndReason = "made_way" // It could not publish, and a standby could.
+	EndLease    EndReason = "lease"    // The lease ran out: no sign of life from whoever elected it.
+	EndPostgres EndReason = "postgres" // A round trip to the outbox failed.
+	EndDeposed  EndReason = "deposed"  // The stream has seen a later term.
+	EndRefused  EndReason = "refused"  // Something that waiting does not mend: the relay ends, too.
+)
+
+// EndReasons returns all of them.
+func EndReasons() []EndReason {
+	return []EndReason{EndStopped, EndMadeWay, EndLease, EndPostgres, EndDeposed, EndRefused}
+}
+
+// endReason finds out why a term has ended, by the error that ended it.
+func (t *term) endReason(ctx context.Context, err error) EndReason {
+	var (
+		unfit   *unfitError
+		deposed *history.DeposedError
+		setback *setbackError
+	)
+	switch {
+	case t.core.stopping:
+		return EndStopped
+	case errors.As(err, &unfit):
+		return EndMadeWay
+	case errors.As(err, &deposed):
+		return EndDeposed
+	case ctx.Err() != nil, errors.Is(err, election.ErrLeaseLost):
+		return EndLease
+	case errors.As(err, &setback):
+		return EndPostgres
+	}
+	return EndRefused
+}
+
 // Published is what [Hooks.Published] is told.
 type Published struct {
 	// Events is how many were acknowledged; Duplicates of them were stored by an earlier attempt.
 	Events, Duplicates int
 	// InOrder tells that they went in an ordered batch, rather than each by itself: see [Publisher].
 	InOrder bool
-	// Oldest is when the oldest of them was inserted, by the database's clock; zero if the relay no longer holds them.
-	Oldest time.Time
+	// Created is when they were inserted, by the database's clock, but for those that the relay no longer holds. It is good
+	// until the hook returns. Bytes are those of their payloads.
+	Created []time.Time
+	Bytes   int
+	// Ack is how long the acknowledgement of one of them took, since the relay had handed it to the publisher; 0 if none was
+	// measured. One event at a time is.
+	Ack time.Duration
 }
 
 // Refused is what [Hooks.Refused] is told.
@@ -75,6 +124,10 @@ type Exchanged struct {
 	Settled, Fetched int
 	// Asleep tells that producers notify the relay from now on.
 	Asleep bool
+	// Took is how long it took.
+	Took time.Duration
+	// Err tells that it failed, which ends the term. Then there is nothing else to tell.
+	Err error
 }
 
 // orNop fills in what is not set.
@@ -83,7 +136,7 @@ func (h Hooks) orNop() Hooks {
 		h.Elected = func(int64) {}
 	}
 	if h.Resigned == nil {
-		h.Resigned = func() {}
+		h.Resigned = func(EndReason) {}
 	}
 	if h.Published == nil {
 		h.Published = func(Published) {}

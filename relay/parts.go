@@ -45,6 +45,9 @@ type Store interface {
 	// Report records why the leader cannot publish, and for how long that has been so, for those who look at the outbox only.
 	// An empty reason records that it can publish.
 	Report(ctx context.Context, reason string, since time.Duration) error
+	// Paused returns the pause that a person has ordered, as Exchange or Stand last found it; nil for none. Exchange asks twice a
+	// second, and whenever the request wants it.
+	Paused() *store.Pause
 	// End ends the term, if its session is still there.
 	End(ctx context.Context) error
 	// Exchange records outcomes and fetches rows, in one transaction.
@@ -70,7 +73,7 @@ type Store interface {
 type Sender interface {
 	// Open makes the sender ready, or says why it is not; it is called again after trouble. The warnings say which guarantees
 	// are weakened. An error that is stream.ErrRefused stops the relay; after any other error the relay tries again.
-	Open(ctx context.Context) (warnings []string, err error)
+	Open(ctx context.Context) (warnings []stream.Warning, err error)
 	// Publish sends an event without waiting. Its error says that nothing was sent. Publish must not keep event
 	// after it returns: the relay reuses it. Data and Headers are not modified.
 	Publish(event *stream.Event) error

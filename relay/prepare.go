@@ -94,10 +94,15 @@ func (r *Relay) Prepare(ctx context.Context) error {
 	if r.options.NoMigrate {
 		prepare = r.store.Check
 	}
-	tell := func(err error) {
-		r.log.WarnContext(ctx, "the outbox's tables are not ready; trying until they are", slog.Any("error", err))
+	tell := func(err error, lasts time.Duration) {
+		r.log.WarnContext(ctx, "the outbox's tables are not ready; trying until they are", slog.Any("error", err), slog.Duration("for", lasts))
 	}
-	if err := r.until(ctx, prepare, store.Fatal, tell); err != nil {
+	attempt := func(ctx context.Context) error {
+		err := prepare(ctx)
+		r.reach.askedPostgres(err)
+		return err
+	}
+	if err := r.until(ctx, attempt, store.Fatal, tell); err != nil {
 		if ctx.Err() != nil {
 			return fmt.Errorf("prepare the outbox's tables: %w", err)
 		}
@@ -123,14 +128,15 @@ func (r *Relay) PrepareStream(ctx context.Context) error {
 		r.publisher.Guard(nil)
 		warnings, err := r.publisher.Open(opening)
 		_, _ = r.publisher.Collect(nil) // Trouble of earlier attempts is in the error, if it still matters.
+		r.lookedAtStream(warnings, err)
 		for _, warning := range warnings {
-			r.warn(ctx, warning)
+			r.warn(ctx, warning.Text)
 		}
 		return err
 	}
 	refused := func(err error) bool { return errors.Is(err, stream.ErrRefused) }
-	tell := func(err error) {
-		r.log.WarnContext(ctx, "the stream is not ready; trying until it is", slog.Any("error", err))
+	tell := func(err error, lasts time.Duration) {
+		r.log.WarnContext(ctx, "the stream is not ready; trying until it is", slog.Any("error", err), slog.Duration("for", lasts))
 	}
 	if err := r.until(ctx, open, refused, tell); err != nil {
 		if ctx.Err() != nil {
@@ -144,9 +150,9 @@ func (r *Relay) PrepareStream(ctx context.Context) error {
 }
 
 // until repeats an attempt until it succeeds, fails with a fatal error, or ctx has ended. It tells every other error once,
-// until another one follows.
-func (r *Relay) until(ctx context.Context, attempt func(context.Context) error, fatal func(error) bool, tell func(error)) error {
-	said := ""
+// until another one follows, and again as long as it lasts.
+func (r *Relay) until(ctx context.Context, attempt func(context.Context) error, fatal func(error) bool, tell func(err error, lasts time.Duration)) error {
+	said, since, again := "", time.Now(), reminder{}
 	for wait := prepareWait; ; wait = min(2*wait, prepareWaitMax) {
 		err := attempt(ctx)
 		switch {
@@ -156,10 +162,10 @@ func (r *Relay) until(ctx context.Context, attempt func(context.Context) error, 
 			return context.Cause(ctx)
 		case fatal(err):
 			return err
-		case err.Error() != said:
+		case err.Error() != said, again.due(since, time.Now()):
 			said = err.Error()
 			r.status.scouted(false, said)
-			tell(err)
+			tell(err, time.Since(since).Round(time.Second))
 		}
 		sleep(ctx, nil, wait)
 	}

@@ -116,10 +116,13 @@ type Relay struct {
 	hooks     Hooks
 	outbox    *store.Outbox // The store of a relay that New made; nil otherwise.
 
-	status   status
-	watchdog watchdog
-	pulse    election.Pulse
-	atLeast  int64 // The least number of the next term; belongs to the term under way.
+	status     status
+	reach      reach
+	conditions conditions
+	pauses     pauseLog
+	watchdog   watchdog
+	pulse      election.Pulse
+	atLeast    int64 // The least number of the next term; belongs to the term under way.
 
 	mu       sync.Mutex // Protects what follows.
 	running  bool

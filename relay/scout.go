@@ -48,7 +48,9 @@ type scout struct {
 	claimFrom time.Time // Before that time it does not say that it could publish.
 	futile    int       // How many terms in a row ended by making way, without having published anything.
 	looks     int       // How many checks in a row found that it could not lead.
-	said      string    // What was logged last.
+	said      string    // What was logged last,
+	since     time.Time // and since when the relay has not been fit, if it is not.
+	reminder  reminder
 
 	// working has a token during a check and during a term: both use the relay's publisher and session.
 	working chan struct{}
@@ -156,6 +158,11 @@ func (s *scout) look(ctx context.Context) (fit bool, err error) {
 		return false, standErr
 	}
 	s.watchdog.turn(time.Now())
+	s.reach.askedPostgres(standErr)
+	if standErr == nil {
+		s.pauses.tell(ctx, s.log, s.store.Paused())
+		s.pauses.remind(ctx, s.log, time.Now())
+	}
 	fault := errors.Join(standErr, openErr)
 	s.tell(ctx, fault, obstacle)
 	return fault == nil, nil
@@ -175,14 +182,18 @@ func (s *scout) open(ctx context.Context) error {
 	s.publisher.Guard(nil) // No event is sent over this connection: a term opens its own.
 	warnings, err := s.publisher.Open(ctx)
 	_, _ = s.publisher.Collect(nil) // An outage that is over does not count.
+	interrupted := s.isResting()
 	s.mu.Lock()
 	s.interrupt = nil
 	s.mu.Unlock()
+	if err == nil || !interrupted { // Otherwise a term has ended it.
+		s.lookedAtStream(warnings, err)
+	}
 	if err != nil {
 		return err
 	}
 	for _, warning := range warnings {
-		s.warn(ctx, warning)
+		s.warn(ctx, warning.Text)
 	}
 	return nil
 }
@@ -200,12 +211,20 @@ func (s *scout) tell(ctx context.Context, fault error, obstacle string) {
 		reason = "the leader's lock cannot be had: " + obstacle
 	}
 	s.status.scouted(fault == nil && obstacle == "", reason)
+	now := time.Now()
 	if reason == s.said {
+		if reason != "" && s.reminder.due(s.since, now) {
+			s.log.LogAttrs(ctx, slog.LevelWarn, "still not fit to lead",
+				append([]slog.Attr{slog.Duration("for", now.Sub(s.since).Round(time.Second)), slog.String("because", reason)}, s.waits(ctx)...)...)
+		}
 		return
 	}
 	if reason == "" {
-		s.log.InfoContext(ctx, "fit to lead again")
+		s.log.InfoContext(ctx, "fit to lead again", slog.Duration("after", now.Sub(s.since).Round(time.Millisecond)))
 	} else {
+		if s.said == "" {
+			s.since = now
+		}
 		s.log.WarnContext(ctx, "not fit to lead; trying until Postgres, NATS and the stream can be used", slog.String("because", reason))
 	}
 	s.said = reason

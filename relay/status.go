@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/go-outbox/go-outbox/store"
 )
 
 // State is what a relay is doing.
@@ -39,6 +41,20 @@ type Status struct {
 	Stalled time.Duration
 	// Published counts the events acknowledged since the relay was made.
 	Published int64
+
+	// Pause is the one that a person has ordered: nothing is published until it ends, and the relay is as ready as it would be
+	// without. Nil for none.
+	Pause *store.Pause
+	// Postgres and NATS report that the relay reached them when it last needed them: a leader at each round trip and at each
+	// event, any other relay every two seconds.
+	Postgres, NATS bool
+	// Listening reports that a leader hears of new events at once; otherwise it polls. It is known of an outbox that is a
+	// *store.Outbox.
+	Listening bool
+	// Conditions are those of exactly-once delivery, by name, and whether they held when the relay last connected to NATS: see
+	// stream.Checks. Beside the stream's they are "archive", "read_back" and "lease". The map is nil before that, and not to be
+	// changed.
+	Conditions map[string]bool
 }
 
 // Ready reports whether the relay publishes, or could publish while another one leads.
@@ -51,6 +67,11 @@ func (s Status) Alive() bool { return s.State != Stopped && s.Stalled == 0 }
 func (r *Relay) Status() Status {
 	s := r.status.get()
 	s.Stalled = r.watchdog.stalled(time.Now())
+	s.Pause = r.store.Paused()
+	s.Postgres, s.NATS, s.Conditions = r.reach.postgres.Load(), r.reach.nats.Load(), r.conditions.get()
+	if l, ok := r.store.(interface{ Listening() bool }); ok {
+		s.Listening = s.State == Leading && l.Listening()
+	}
 	if s.State == Campaigning {
 		s.Standby = r.elector.Standby()
 		if s.Trouble == "" {

@@ -59,16 +59,19 @@ type term struct {
 	guarded     bool         // The publisher looks at the lease before it writes.
 	refusals    refusalLog
 	orderedTold bool // Ordered batches have been used, and the log says so.
+	probe       probe
+	reminder    reminder // Of the present pause.
 }
 
 type reply struct {
 	store.Reply
 
-	err error
+	took time.Duration
+	err  error
 }
 
 type opening struct {
-	warnings []string
+	warnings []stream.Warning
 	err      error
 }
 
@@ -131,7 +134,7 @@ func (r *Relay) lead(ctx context.Context, lease *election.Lease, stop <-chan str
 	r.hooks.Elected(number)
 	err = t.loop(ctx)
 	t.end(ctx)
-	r.hooks.Resigned()
+	r.hooks.Resigned(t.endReason(ctx, err))
 	r.log.InfoContext(ctx, "no longer leading", slog.Int64("term", number))
 	return err
 }
@@ -140,6 +143,7 @@ func (r *Relay) lead(ctx context.Context, lease *election.Lease, stop <-chan str
 func (t *term) begin(ctx context.Context) (number int64, err error) {
 	t.workers.Go(func() { t.store.Watch(ctx, func(f store.Finding) { t.found(ctx, f) }) })
 	term, err := t.store.Begin(ctx, t.publisher.Stream(), t.options.Name, t.atLeast)
+	t.reach.askedPostgres(err)
 	switch {
 	case err == nil:
 	case store.Fatal(err):
@@ -199,6 +203,7 @@ func (t *term) turn(ctx context.Context, now time.Time) (done bool) {
 	t.verify(ctx, now)
 	t.seekStandby(ctx, now)
 	t.tellOutbox(ctx, now)
+	t.remind(ctx, now)
 	t.examine(ctx)
 	if !verifyFirst {
 		t.publish(ctx, now)
@@ -231,10 +236,12 @@ func (t *term) loop(ctx context.Context) error {
 		case <-t.woken:
 			t.core.wake()
 		case r := <-t.replies:
+			t.reach.askedPostgres(r.err)
 			if r.err != nil {
+				t.hooks.Exchanged(Exchanged{Took: r.took, Err: r.err})
 				return &setbackError{r.err}
 			}
-			t.answered(ctx, r.Reply)
+			t.answered(ctx, r)
 		case o := <-t.opened:
 			if errors.Is(o.err, stream.ErrRefused) {
 				return o.err // No waiting mends that.
@@ -282,7 +289,7 @@ func (t *term) publish(ctx context.Context, now time.Time) {
 	send := t.publisher.Publish
 	if t.core.ordered {
 		send = t.publisher.PublishInOrder
-		if !t.orderedTold {
+		if !t.orderedTold && t.core.publishes() {
 			t.orderedTold = true
 			t.log.InfoContext(ctx, "publishing backlogs in ordered batches")
 		}
@@ -299,9 +306,11 @@ func (t *term) publish(ctx context.Context, now time.Time) {
 		t.event = eventOf(row)
 		if err := send(&t.event); err != nil {
 			t.resolve(ctx, publisher.Outcome{Seq: row.Seq, Err: stream.Classify(err)}, now)
+		} else if !t.probe.underWay {
+			t.probe.begin(row.Seq)
 		}
 	}
-	if t.core.finish(t.core.stopping) {
+	if t.core.finish(t.core.stopping || t.core.byHand.paused) {
 		t.publisher.Finish()
 	} else if t.core.ordered {
 		t.publisher.Flush()
@@ -329,6 +338,7 @@ func (t *term) collect(ctx context.Context) {
 	now := time.Now()
 	if trouble != nil {
 		t.core.lostConnection(trouble)
+		t.probe.underWay = false
 		if skipped := new(publisher.SkippedError); errors.As(trouble, &skipped) {
 			t.skipped = true
 		}
@@ -338,6 +348,11 @@ func (t *term) collect(ctx context.Context) {
 	highest := uint64(0)
 	for i := range t.outcomes {
 		o := &t.outcomes[i]
+		if o.Seq == t.probe.seq {
+			if took := t.probe.end(); o.Err == nil && took > 0 {
+				stored.Ack = took
+			}
+		}
 		if o.Err == nil {
 			stored.Events++
 			if o.Duplicate {
@@ -348,7 +363,8 @@ func (t *term) collect(ctx context.Context) {
 		}
 		t.resolve(ctx, *o, now)
 	}
-	if stored.Oldest = t.core.takeOldest(); stored.Events > 0 {
+	stored.Created, stored.Bytes = t.core.takeStored()
+	if stored.Events > 0 {
 		t.core.acknowledged(highest, now)
 		if t.core.circuit.breaker == breakerHalfOpen {
 			t.resume(ctx)
@@ -401,6 +417,9 @@ func (t *term) pause(ctx context.Context, fault *stream.Error, now time.Time) {
 
 // setback notes that publishing is not possible now, and tells why.
 func (t *term) setback(ctx context.Context, fault *stream.Error, now time.Time) {
+	if fault := error(fault); !errors.Is(fault, store.ErrKept) && !errors.Is(fault, store.ErrUnarchived) {
+		t.reach.askedNATS(fault)
+	}
 	if t.core.setback(fault, now) {
 		t.log.LogAttrs(ctx, slog.LevelWarn, "publishing paused; nothing is lost and no attempts are spent",
 			slog.String("fault", fault.Fault.String()), slog.Any("error", fault))
@@ -429,8 +448,9 @@ func (t *term) publisherOpened(ctx context.Context, o opening) {
 	if o.err != nil {
 		fault, o.warnings = stream.Classify(o.err), nil
 	}
+	t.lookedAtStream(o.warnings, o.err)
 	for _, warning := range o.warnings {
-		t.warn(ctx, warning)
+		t.warn(ctx, warning.Text)
 	}
 	if still := t.core.opened(fault); still != nil {
 		t.setback(ctx, still, time.Now())
@@ -447,8 +467,9 @@ func (t *term) proceed(ctx context.Context) {
 
 // resume closes the breaker.
 func (t *term) resume(ctx context.Context) {
+	lasted := time.Since(t.core.report.since)
 	if t.core.resume() {
-		t.log.InfoContext(ctx, "publishing again")
+		t.log.InfoContext(ctx, "publishing again", slog.Duration("after", lasted.Round(time.Millisecond)))
 		t.hooks.Resumed()
 	}
 	t.status.publishing()
@@ -471,17 +492,19 @@ func (t *term) startRoundTrip(ctx context.Context, now time.Time) (done bool) {
 	}
 	if due {
 		t.start(func() {
+			start := time.Now()
 			answer, err := t.store.Exchange(ctx, request)
-			t.replies <- reply{answer, err}
+			t.replies <- reply{answer, time.Since(start), err}
 		})
 	}
 	return done
 }
 
-func (t *term) answered(ctx context.Context, answer store.Reply) {
+func (t *term) answered(ctx context.Context, answer reply) {
 	now := time.Now()
 	done := t.core.trip.request
-	t.core.answered(answer, now)
+	t.core.answered(answer.Reply, now)
+	t.heedPause(ctx)
 	t.healthy()
 	if done.Checkpoint > 0 && len(answer.Kept) == 0 {
 		t.checkpoint.Sequence, t.checkpoint.Before = done.Checkpoint, t.checkpoint.Sequence
@@ -490,7 +513,7 @@ func (t *term) answered(ctx context.Context, answer store.Reply) {
 	for _, s := range done.Settled {
 		settled += len(s.Seqs)
 	}
-	t.hooks.Exchanged(Exchanged{Settled: settled, Fetched: len(answer.Rows), Asleep: t.core.asleep})
+	t.hooks.Exchanged(Exchanged{Settled: settled, Fetched: len(answer.Rows), Asleep: t.core.asleep, Took: answer.took})
 	for _, r := range t.core.unfit {
 		t.refused(ctx, r, now)
 	}

@@ -85,6 +85,7 @@ select case when $2 and not held then pg_try_advisory_lock_shared($1) when not $
   from (select exists (select from pg_catalog.pg_locks where locktype = 'advisory' and pid = pg_backend_pid() and objsubid = 1
                           and (classid::bigint << 32 | objid::bigint) = $1) as held) as lock`, o.table.standKey(stream), c.Fit)
 		batch.Queue(o.table.latest()).Query(r.scan)
+		o.queuePause(batch)
 		if err := conn.SendBatch(ctx, batch).Close(); err != nil {
 			return o.explain("stand for election", err)
 		}

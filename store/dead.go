@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"github.com/go-outbox/go-outbox/store/event"
 )
 
 // ErrSeveralDeadLetters says that a seq or an id names more than one dead letter, and it matters which is meant.
@@ -50,7 +54,11 @@ type DeadPlace struct{ Seq, Letter int64 }
 // DeadFilter selects dead letters. The zero value selects all.
 type DeadFilter struct {
 	// Topic and AggregateType select by equality where they are not empty; so does AggregateID.
-	Topic, AggregateType, AggregateID string
+	Topic, AggregateType, AggregateID, EventType string
+	// Error selects those whose last error has this in it, in any case, unless it is empty.
+	Error string
+	// OlderThan selects those that were given up longer ago than that; 0 selects all.
+	OlderThan time.Duration
 	// After selects those after the last one of the page before; nil for the first page.
 	After *DeadPlace
 	// Limit bounds the result; 0 means no bound.
@@ -91,7 +99,10 @@ func (o *Outbox) DeadLetters(ctx context.Context, filter DeadFilter, payload boo
 select * from (`+o.table.deadEverywhere()+`) d
  where ($1 = '' or topic = $1) and ($2 = '' or aggregate_type = $2) and ($3 = '' or aggregate_id = $3)
    and ($4 or (seq, letter) > ($5, $6))
- order by seq, letter limit $7`, filter.Topic, filter.AggregateType, filter.AggregateID, filter.After == nil, place.Seq, place.Letter, limit)
+   and ($8 = '' or event_type = $8) and ($9 = '' or position(lower($9) in lower(last_error)) > 0)
+   and ($10::bigint = 0 or died_at < clock_timestamp() - $10::bigint * interval '1 microsecond')
+ order by seq, letter limit $7`, filter.Topic, filter.AggregateType, filter.AggregateID, filter.After == nil, place.Seq, place.Letter, limit,
+			filter.EventType, filter.Error, filter.OlderThan.Microseconds())
 		return err
 	})
 	return letters, o.explain("list dead letters", err)
@@ -259,22 +270,31 @@ func (e *TooLargeError) Error() string {
 //
 // They keep their last error, with which the table takes what it would refuse from a producer.
 func (o *Outbox) Requeue(ctx context.Context, keys ...DeadKey) (int, error) {
-	return o.requeue(ctx, keys, false)
+	return o.RequeueWith(ctx, RequeueOptions{}, keys...)
 }
 
-// RequeueAnySize is Requeue without a look at what the broker takes.
-func (o *Outbox) RequeueAnySize(ctx context.Context, keys ...DeadKey) (int, error) {
-	return o.requeue(ctx, keys, true)
+// RequeueOptions say what else [Outbox.RequeueWith] does.
+type RequeueOptions struct {
+	// AnySize requeues events that are larger than what the broker takes, too.
+	AnySize bool
+	// SetHeaders are set in each event, in place of those of the same names. RequeueWith refuses what [Insert] would.
+	SetHeaders map[string]string
 }
 
-func (o *Outbox) requeue(ctx context.Context, keys []DeadKey, anySize bool) (int, error) {
+// RequeueWith is Requeue with options.
+func (o *Outbox) RequeueWith(ctx context.Context, options RequeueOptions, keys ...DeadKey) (int, error) {
+	for _, name := range slices.Sorted(maps.Keys(options.SetHeaders)) {
+		if err := (event.Rules{}).Check(name, options.SetHeaders[name]); err != nil {
+			return 0, fmt.Errorf("set header %q: %w", name, err)
+		}
+	}
 	return o.takeDead(ctx, "requeue", keys, func(tx pgx.Tx, rows []deadRow) (lowest int64, err error) {
-		if !anySize {
+		if !options.AnySize {
 			if err := o.table.checkSizes(ctx, tx, rows); err != nil {
 				return 0, err
 			}
 		}
-		return o.table.requeue(ctx, tx, rows)
+		return o.table.requeue(ctx, tx, rows, options.SetHeaders)
 	})
 }
 
@@ -304,17 +324,25 @@ func (t Table) checkSizes(ctx context.Context, tx pgx.Tx, rows []deadRow) error 
 	return nil
 }
 
+// changedHeaders are an event's headers with those of $2.
+const changedHeaders = `case when $2::jsonb = '{}' then headers when jsonb_typeof(headers) = 'object' then headers || $2::jsonb else $2::jsonb end`
+
 // requeue puts dead letters back into the outbox, and returns the lowest of their seqs.
-func (t Table) requeue(ctx context.Context, tx pgx.Tx, rows []deadRow) (lowest int64, err error) {
+func (t Table) requeue(ctx context.Context, tx pgx.Tx, rows []deadRow, headers map[string]string) (lowest int64, err error) {
 	const columns = `id, topic, aggregate_type, aggregate_id, event_type, data, headers, created_at, last_error`
+	// Headers that are no object are what the event was given up for: then these take their place.
+	const changed = `id, topic, aggregate_type, aggregate_id, event_type, data, ` + changedHeaders + ` as headers, created_at, last_error`
+	if headers == nil {
+		headers = map[string]string{}
+	}
 	dead := `
-with gone as (delete from only ` + t.dead() + ` where letter = $1 returning seq, ` + columns + `),
+with gone as (delete from only ` + t.dead() + ` where letter = $1 returning seq, ` + changed + `),
      same as (insert into ` + t.outbox() + ` (seq, ` + columns + `) overriding system value select seq, ` + columns + ` from gone
                   on conflict (seq) do nothing returning seq),
      anew as (insert into ` + t.outbox() + ` (` + columns + `) select ` + columns + ` from gone where not exists (select from same) returning seq)
 select seq from same union all select seq from anew`
 	kept := `
-update only ` + t.outbox() + ` set given_up_at = null, attempts = 0, retry_at = null, last_error = coalesce(last_error, 'requeued')
+update only ` + t.outbox() + ` set given_up_at = null, attempts = 0, retry_at = null, last_error = coalesce(last_error, 'requeued'), headers = ` + changedHeaders + `
  where seq = $1 and given_up_at is not null returning seq`
 
 	batch := &pgx.Batch{}
@@ -323,7 +351,7 @@ update only ` + t.outbox() + ` set given_up_at = null, attempts = 0, retry_at = 
 		if d.letter == 0 {
 			statement, key = kept, d.seq
 		}
-		batch.Queue(statement, key).QueryRow(func(row pgx.Row) error {
+		batch.Queue(statement, key, headers).QueryRow(func(row pgx.Row) error {
 			var seq int64
 			if err := row.Scan(&seq); errors.Is(err, pgx.ErrNoRows) {
 				return fmt.Errorf("%w: %s: it has just been taken away", ErrNoDeadLetter, d)

@@ -371,7 +371,7 @@ func TestRequeueOfTooLargeEvents(t *testing.T) {
 	if got, want := f.dead(t), []int64{1, 2, 4, 5, 6}; !slices.Equal(got, want) {
 		t.Errorf("dead are %v, want %v", got, want)
 	}
-	if n, err := f.RequeueAnySize(t.Context(), store.DeadKey{Seq: 2}); n != 1 || err != nil {
+	if n, err := f.RequeueWith(t.Context(), store.RequeueOptions{AnySize: true}, store.DeadKey{Seq: 2}); n != 1 || err != nil {
 		t.Errorf("insisted: got %d, %v", n, err)
 	}
 }

@@ -23,7 +23,8 @@
 // # Tables
 //
 // For an outbox named t, [Outbox.Migrate] creates the tables t (pending events), t_dead (dead letters), t_published (the
-// archive, in three parts), t_relay (who leads, and the checkpoint) and t_migrations (the schema's version), the functions
+// archive, in three parts), t_relay (who leads, and the checkpoint), t_candidates (who could not), t_pause (whether a person
+// has paused it) and t_migrations (the schema's version), the functions
 // t_wake and t_check and their triggers, and the function t_emit. It upgrades tables that are in use, step by step: no
 // producer waits for it, and a relay of the previous version goes on meanwhile (step.go). A row's states:
 //

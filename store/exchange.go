@@ -111,8 +111,10 @@ type Request struct {
 	ScanFrom *int64
 	// MaxPayload is the largest payload that the broker takes, to be recorded for the operator's commands; 0 for no news.
 	MaxPayload int
-	Sleep      SleepChange
-	Fetch      *Fetch // Nil for none.
+	// AskPause wants to know whether the outbox is paused, which [Outbox.Paused] then says.
+	AskPause bool
+	Sleep    SleepChange
+	Fetch    *Fetch // Nil for none.
 }
 
 // Reply is the answer to a [Request].
@@ -282,7 +284,7 @@ select seq, id from only ` + t.outbox() + ` o` + wanted(blocked == 1, 8) + hold 
 // What the database refuses for a reason of one row's own does not fail it: see [Reply.Kept]. It may take as long as Postgres
 // works on it.
 func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
-	if len(request.Settled)+len(request.Failed)+len(request.Dead) == 0 && request.Checkpoint == 0 && request.MaxPayload == 0 && request.Sleep == KeepSleep && request.Fetch == nil {
+	if len(request.Settled)+len(request.Failed)+len(request.Dead) == 0 && request.Checkpoint == 0 && request.MaxPayload == 0 && !request.AskPause && request.Sleep == KeepSleep && request.Fetch == nil {
 		return Reply{}, nil // Nothing is asked, so nothing is learnt about the session.
 	}
 	var reply Reply
@@ -571,6 +573,7 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 		now     = time.Now()
 		observe = request.Sleep != KeepSleep || f != nil && now.Sub(o.observed) >= observeEvery
 	)
+	o.askPause(batch, request.AskPause, now)
 	if observe {
 		o.observe(batch, request.Sleep, &reply.Asleep, &seen)
 	}

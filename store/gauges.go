@@ -97,13 +97,18 @@ func (g *Gauge) read(ctx context.Context) (found Gauges, err error) {
 			return Gauges{}, err
 		}
 	}
+	return g.outbox.readGauges(ctx, g.conn)
+}
+
+// readGauges asks the query.
+func (o *Outbox) readGauges(ctx context.Context, conn *pgx.Conn) (found Gauges, err error) {
 	var (
-		t                         = g.outbox.table
+		t                         = o.table
 		counted, dead, deadInAll  int64
 		oldest                    float64
 		archived, archivedInAbout int64
 	)
-	err = g.conn.QueryRow(ctx, t.gauges(), countLimit, t.parts(), t.dead(), g.outbox.holdDead, gaugesArchive).Scan(
+	err = conn.QueryRow(ctx, t.gauges(), countLimit, t.parts(), t.dead(), o.holdDead, gaugesArchive).Scan(
 		&counted, &found.Pending.Exact, &found.Pending.Rows, &oldest, &dead, &deadInAll, &found.Held, &found.Retrying,
 		&found.ArchiveBytes, &archived, &archivedInAbout)
 	if err != nil {

@@ -26,8 +26,8 @@ func (t Table) ProducerGrants(role string) string {
 // Grants returns the statements that let role run the relay and the operator's commands. Role is put in as it is, so quote it
 // where needed.
 func (t Table) Grants(role string) string {
-	return fmt.Sprintf("GRANT USAGE ON SCHEMA %s TO %s; GRANT SELECT, INSERT, UPDATE, DELETE ON %s, %s, %s, %s TO %s; GRANT SELECT, UPDATE, DELETE ON %s TO %s; GRANT SELECT, INSERT, DELETE, TRUNCATE ON %s TO %s; GRANT SELECT ON %s TO %s; GRANT SELECT ON SEQUENCE %s TO %s",
-		quote(t.orDefault().Schema), role, t.outbox(), t.dead(), t.relay(), t.candidatesTable(), role, t.published(), role, strings.Join(t.parts(), ", "), role, t.migrations(), role, t.sequence(), role)
+	return fmt.Sprintf("GRANT USAGE ON SCHEMA %s TO %s; GRANT SELECT, INSERT, UPDATE, DELETE ON %s, %s, %s, %s, %s TO %s; GRANT SELECT, UPDATE, DELETE ON %s TO %s; GRANT SELECT, INSERT, DELETE, TRUNCATE ON %s TO %s; GRANT SELECT ON %s TO %s; GRANT SELECT ON SEQUENCE %s TO %s",
+		quote(t.orDefault().Schema), role, t.outbox(), t.dead(), t.relay(), t.candidatesTable(), t.pause(), role, t.published(), role, strings.Join(t.parts(), ", "), role, t.migrations(), role, t.sequence(), role)
 }
 
 // MigratorGrants returns the statements that let role create the tables, which it then owns; only their owner may upgrade
@@ -46,7 +46,7 @@ func (t Table) GrantScript(roles Roles) string {
 	for _, section := range []struct{ comment, grants string }{
 		{"The migrator creates and upgrades the tables, and owns them. Run this one before outbox-relay migrate, the others after it.", t.MigratorGrants(quote(roles.Migrator))},
 		{"A producer inserts events. It needs no other column: seq, attempts and so on are the relay's.", t.ProducerGrants(quote(roles.Producer))},
-		{"The relay, and the commands dead, replay, status and doctor.", t.Grants(quote(roles.Relay))},
+		{"The relay, and the commands dead, replay, pause, resume, status, find and doctor.", t.Grants(quote(roles.Relay))},
 	} {
 		fmt.Fprintf(&b, "\n-- %s\n%s;\n", section.comment, strings.ReplaceAll(section.grants, "; ", ";\n"))
 	}

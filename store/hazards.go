@@ -184,7 +184,7 @@ select quote_ident(c.conname) || ' of ' || c.conrelid::regclass::text,
 // examinePublications looks for tables in which Postgres refuses updates and deletions, since they are to be replicated and
 // have no identity.
 func (t Table) examinePublications(ctx context.Context, conn *pgx.Conn) (Severity, string, error) {
-	tables := append([]string{t.outbox(), t.dead(), t.relay(), t.candidatesTable(), t.migrations()}, t.parts()...)
+	tables := append([]string{t.outbox(), t.dead(), t.relay(), t.candidatesTable(), t.pause(), t.migrations()}, t.parts()...)
 	rows, err := conn.Query(ctx, `
 select c.oid::regclass::text || ' in publication ' || string_agg(quote_ident(p.pubname), ', ' order by p.pubname),
        'alter table ' || c.oid::regclass::text || ' replica identity full'
@@ -210,7 +210,7 @@ select c.oid::regclass::text || ' in publication ' || string_agg(quote_ident(p.p
 
 // examineRowPolicies looks at the other tables than the outbox, which Check looks at.
 func (t Table) examineRowPolicies(ctx context.Context, conn *pgx.Conn) (Severity, string, error) {
-	tables := append([]string{t.outbox(), t.dead(), t.relay(), t.candidatesTable(), t.published()}, t.parts()...)
+	tables := append([]string{t.outbox(), t.dead(), t.relay(), t.candidatesTable(), t.pause(), t.published()}, t.parts()...)
 	rows, err := conn.Query(ctx, `
 select name, 'alter table ' || name || ' disable row level security' from unnest($1::text[]) as name
  where to_regclass(name) is not null and row_security_active(to_regclass(name)) order by 1`, tables)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -66,6 +67,8 @@ type Inspection struct {
 	Candidates []Candidate
 	// Unfit are the relays that say that they could not lead, and why; at most some dozens.
 	Unfit []UnfitCandidate
+	// Pause is the one that a person has ordered; nil for none.
+	Pause *Pause
 	// LockWaits are the sessions that have been waiting for a lock on one of the tables for a second, and those of relays
 	// that have been waiting for any lock for so long.
 	LockWaits []LockWait
@@ -77,6 +80,11 @@ type Inspection struct {
 	Waiting *Count
 	// Oldest is how long ago the first of them was inserted; nil if none is pending.
 	Oldest *time.Duration
+	// Held and Retrying are how many aggregates wait for a decision about a dead letter, and for another attempt of a refused
+	// event. Neither is counted beyond 10,000.
+	Held, Retrying *int64
+	// Flow is how events leave the outbox; nil, too, if the archive is empty.
+	Flow *Flow
 	// Dead counts the dead letters, including those that could not be moved out of the outbox.
 	Dead *Count
 	// Archived counts the events in the archive. ArchivedBytes is the space that they take.
@@ -117,6 +125,10 @@ func (o *Outbox) Inspect(ctx context.Context) (found Inspection, err error) {
 			found.Unfit, err = t.unfit(ctx, conn)
 			return err
 		})
+		look("whether it is paused", func() (err error) {
+			found.Pause, err = t.readPause(ctx, conn)
+			return err
+		})
 		look("who waits for locks", func() (err error) {
 			found.LockWaits, err = t.lockWaitsOfOutbox(ctx, conn)
 			return err
@@ -139,9 +151,37 @@ func (o *Outbox) Inspect(ctx context.Context) (found Inspection, err error) {
 			}
 			return conn.QueryRow(ctx, `select sum(pg_total_relation_size(part::regclass))::bigint from unnest($1::text[]) as part`, t.parts()).Scan(&found.ArchivedBytes)
 		})
+		look("which aggregates wait", func() error {
+			gauges, err := o.readGauges(ctx, conn)
+			if err != nil {
+				return err
+			}
+			found.Held, found.Retrying = &gauges.Held, &gauges.Retrying
+			if found.Waiting != nil && !found.Waiting.Exact {
+				found.Waiting = &gauges.Pending // It follows a backlog that is drained.
+			}
+			return nil
+		})
+		look("how fast events are published", func() (err error) {
+			found.Flow, err = t.flow(ctx, conn)
+			return err
+		})
 		return errors.Join(faults...)
 	})
 	return found, err
+}
+
+// Standbys returns how many relays say that they could lead and do not, as far as the database knows: if relays are not elected
+// through Postgres, the leader may be among them.
+func (i *Inspection) Standbys() int {
+	n := 0
+	for c := range i.Candidates {
+		leads := slices.ContainsFunc(i.LeaderLocks, func(l LeaderLock) bool { return l.Holder.PID == i.Candidates[c].Holder.PID })
+		if !leads {
+			n++
+		}
+	}
+	return n
 }
 
 func (t Table) terms(ctx context.Context, conn *pgx.Conn, found *[]TermRecord) error {

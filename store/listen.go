@@ -61,11 +61,15 @@ func (o *Outbox) Listen(ctx context.Context, wake func()) error {
 		LogError:       l.interrupted,
 	}
 	listener.Handle(o.table.channel(), l)
+	defer o.listening.Store(false)
 	if err := listener.Listen(ctx); err != nil && !errors.Is(err, ctx.Err()) {
 		return fmt.Errorf("listen: %w", err)
 	}
 	return nil
 }
+
+// Listening reports whether Listen runs and hears notifications.
+func (o *Outbox) Listening() bool { return o.listening.Load() }
 
 // listening is the state of one Listen. pgxlisten calls its methods one after the other.
 type listening struct {
@@ -101,6 +105,7 @@ func (l *listening) interrupted(ctx context.Context, err error) {
 		return
 	}
 	now := time.Now()
+	l.outbox.listening.Store(false)
 	if !l.lost {
 		if now.Sub(l.since) > listenPauseMax {
 			l.pause = 0
@@ -124,6 +129,9 @@ func (l *listening) HandleNotification(_ context.Context, n *pgconn.Notification
 		l.outbox.back.lower(from)
 		l.outbox.someMayGoOn()
 	}
+	if n.Payload == pausePayload {
+		l.outbox.pauseTold.Store(true)
+	}
 	l.wake()
 	return nil
 }
@@ -135,6 +143,7 @@ func (l *listening) HandleBacklog(ctx context.Context, _ string, _ *pgx.Conn) er
 		l.outbox.log.LogAttrs(ctx, slog.LevelInfo, "listening for new events again", slog.Duration("after", now.Sub(l.since)))
 	}
 	l.lost, l.since = false, now
+	l.outbox.listening.Store(true)
 	l.wake()
 	return nil
 }

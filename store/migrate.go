@@ -66,6 +66,9 @@ func (t Table) names() map[string]any {
 		"Candidates":            t.candidatesTable(),
 		"CandidatesLiteral":     literal(t.candidatesTable()),
 		"CandidateKey":          t.unqualified("_candidate_pkey"),
+		"Pause":                 t.pause(),
+		"PauseLiteral":          literal(t.pause()),
+		"PauseKey":              t.unqualified("_pause_pkey"),
 		"Payloads":              payloads,
 	}
 	parts := make([]part, archiveParts)

@@ -24,6 +24,9 @@ type Options struct {
 	// the relay puts them back from there. While a relay leads, events are gone after one and a half times Retain. 0 turns the
 	// archive off, and empties it.
 	Retain time.Duration
+	// DeadRetain is how long dead letters are kept: a leader removes older ones. The default, 0, keeps them until a person
+	// decides. It cannot be set with HoldDead.
+	DeadRetain time.Duration
 	// AdoptStream lets Begin and Stand go on with another stream than the one that the outbox has been relayed to. The
 	// default, false, refuses that with ErrOtherStream: pending events would go to one stream, and those published before are
 	// in another.
@@ -44,11 +47,11 @@ type Options struct {
 // Outbox is the relay's and the operator's side of the outbox tables; producers need only [Insert]. It is
 // safe for concurrent use, but one process has one leader's session: see [Outbox.Session].
 type Outbox struct {
-	table    Table
-	retain   time.Duration
-	adopt    bool
-	holdDead bool
-	log      *slog.Logger
+	table              Table
+	retain, deadRetain time.Duration
+	adopt              bool
+	holdDead           bool
+	log                *slog.Logger
 
 	connector *connector
 	session   *Session
@@ -57,6 +60,10 @@ type Outbox struct {
 	floorSeen atomic.Int64          // The floor, for those who do not have the session.
 	held      atomic.Pointer[names] // Aggregates held back by a dead letter (Options.HoldDead); nil for none.
 	filling   atomic.Int32          // The part of the archive that rows come to.
+	paused    atomic.Pointer[Pause] // As it was last found; nil for none.
+	pauseTold atomic.Bool           // The pause has changed.
+	// listening tells that notifications are heard.
+	listening atomic.Bool
 	// sound tells that the tables were as they have to be, once.
 	sound atomic.Bool
 	// unsummarized is how many rows came to the archive since its index was brought up to date.
@@ -82,6 +89,7 @@ type Outbox struct {
 	generation uint64     // The session's, at the last Begin; 0 before.
 	checked    uint64     // The session's generation when the tables were found ready by Stand; 0 before.
 	said       saidReason // What Stand has recorded.
+	pauseAsked time.Time  // When it was last asked whether the outbox is paused.
 	stream     string     // That the term publishes to,
 	term       int64      // and the term's number,
 	outbox     uuid.UUID  // and the outbox's name in the stream.
@@ -108,22 +116,29 @@ func Open(dsn string, options Options) (*Outbox, error) {
 	if options.Retain < 0 {
 		return nil, fmt.Errorf("option Retain: %v is negative", options.Retain)
 	}
+	if options.DeadRetain < 0 {
+		return nil, fmt.Errorf("option DeadRetain: %v is negative", options.DeadRetain)
+	}
+	if options.DeadRetain > 0 && options.HoldDead {
+		return nil, errHoldsDead
+	}
 	log := options.Logger
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
 	table := options.Table.orDefault()
 	return &Outbox{
-		table:     table,
-		retain:    options.Retain,
-		adopt:     options.AdoptStream,
-		log:       log,
-		holdDead:  options.HoldDead,
-		connector: connector,
-		session:   newSession(connector),
-		queries:   table.queries(options.HoldDead, ""),
-		unicode:   true,
-		floor:     newFloor(),
+		table:      table,
+		retain:     options.Retain,
+		adopt:      options.AdoptStream,
+		log:        log,
+		holdDead:   options.HoldDead,
+		deadRetain: options.DeadRetain,
+		connector:  connector,
+		session:    newSession(connector),
+		queries:    table.queries(options.HoldDead, ""),
+		unicode:    true,
+		floor:      newFloor(),
 	}, nil
 }
 
@@ -221,6 +236,7 @@ func (o *Outbox) Begin(ctx context.Context, stream, leader string, atLeast int64
 	err = o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
 		o.floor, o.large, o.complete, o.generation = newFloor(), false, false, o.session.next.Load()
 		o.back.take()
+		o.pauseAsked = time.Time{}
 		if err := o.judged(o.table.check(ctx, conn)); err != nil {
 			return err
 		}

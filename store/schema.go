@@ -204,11 +204,12 @@ select current_user,
                                            ($2, 'SELECT'), ($2, 'INSERT'), ($2, 'DELETE'),
                                            ($3, 'SELECT'), ($3, 'INSERT'), ($3, 'UPDATE'),
                                            ($4, 'SELECT'), ($4, 'UPDATE'), ($4, 'DELETE'),
-                                           ($6, 'SELECT'), ($6, 'INSERT'), ($6, 'UPDATE'), ($6, 'DELETE')) as v
+                                           ($6, 'SELECT'), ($6, 'INSERT'), ($6, 'UPDATE'), ($6, 'DELETE'),
+                                           ($7, 'SELECT'), ($7, 'INSERT'), ($7, 'UPDATE'), ($7, 'DELETE')) as v
                      union all select part, privilege from unnest($5::text[]) as part, (values ('SELECT'), ('INSERT'), ('DELETE'), ('TRUNCATE')) as v (privilege)) as p (relation, privilege)
               where to_regclass(p.relation) is null or not has_table_privilege(to_regclass(p.relation), p.privilege))
        || array(select 'SELECT on ' || s.name from pg_get_serial_sequence($1, 'seq') as s (name) where not has_sequence_privilege(s.name, 'SELECT')),
-       coalesce(row_security_active(to_regclass($1)), false)`, t.outbox(), t.dead(), t.relay(), t.published(), t.parts(), t.candidatesTable()).Scan(&role, &missing, &hidden)
+       coalesce(row_security_active(to_regclass($1)), false)`, t.outbox(), t.dead(), t.relay(), t.published(), t.parts(), t.candidatesTable(), t.pause()).Scan(&role, &missing, &hidden)
 	switch {
 	case err != nil:
 		return t.explain("check privileges", err)

@@ -52,12 +52,13 @@ func (b *back) take() (to int64, ok bool) {
 
 // Sweep looks from time to time for rows below the floor that no notification told of: rows from sessions in which triggers
 // do not fire, and rows whose producers chose the seq. The next fetch begins at the lowest of them, and Sweep calls wake. It
-// also keeps the archive's index up to date. A look that takes long holds nobody up: it has a connection of its own. Sweep
+// also keeps the archive's index up to date, and removes dead letters that are older than Options.DeadRetain. A look that takes long holds nobody up: it has a connection of its own. Sweep
 // blocks until ctx ends.
 func (o *Outbox) Sweep(ctx context.Context, wake func()) {
 	timer := time.NewTimer(sweepEvery)
 	defer timer.Stop()
 	took := time.Duration(0)
+	var letters expired
 	for {
 		select {
 		case <-ctx.Done():
@@ -75,6 +76,7 @@ func (o *Outbox) Sweep(ctx context.Context, wake func()) {
 		case found:
 			wake()
 		}
+		o.expireDead(ctx, &letters)
 		if err := o.summarize(ctx); err != nil && ctx.Err() == nil {
 			o.log.LogAttrs(ctx, slog.LevelDebug, "could not summarize the archive", slog.Any("error", err)) // Recoveries read more.
 		}

@@ -124,6 +124,9 @@ func (t Table) published() string { return t.quoted("_published") }
 // candidatesTable is where relays say why they could not lead.
 func (t Table) candidatesTable() string { return t.quoted("_candidates") }
 
+// pause has a row while a person has paused the outbox.
+func (t Table) pause() string { return t.quoted("_pause") }
+
 func (t Table) migrations() string { return t.quoted("_migrations") }
 
 // Statements read and change the rows of these tables alone ("only"): what somebody has put into a table that inherits from

@@ -94,14 +94,14 @@ const (
 	fewBytes    = 16 << 20
 )
 
-// smallLimits returns warnings of limits at which a stream removes messages early.
-func smallLimits(config *jetstream.StreamConfig) (warnings []string) {
+// smallLimits warns of limits at which a stream removes messages early.
+func smallLimits(config *jetstream.StreamConfig, found *warnings) {
 	if config.Discard != jetstream.DiscardOld {
-		return nil
+		return
 	}
 	small := func(l Limit) {
-		warnings = append(warnings, fmt.Sprintf("keeps at most %d %s (%s): older messages are discarded, whether or not anybody has read them, and may be stored again if their acknowledgement was lost: %s",
-			l.Most, l.unit(), l.Name, l.Remedy(config)))
+		found.add(CheckLimits, "keeps at most %d %s (%s): older messages are discarded, whether or not anybody has read them, and may be stored again if their acknowledgement was lost: %s",
+			l.Most, l.unit(), l.Name, l.Remedy(config))
 	}
 	if config.MaxMsgs > 0 && config.MaxMsgs < fewMessages {
 		small(Limit{Name: limitMessages, Most: config.MaxMsgs, Discards: true})
@@ -109,7 +109,6 @@ func smallLimits(config *jetstream.StreamConfig) (warnings []string) {
 	if config.MaxBytes > 0 && config.MaxBytes < fewBytes {
 		small(Limit{Name: limitBytes, Most: config.MaxBytes, Discards: true})
 	}
-	return warnings
 }
 
 // Remedy says what to do at a stream's limit, and whether the stream makes room by

@@ -86,7 +86,7 @@ type Report struct {
 
 	// Warnings each name a condition of the promise that the stream does not meet,
 	// and what may happen therefore.
-	Warnings []string
+	Warnings []Warning
 }
 
 // OrDefault fills in the defaults of Stream and Template.
@@ -157,8 +157,8 @@ func (s Setup) Ensure(ctx context.Context, js jetstream.JetStream) (Report, erro
 				" if it is in another JetStream domain, set nats_domain (ConnectOptions.Domain)",
 				s.Stream, s.Template.StreamSubject(), s.duplicateWindow())
 		}
-		if warnings := s.warnings(s.config()); s.Strict && len(warnings) > 0 {
-			return Report{}, s.refusal("is not created as configured: %s: %w", strings.Join(warnings, "; "), ErrRefused)
+		if found := s.warnings(s.config()); s.Strict && len(found) > 0 {
+			return Report{}, s.refusal("is not created as configured: %s: %w", strings.Join(found.texts(), "; "), ErrRefused)
 		}
 		str, created, err = s.create(ctx, js)
 	}
@@ -168,12 +168,13 @@ func (s Setup) Ensure(ctx context.Context, js jetstream.JetStream) (Report, erro
 
 	report := Report{Info: str.CachedInfo(), Created: created}
 	obstacles := s.obstacles(report.Info.Config)
-	report.Warnings = s.warnings(report.Info.Config)
+	found := s.warnings(report.Info.Config)
+	report.Warnings = found
 	switch {
 	case len(obstacles) > 0:
 		return report, s.refusal("%s", strings.Join(obstacles, "; "))
-	case s.Strict && len(report.Warnings) > 0:
-		return report, s.refusal("%s: %w", strings.Join(report.Warnings, "; "), ErrRefused)
+	case s.Strict && len(found) > 0:
+		return report, s.refusal("%s: %w", strings.Join(found.texts(), "; "), ErrRefused)
 	}
 	return report, nil
 }
@@ -325,34 +326,32 @@ func (s Setup) obstacles(config jetstream.StreamConfig) []string {
 }
 
 // warnings returns the conditions of the promise that the stream does not meet.
-func (s Setup) warnings(config jetstream.StreamConfig) []string {
-	var warnings []string
-	add := func(format string, args ...any) { warnings = append(warnings, fmt.Sprintf(format, args...)) }
-
+func (s Setup) warnings(config jetstream.StreamConfig) (found warnings) {
 	if config.Duplicates < s.MinWindow {
-		add("duplicate window of %v is less than %v: an event may be stored twice when a frozen leader wakes up: run `nats stream edit %s --dupe-window %v`",
+		found.add(CheckDuplicateWindow, "duplicate window of %v is less than %v: an event may be stored twice when a frozen leader wakes up: run `nats stream edit %s --dupe-window %v`",
 			config.Duplicates, s.MinWindow, s.Stream, s.MinWindow)
 	}
 	if config.Retention != jetstream.LimitsPolicy {
-		add("%s retention removes messages that were consumed: an event whose acknowledgement was lost may be stored twice once the duplicate window has passed: limits retention avoids it, in a new stream",
+		found.add(CheckRetention, "%s retention removes messages that were consumed: an event whose acknowledgement was lost may be stored twice once the duplicate window has passed: limits retention avoids it, in a new stream",
 			strings.ToLower(config.Retention.String()))
 	}
 	if config.Storage == jetstream.MemoryStorage {
-		add("memory storage: acknowledged events are lost when the stream's servers restart: file storage avoids it, in a new stream")
+		found.add(CheckStorage, "memory storage: acknowledged events are lost when the stream's servers restart: file storage avoids it, in a new stream")
 	}
 	if config.PersistMode == jetstream.AsyncPersistMode {
-		add("asynchronous persistence (persist_mode): acknowledged events are lost when the server crashes: default persistence avoids it, in a new stream")
+		found.add(CheckPersistence, "asynchronous persistence (persist_mode): acknowledged events are lost when the server crashes: default persistence avoids it, in a new stream")
 	}
 	switch {
 	case config.MaxMsgsPerSubject <= 0:
 	case config.Discard == jetstream.DiscardNew && config.DiscardNewPerSubject:
-		add("at most %d messages a subject, new ones refused (discard_new_per_subject): an event of a full subject becomes a dead letter: run `nats stream edit %s --no-discard-per-subject`",
+		found.add(CheckLimits, "at most %d messages a subject, new ones refused (discard_new_per_subject): an event of a full subject becomes a dead letter: run `nats stream edit %s --no-discard-per-subject`",
 			config.MaxMsgsPerSubject, s.Stream)
 	case config.Discard == jetstream.DiscardOld:
-		add("at most %d messages a subject: older events of an aggregate are removed, and may be stored again if their acknowledgement was lost: run `nats stream edit %s --max-msgs-per-subject=-1`",
+		found.add(CheckLimits, "at most %d messages a subject: older events of an aggregate are removed, and may be stored again if their acknowledgement was lost: run `nats stream edit %s --max-msgs-per-subject=-1`",
 			config.MaxMsgsPerSubject, s.Stream)
 	}
-	return append(warnings, smallLimits(&config)...)
+	smallLimits(&config, &found)
+	return found
 }
 
 // refusal makes an error that names the stream.

@@ -275,7 +275,7 @@ func TestEnsureWarnsOrRefusesWhenStrict(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if len(report.Warnings) != 1 || !strings.Contains(report.Warnings[0], test.want) {
+			if len(report.Warnings) != 1 || !strings.Contains(report.Warnings[0].Text, test.want) {
 				t.Errorf("Warnings = %q, want one with %q", report.Warnings, test.want)
 			}
 			setup.Strict = true

@@ -27,8 +27,20 @@ type Report struct {
 	Publishing bool `json:"publishing"`
 	// Trouble is why the relay cannot publish, or could not if it were elected; empty for nothing.
 	Trouble string `json:"trouble,omitempty"`
+	// Pause is the one that a person has ordered, of which the relay is no less ready. Nil for none.
+	Pause *Pause `json:"pause,omitempty"`
+	// Postgres and NATS tell that the relay reached them when it last needed them.
+	Postgres bool `json:"postgres"`
+	NATS     bool `json:"nats"`
 	// Published counts the events that this relay saw acknowledged.
 	Published int64 `json:"published"`
+}
+
+// Pause is why a person has the relays publish nothing, who that is, and since when it is so.
+type Pause struct {
+	Reason string    `json:"reason"`
+	By     string    `json:"by"`
+	Since  time.Time `json:"since"`
 }
 
 const index = `Go Outbox relay
@@ -64,6 +76,10 @@ func report(w http.ResponseWriter, self Identity, s relay.Status, good bool) {
 	if !good {
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}
+	var pause *Pause
+	if p := s.Pause; p != nil {
+		pause = &Pause{p.Reason, p.By, p.Since}
+	}
 	_ = json.NewEncoder(w).Encode(Report{ // A client that has gone needs no answer.
 		Identity:   self,
 		Ready:      s.Ready(),
@@ -74,6 +90,9 @@ func report(w http.ResponseWriter, self Identity, s relay.Status, good bool) {
 		Term:       s.Term,
 		Publishing: s.Publishing,
 		Trouble:    s.Trouble,
+		Pause:      pause,
+		Postgres:   s.Postgres,
+		NATS:       s.NATS,
 		Published:  s.Published,
 	})
 }

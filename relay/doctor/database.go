@@ -163,6 +163,7 @@ func (d *doctor) examineContents(ctx context.Context, outbox *store.Outbox) {
 	d.noteHazards([]store.Hazard{found.CheckStream(cmp.Or(d.config.Stream.Name, stream.DefaultStream), d.config.Stream.Adopt)})
 	d.examineLeader(&found)
 	d.examineCandidates(&found)
+	d.examinePause(&found)
 	d.examineTrouble(&found)
 	switch waiting := many(found.Waiting); {
 	case found.Oldest == nil:
@@ -217,6 +218,15 @@ func (d *doctor) examineCandidates(found *store.Inspection) {
 // elected reports whether relays are elected through Postgres, so that it knows whether one leads.
 func (d *doctor) elected() bool {
 	return cmp.Or(d.config.Election.Kind, relay.ElectionPostgres) == relay.ElectionPostgres
+}
+
+// examinePause tells whether a person has paused the outbox.
+func (d *doctor) examinePause(found *store.Inspection) {
+	if p := found.Pause; p != nil {
+		d.warn(CheckPause, "run `outbox-relay resume` when events are to go on", "%s has had all relays publish nothing for %s: %s", visible(p.By), age(p.For), visible(p.Reason))
+		return
+	}
+	d.ok(CheckPause, "nobody has paused the outbox")
 }
 
 // examineTrouble tells what the leader says.

@@ -49,6 +49,7 @@ const (
 	CheckLeader          = "leader"
 	CheckPublishingNow   = "publishing now"
 	CheckCandidates      = "candidates"
+	CheckPause           = "paused by hand"
 	CheckBacklog         = "backlog"
 	CheckDeadLetters     = "dead letters"
 	CheckNATS            = "nats"

@@ -26,14 +26,14 @@ type TablesReader interface {
 // Tables registers what the tables tell: how much is pending and since when, dead letters, held aggregates, the archive. A
 // relay that leads has them as one that stands by.
 //
-// They are read when they are scraped, with one query in five seconds at the most. While Postgres is out of reach,
-// outbox_relay_postgres_up is 0, the numbers are those of the last success, and the age of the oldest pending event rises.
+// They are read when they are scraped, with one query in five seconds at the most. While the tables cannot be read,
+// outbox_relay_tables_up is 0, the numbers are those of the last success, and the age of the oldest pending event rises.
 // Tables fails if the registerer has metrics of these names already.
 func Tables(registerer prometheus.Registerer, reader TablesReader) error {
 	desc := func(name, help string) *prometheus.Desc { return prometheus.NewDesc(prefix+name, help, nil, nil) }
 	t := &tables{
 		reader:       reader,
-		up:           desc("postgres_up", "1 if the tables could be read at the latest attempt, 0 otherwise."),
+		up:           desc("tables_up", "Whether the tables' numbers could be read at the latest attempt. If not, the others are those of the last success."),
 		pending:      desc("pending_events", "Events in the outbox: exactly up to 10,000, beyond that an estimate."),
 		oldest:       desc("oldest_pending_seconds", "Age of the oldest event in the outbox, 0 if there is none."),
 		dead:         desc("dead_letters", "Dead letters that somebody has to requeue or discard."),

@@ -35,7 +35,7 @@ func TestTables(t *testing.T) {
 		if err := metrics.Tables(registry, tables); err != nil {
 			t.Fatal(err)
 		}
-		expect(t, registry, `outbox_relay_postgres_up 0`)
+		expect(t, registry, `outbox_relay_tables_up 0`)
 		if n, err := testutil.GatherAndCount(registry, "outbox_relay_pending_events"); n != 0 || err != nil {
 			t.Errorf("%d numbers of pending events before the tables were read: %v", n, err)
 		}
@@ -45,9 +45,9 @@ func TestTables(t *testing.T) {
 			Archived: store.Count{Rows: 90_000}, ArchiveBytes: 1 << 20,
 		}
 		time.Sleep(5*time.Second - 1)
-		expect(t, registry, `outbox_relay_postgres_up 0`)
+		expect(t, registry, `outbox_relay_tables_up 0`)
 		time.Sleep(time.Nanosecond)
-		expect(t, registry, `outbox_relay_postgres_up 1`, `outbox_relay_pending_events 500`, `outbox_relay_oldest_pending_seconds 7`, `outbox_relay_dead_letters 3`,
+		expect(t, registry, `outbox_relay_tables_up 1`, `outbox_relay_pending_events 500`, `outbox_relay_oldest_pending_seconds 7`, `outbox_relay_dead_letters 3`,
 			`outbox_relay_held_aggregates 2`, `outbox_relay_retrying_aggregates 1`, `outbox_relay_archive_events 90000`, `outbox_relay_archive_bytes 1.048576e+06`)
 		if tables.asked != 2 {
 			t.Errorf("the tables were asked %d times, want once in five seconds", tables.asked)
@@ -56,6 +56,6 @@ func TestTables(t *testing.T) {
 		// While Postgres is away the events grow older.
 		tables.err = errors.New("refused")
 		time.Sleep(10 * time.Second)
-		expect(t, registry, `outbox_relay_postgres_up 0`, `outbox_relay_pending_events 500`, `outbox_relay_oldest_pending_seconds 17`)
+		expect(t, registry, `outbox_relay_tables_up 0`, `outbox_relay_pending_events 500`, `outbox_relay_oldest_pending_seconds 17`)
 	})
 }

@@ -128,7 +128,7 @@ func (p *Publisher) Stream() string { return p.options.Setup.Stream }
 // and again after an outcome with FaultWeather or FaultSetup, to find out whether
 // publishing can go on. The warnings name conditions of the exactly-once claim that
 // do not hold. The error is a *stream.Error.
-func (p *Publisher) Open(ctx context.Context) (warnings []string, err error) {
+func (p *Publisher) Open(ctx context.Context) (warnings []stream.Warning, err error) {
 	warnings, err = p.open(ctx)
 	if err == nil {
 		p.askAccount(ctx)
@@ -137,7 +137,7 @@ func (p *Publisher) Open(ctx context.Context) (warnings []string, err error) {
 }
 
 // open is Open.
-func (p *Publisher) open(ctx context.Context) (warnings []string, err error) {
+func (p *Publisher) open(ctx context.Context) (warnings []stream.Warning, err error) {
 	ctx, done := p.requests.Ask(ctx)
 	defer done(&err)
 	conn, err := p.connected(ctx)
@@ -164,7 +164,7 @@ func (p *Publisher) open(ctx context.Context) (warnings []string, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if report.Created && p.seen {
-		report.Warnings = append(report.Warnings, fmt.Sprintf("stream %q was gone and has been created again: what it held is lost", p.Stream()))
+		report.Warnings = append(report.Warnings, stream.Warning{Text: fmt.Sprintf("stream %q was gone and has been created again: what it held is lost", p.Stream())})
 	}
 	p.seen = true
 	p.known.opened(report.Info)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"slices"
 	"strconv"
@@ -12,6 +13,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
 
+	"github.com/go-outbox/go-outbox/config"
 	"github.com/go-outbox/go-outbox/store"
 )
 
@@ -110,12 +112,11 @@ func (p *process) letters(cmd *cobra.Command, args []string) (*store.Outbox, []s
 }
 
 func newDeadRequeueCommand(p *process) *cobra.Command {
-	force := false
+	var options store.RequeueOptions
 	cmd, selected := newTakeCommand(p, "requeued", func(o *store.Outbox) taker {
-		if force {
-			return o.RequeueAnySize
+		return func(ctx context.Context, keys ...store.DeadKey) (int, error) {
+			return o.RequeueWith(ctx, options, keys...)
 		}
-		return o.Requeue
 	})
 	cmd.Use = "requeue KEY... | --all"
 	cmd.Short = "Put dead letters back into the outbox"
@@ -127,10 +128,13 @@ An event that is larger than the broker takes would only be given up again. Such
 --all leaves the event where it is, unless --force is given. The size is the one that the broker took
 when a relay last asked.
 
-Either all KEYs are requeued or, if one of them is not there, none.`
+With --set-header each event gets that header, in place of one of the same name.
+
+Either all KEYs are requeued or, if one of them is not there, none. What was done, and by whom, is logged.`
 	cmd.DisableFlagsInUseLine = true
 	selected.bind(cmd)
-	cmd.Flags().BoolVar(&force, "force", false, "requeue events that are larger than the broker takes, too")
+	cmd.Flags().StringToStringVar(&options.SetHeaders, "set-header", nil, "set a header of each event: `NAME=VALUE`")
+	cmd.Flags().BoolVar(&options.AnySize, "force", false, "requeue events that are larger than the broker takes, too")
 	return cmd
 }
 
@@ -141,7 +145,7 @@ func newDeadDiscardCommand(p *process) *cobra.Command {
 	cmd.DisableFlagsInUseLine = true
 	cmd.Long = `Remove dead letters for good. With on_dead = "hold", the later events of their aggregates then go on.
 
-Either all KEYs are discarded or, if one of them is not there, none.`
+Either all KEYs are discarded or, if one of them is not there, none. What was done, and by whom, is logged.`
 	selected.bind(cmd)
 	cmd.Flags().BoolVar(&selected.yes, "yes", false, "confirm --all")
 	selected.confirm = true
@@ -159,6 +163,7 @@ type selection struct {
 func (s *selection) bind(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&s.all, "all", false, "take all, or all that the other flags select")
 	filterFlags(cmd, &s.filter)
+	cmd.Flags().IntVar(&s.filter.Limit, "limit", 0, "take at most `N`, the first by their seq; 0 for all")
 }
 
 // check finds what does not go together.
@@ -169,9 +174,11 @@ func (s *selection) check(cmd *cobra.Command, args []string) error {
 		err = errors.New("KEYs and --all exclude each other")
 	case s.all && s.confirm && !s.yes:
 		err = errors.New("--all removes every dead letter that is selected, for good: add --yes")
+	case s.filter.Limit < 0:
+		err = fmt.Errorf("--limit is %d, want 0 for all, or more", s.filter.Limit)
 	case s.all:
 	case s.filter != store.DeadFilter{}:
-		err = errors.New("--topic, --aggregate-type and --aggregate-id narrow --all, which is not there")
+		err = errors.New("--topic, --error, --limit and so on narrow --all, which is not there")
 	case len(args) == 0:
 		err = errors.New("want KEYs, or --all")
 	}
@@ -195,11 +202,12 @@ func newTakeCommand(p *process, done string, of func(*store.Outbox) taker) (*cob
 			if err != nil {
 				return err
 			}
+			take := p.audited(done, of(outbox))
 			taken := 0
 			if s.all {
-				taken, err = takeAll(cmd.Context(), outbox, s.filter, of(outbox))
+				taken, err = takeAll(cmd.Context(), outbox, s.filter, take)
 			} else {
-				taken, err = of(outbox)(cmd.Context(), keys...)
+				taken, err = take(cmd.Context(), keys...)
 			}
 			switch {
 			case err != nil && taken > 0:
@@ -215,6 +223,25 @@ func newTakeCommand(p *process, done string, of func(*store.Outbox) taker) (*cob
 	}
 	jsonFlag(cmd, &asJSON)
 	return cmd, &s
+}
+
+// audited logs what was taken, and by whom: at each page, so that the log is right even if the command is killed.
+func (p *process) audited(done string, take taker) taker {
+	log := p.logger(config.FormatText, slog.LevelInfo)
+	if c, err := p.config(config.NeedDatabase); err == nil {
+		log = p.logger(c.Logging.Format, slog.LevelInfo)
+	}
+	return func(ctx context.Context, keys ...store.DeadKey) (int, error) {
+		n, err := take(ctx, keys...)
+		if n > 0 {
+			names := make([]string, 0, len(keys))
+			for _, key := range keys {
+				names = append(names, key.String())
+			}
+			log.LogAttrs(ctx, slog.LevelInfo, "dead letters taken away", slog.String("how", done), slog.Int("letters", n), slog.String("by", operator()), slog.Any("keys", names))
+		}
+		return n, err
+	}
 }
 
 // takeAll takes a page at a time, each in a transaction of its own. It goes by ascending seq, so it ends even if a
@@ -320,6 +347,9 @@ func filterFlags(cmd *cobra.Command, filter *store.DeadFilter) {
 	cmd.Flags().StringVar(&filter.Topic, "topic", "", "only those of this `topic`")
 	cmd.Flags().StringVar(&filter.AggregateType, "aggregate-type", "", "only those of this aggregate `type`")
 	cmd.Flags().StringVar(&filter.AggregateID, "aggregate-id", "", "only those of this aggregate `id`")
+	cmd.Flags().StringVar(&filter.EventType, "event-type", "", "only those of this event `type`")
+	cmd.Flags().StringVar(&filter.Error, "error", "", "only those whose last error has this `text` in it, in any case")
+	cmd.Flags().DurationVar(&filter.OlderThan, "older-than", 0, "only those that were given up longer ago than that `time`, such as 24h")
 }
 
 func jsonFlag(cmd *cobra.Command, asJSON *bool) {

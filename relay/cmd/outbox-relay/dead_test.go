@@ -56,10 +56,16 @@ func TestDeadListForPrograms(t *testing.T) {
 		"--aggregate-type Order":               {3},
 		"--aggregate-id 17":                    {1},
 		"--topic users --aggregate-type Order": {},
-		"--limit 2":                            {1, 2},
-		"--after 1":                            {2, 3},
-		"--after 1 --limit 1":                  {2},
-		"--after 3":                            {},
+		"--event-type OrderPaid":               {3},
+		"--error TOO":                          {1},
+		"--error 100%":                         {},
+		"--older-than 1h":                      {1, 2, 3},
+		"--older-than 1000000h":                {},
+		"--event-type UserCreated --error second": {2},
+		"--limit 2":           {1, 2},
+		"--after 1":           {2, 3},
+		"--after 1 --limit 1": {2},
+		"--after 3":           {},
 	} {
 		got := execute(t, env, append([]string{"dead", "list", "--json"}, strings.Fields(args)...)...)
 		expectCode(t, got, 0)
@@ -149,10 +155,20 @@ func TestDeadRequeue(t *testing.T) {
 	if got.stdout != "requeued 2 dead letters\n" || waiting() != 2 {
 		t.Errorf("dead requeue prints %q with %d waiting, want 2", got.stdout, waiting())
 	}
-	got = execute(t, env, "dead", "requeue", "--all", "--topic", "orders", "--json")
+	// What is done is on record.
+	expectText(t, "standard error", got.stderr, "dead letters taken away", "how=requeued", "letters=2", "by=", "seq 1", "id "+deadID)
+	for _, header := range []string{"Nats-Msg-Id=1", "tenant"} {
+		if got := execute(t, env, "dead", "requeue", "3", "--set-header", header); got.code == 0 || waiting() != 2 {
+			t.Errorf("requeue with the header %q: code %d with %d waiting", header, got.code, waiting())
+		}
+	}
+	got = execute(t, env, "dead", "requeue", "--all", "--topic", "orders", "--json", "--limit", "5", "--set-header", "tenant=b", "--set-header", "try=2")
 	expectCode(t, got, 0)
 	if got.stdout != `{"requeued":1}`+"\n" || waiting() != 3 {
 		t.Errorf("dead requeue --all prints %q with %d waiting, want 3", got.stdout, waiting())
+	}
+	if n := number(t, dsn, `select count(*) from outbox where seq = 3 and headers = '{"tenant": "b", "try": "2"}' or seq = 1 and headers = '{"tenant": "a&b"}'`); n != 2 {
+		t.Errorf("%d rows have the headers that they should have, want 2", n)
 	}
 	got = execute(t, env, "dead", "requeue", "--all")
 	expectCode(t, got, 0)

@@ -6,6 +6,8 @@
 //	                                               --print-grants what each role needs
 //	outbox-relay dead list|show|requeue|discard    list, show, requeue or remove the events that were given up
 //	outbox-relay replay ID... | --all | FLAGS      publish again what was published, from the archive
+//	outbox-relay pause --reason TEXT               have all relays publish nothing, until resume
+//	outbox-relay resume                            end a pause
 //	outbox-relay status                            show who leads, what is pending and what was given up
 //	outbox-relay find ID | SEQ | TYPE/ID           tell where an event is
 //	outbox-relay doctor                            check all that exactly-once delivery depends on

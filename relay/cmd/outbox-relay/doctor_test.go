@@ -70,7 +70,7 @@ func TestDoctorIsContent(t *testing.T) {
 	})
 	d = diagnose(t, env)
 	expectCode(t, d.result, 0)
-	d.expect(t, "ok schema: version 3", "ok privileges: has all that the relay needs", "ok row security", "ok trigger: enabled", "ok leader: term 1 on stream", "ok backlog: nothing waits",
+	d.expect(t, "ok schema: version 4", "ok privileges: has all that the relay needs", "ok row security", "ok trigger: enabled", "ok leader: term 1 on stream", "ok backlog: nothing waits",
 		"ok dead letters: none", `ok stream: "OUTBOX" takes`, "ok duplicate window: 10m0s", "ok ordered batches: available", "ok publishing: permitted", "ok reading back: permitted", "no bucket")
 
 	got := execute(t, env, "doctor")

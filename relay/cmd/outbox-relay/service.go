@@ -105,7 +105,7 @@ func newService(c config.Config, p *process) (*service, error) {
 		return nil, err
 	}
 	log := p.logger(c.Logging.Format, c.Logging.Level)
-	return &service{
+	s := &service{
 		config:     c,
 		hooks:      hooks,
 		log:        log,
@@ -113,7 +113,14 @@ func newService(c config.Config, p *process) (*service, error) {
 		registerer: labelled,
 		metrics:    promhttp.HandlerFor(registry, promhttp.HandlerOpts{}),
 		started:    time.Now(),
-	}, nil
+	}
+	if err := metrics.State(labelled, s.status); err != nil {
+		return nil, err
+	}
+	if err := metrics.Build(labelled, currentVersion()); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // natsLevel leaves out the embedded server's banner unless everything is logged.

@@ -2,8 +2,10 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"io"
+	"strconv"
 	"text/tabwriter"
 	"time"
 
@@ -16,15 +18,21 @@ import (
 )
 
 func newStatusCommand(p *process) *cobra.Command {
-	var asJSON bool
+	var asJSON, watch bool
+	every := 2 * time.Second
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show who leads, what is pending and what was given up",
 		Long: `Show what the tables say: the current leader, its term number and when the term began, its
-checkpoint, why it cannot publish, how many events are pending, were given up or are in the archive;
-which relays could not lead, and why; and what keeps a relay from working, such as a lock. Status asks
-only the database, so it works from any host, whether or not a relay runs. Large tables are estimated,
-not counted.
+checkpoint, why it cannot publish, or who has paused it; how many events are pending, were given up or
+are in the archive; how many aggregates are held or retried; how fast events are published, when the
+last one was, and how long what is pending takes at that rate, if nothing else is inserted; how many
+relays stand by, which could not lead, and why; and what keeps a relay from working, such as a lock.
+Status asks only the database, so it works from any host, whether or not a relay runs. Large tables are
+estimated, not counted. Rate and last event are the archive's (retain).
+
+With --watch it goes on until it is interrupted, with bars and the trend of what is pending; with --json,
+too, it writes an object each time.
 
 If something cannot be read, the rest is shown, and the exit code is 1.`,
 		Args: usage(noArgs),
@@ -37,22 +45,39 @@ If something cannot be read, the rest is shown, and the exit code is 1.`,
 			if err != nil {
 				return err
 			}
-			found, inspectErr := outbox.Inspect(cmd.Context())
-			if inspectErr != nil && found.Locked == nil && !found.Standby {
-				return inspectErr // There is no rest.
+			look := func(ctx context.Context) (*status, error) {
+				found, err := outbox.Inspect(ctx)
+				if err != nil && found.Locked == nil && !found.Standby {
+					return nil, err // There is no rest.
+				}
+				s := statusOf(c, outbox.Table(), &found)
+				return &s, err
 			}
-			s := statusOf(c, outbox.Table(), &found)
-			if asJSON {
+			if watch {
+				if every < minWatch {
+					return wrongCommand(cmd, fmt.Errorf("--every is %v, want %v or more", every, minWatch))
+				}
+				return p.watch(cmd.Context(), every, asJSON, look)
+			}
+			s, inspectErr := look(cmd.Context())
+			switch {
+			case s == nil:
+			case asJSON:
 				err = writeJSON(p.stdout, s)
-			} else {
+			default:
 				err = s.write(p.stdout)
 			}
 			return cmp.Or(inspectErr, err)
 		},
 	}
+	cmd.Flags().BoolVar(&watch, "watch", false, "show it again and again")
+	cmd.Flags().DurationVar(&every, "every", every, "how often, with --watch: `TIME`")
 	jsonFlag(cmd, &asJSON)
 	return cmd
 }
+
+// minWatch is how often status --watch asks the database at most.
+const minWatch = 200 * time.Millisecond
 
 // status is what status --json shows. A field is null if it could not be read, or if there is no such thing. Programs read
 // this: fields may be added, not changed.
@@ -72,6 +97,15 @@ type status struct {
 	Obstacles []string `json:"obstacles"` // What keeps a relay from working just now, such as a lock, and what to do.
 
 	Candidates []candidateStatus `json:"candidates"` // The relays that say that they could not lead.
+
+	Pause *pauseStatus `json:"pause"` // That a person has ordered; null for none.
+
+	Held     *int64   `json:"held_aggregates"`
+	Retrying *int64   `json:"retrying_aggregates"`
+	Standbys *int     `json:"standbys"`
+	Rate     *float64 `json:"published_per_second"` // In the past minute; null if the archive is empty, as for the next.
+	LastAgo  *float64 `json:"last_published_seconds"`
+	Left     *float64 `json:"seconds_left"` // Until nothing is pending, at that rate, if nothing else is inserted; null if the rate is 0.
 }
 
 // termStatus is the latest term of one stream.
@@ -126,12 +160,26 @@ func statusOf(c config.Config, table store.Table, found *store.Inspection) statu
 		DeadRows:     found.DeadRows,
 		Obstacles:    []string{},
 		Candidates:   []candidateStatus{},
+		Pause:        pauseOf(found.Pause),
 	}
 	for _, h := range found.Obstacles() {
 		s.Obstacles = append(s.Obstacles, h.Check+": "+h.Text)
 	}
 	for _, u := range found.Unfit {
 		s.Candidates = append(s.Candidates, candidateStatus{u.Name, u.Stream, &troubleStatus{u.Trouble.Text, u.Trouble.For.Seconds(), u.Trouble.Age.Seconds()}})
+	}
+	s.Held, s.Retrying = found.Held, found.Retrying
+	if !found.Standby {
+		n := found.Standbys()
+		s.Standbys = &n
+	}
+	if f := found.Flow; f != nil {
+		last := f.Last.Seconds()
+		s.Rate, s.LastAgo = &f.Rate, &last
+		if f.Rate > 0 && found.Waiting != nil {
+			left := float64(found.Waiting.Rows) / f.Rate
+			s.Left = &left
+		}
 	}
 	if found.Oldest != nil {
 		seconds := found.Oldest.Seconds()
@@ -218,16 +266,39 @@ func (s *status) write(w io.Writer) error {
 			fmt.Fprintf(columns, "  paused\t%s\n", t.Trouble)
 		}
 	}
+	if s.Pause != nil {
+		fmt.Fprintf(columns, "paused by hand\t%s\n", s.Pause)
+	}
 	fmt.Fprintf(columns, "pending\t%v\n", s.Pending)
 	if s.OldestPending != nil {
 		fmt.Fprintf(columns, "oldest pending\tfor %s\n", age(*s.OldestPending))
 	}
+	if s.Rate != nil {
+		published := rate(*s.Rate) + " in the past minute, the last " + age(*s.LastAgo) + " ago"
+		if s.Left != nil && s.Pending.Events > 0 {
+			published += "; at that rate nothing is pending in " + age(*s.Left)
+		}
+		fmt.Fprintf(columns, "published\t%s\n", published)
+	}
 	fmt.Fprintf(columns, "dead letters\t%v\n", s.DeadLetters)
+	if s.Held != nil && *s.Held > 0 {
+		fmt.Fprintf(columns, "held\t%d aggregates wait for a decision about a dead letter\n", *s.Held)
+	}
+	if s.Retrying != nil && *s.Retrying > 0 {
+		fmt.Fprintf(columns, "retrying\t%d aggregates wait for another attempt\n", *s.Retrying)
+	}
 	archive := s.Archive.String()
 	if s.ArchiveBytes != nil {
 		archive += ", " + size(*s.ArchiveBytes)
 	}
 	fmt.Fprintf(columns, "archive\t%s\n", archive)
+	if s.Standbys != nil {
+		standbys := strconv.Itoa(*s.Standbys)
+		if s.Leading == nil && *s.Standbys > 0 {
+			standbys += ", the leader perhaps among them"
+		}
+		fmt.Fprintf(columns, "standbys\t%s\n", standbys)
+	}
 	for _, c := range s.Candidates {
 		fmt.Fprintf(columns, "cannot lead\t%s, for %s, as it said %s ago: %s\n", visible(c.Name), age(c.Trouble.SinceSeconds), age(c.Trouble.AgeSeconds), visible(c.Trouble.Reason))
 	}

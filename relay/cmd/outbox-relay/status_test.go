@@ -78,7 +78,8 @@ insert into outbox_relay (stream, outbox, term, leader, leader_since, stream_cre
 	want := `{"table":"public.outbox","leading":false,"terms":[{"stream":"OUTBOX","outbox":"6ba7b810-9dad-11d1-80b4-00c04fd430c8","term":7,"leader":"me",` +
 		`"since":"2026-01-02T03:04:05Z","since_seconds":` + string(seconds) + `,"stream_created":"2026-01-01T00:00:00Z","checkpoint":12,"trouble":null}],` +
 		`"waiting":{"events":0,"exact":true},"oldest_waiting_seconds":null,"dead_letters":{"events":0,"exact":true},"archive":{"events":0,"exact":true},` +
-		`"archive_bytes":` + s.Bytes.String() + `,"standby":false,"dead_rows":0,"obstacles":[],"candidates":[]` + "}\n"
+		`"archive_bytes":` + s.Bytes.String() + `,"standby":false,"dead_rows":0,"obstacles":[],"candidates":[],"pause":null,` +
+		`"held_aggregates":0,"retrying_aggregates":0,"standbys":0,"published_per_second":null,"last_published_seconds":null,"seconds_left":null` + "}\n"
 	if got != want {
 		t.Errorf("status --json =\n%s\nwant\n%s", got, want)
 	}
