@@ -2,7 +2,8 @@
 // nats-server.
 //
 // The directories below it hold whole programs: producer, an HTTP service with the relay built in; consumer, which
-// handles each event once; and demo, which puts them together and kills relays.
+// handles each event once; demo, which puts them together and kills relays; and transfer, which moves money from one database to
+// another while all in between is killed.
 //
 // Their tests, and tests of your own, get real servers from the library's kits: store/storetest a fresh Postgres database,
 // stream/streamtest a nats-server in the test's process.

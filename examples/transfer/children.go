@@ -146,7 +146,7 @@ func receive(ctx context.Context, tx pgx.Tx, event stream.Event) error {
 
 // consumeWithoutInbox is what one writes in an afternoon: commit, then acknowledge.
 func consumeWithoutInbox(ctx context.Context, js jetstream.JetStream, pool *pgxpool.Pool) error {
-	for ; ctx.Err() == nil; time.Sleep(retry) {
+	for ; ctx.Err() == nil; pause(ctx, retry) {
 		durable, err := js.CreateOrUpdateConsumer(ctx, stream.DefaultStream, jetstream.ConsumerConfig{
 			Durable: "payments", FilterSubject: "outbox.payments.>", AckPolicy: jetstream.AckExplicitPolicy, AckWait: ackWait,
 		})
@@ -170,7 +170,7 @@ func consumeWithoutInbox(ctx context.Context, js jetstream.JetStream, pool *pgxp
 				if err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error { return receive(ctx, tx, event) }); err == nil {
 					break
 				}
-				time.Sleep(retry)
+				pause(ctx, retry)
 			}
 			_ = msg.Ack()
 		}

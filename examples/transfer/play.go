@@ -143,7 +143,7 @@ func storm(ctx context.Context, o options, orders string, server *postgres.Serve
 	}
 	for n := 1; n <= o.kills && ctx.Err() == nil; n++ {
 		for at := int64(o.transfers * n / (o.kills + 1)); committed.Load() < at && ctx.Err() == nil; {
-			time.Sleep(retry)
+			pause(ctx, retry)
 		}
 		if err := kill(ctx, server, children, killed); err != nil {
 			return err
@@ -174,7 +174,7 @@ func send(ctx context.Context, pool *pgxpool.Pool) {
 		if err == nil {
 			return
 		}
-		time.Sleep(retry)
+		pause(ctx, retry)
 	}
 }
 
@@ -227,7 +227,7 @@ func sums(ctx context.Context, orders, payments string) (s state, err error) {
 
 // settle waits until as many transfers were received as sent, and a little longer, for some may come twice.
 func settle(ctx context.Context, o options, orders, payments string) (s state, err error) {
-	for deadline := time.Now().Add(settled); ; time.Sleep(10 * retry) {
+	for deadline := time.Now().Add(settled); ; pause(ctx, 10*retry) {
 		if s, err = sums(ctx, orders, payments); err == nil && s.received >= s.sent || time.Now().After(deadline) || ctx.Err() != nil {
 			break
 		}
@@ -236,12 +236,16 @@ func settle(ctx context.Context, o options, orders, payments string) (s state, e
 	if !o.inbox {
 		wait = 2 * ackWait // Redeliveries come late.
 	}
-	select {
-	case <-time.After(wait):
-	case <-ctx.Done():
-		return s, context.Cause(ctx)
-	}
+	pause(ctx, wait)
 	return sums(ctx, orders, payments)
+}
+
+// pause waits for a time, or until ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
 }
 
 // verdict prints what became of the money, and returns an error if the sum is not what it was.

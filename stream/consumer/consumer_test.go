@@ -104,12 +104,41 @@ func TestLateSeqs(t *testing.T) {
 	c, _ := w.start(w.config())
 	w.await(aggregates * events)
 	publish()
-	w.eventually("all were skipped", func() bool { return c.Status().Skipped == aggregates*events })
+	w.eventually("all were skipped or parked", func() bool { s := c.Status(); return s.Skipped+s.Parked == aggregates*events })
 	if got := w.count(`select count(distinct seq) from journal`); got != aggregates*events {
 		t.Errorf("effects of %d events, want %d", got, aggregates*events)
 	}
 	if got := w.count(`select count(*) from journal`); got != aggregates*events {
 		t.Errorf("%d effects, want %d", got, aggregates*events)
+	}
+}
+
+// An event comes long after later ones of its aggregate, as a dead letter does that is requeued. The inbox cannot tell whether it
+// was handled; so it is parked, and can be applied. If it comes again because the position is an older one, it is skipped.
+func TestStale(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.publish(2, 101, 1)
+	w.publish(1, 1, 1)
+	w.publish(102, 200, 1)
+	c, stop := w.start(w.config())
+	w.await(199)
+	parked, err := c.Parked(t.Context(), 10)
+	if err != nil || len(parked) != 1 || !strings.Contains(parked[0].Reason, "whether it was handled") {
+		t.Fatalf("parked are %+v, %v; want the late event", parked, err)
+	}
+	stop()
+	w.exec(`update outbox_inbox_position set sequence = 0`)
+	again, _ := w.start(w.config())
+	w.eventually("all came again", func() bool { s := again.Status(); return s.Position == 200 })
+	if s := again.Status(); s.Applied != 0 || s.Skipped != 200 {
+		t.Errorf("got %+v, want 200 skipped", s)
+	}
+	if err := again.Redo(t.Context(), parked[0].Number); err != nil {
+		t.Error(err)
+	}
+	if n := w.count(`select count(distinct seq) from journal`); n != 200 {
+		t.Errorf("effects of %d events, want 200", n)
 	}
 }
 

@@ -23,15 +23,17 @@
 //   - Nothing is left out without a trace. What is given up is in the table outbox_parked, whole and with the reason, and what
 //     cannot be decoded is there, too.
 //
-// The conditions: the effects are in the database of Pool; the events of an aggregate come from one outbox; and no event comes
-// after one of its aggregate with a higher Seq, but for those of transactions that were open at the same time: 16 events may
-// overtake it.
+// The conditions: the effects are in the database of Pool, and the events of an aggregate come from one outbox.
 //
 // # How it works
 //
-// The inbox has one row for each consumer and aggregate, with the Seqs of the latest 16 events whose effects are committed. All
-// that are older are taken for handled. So it grows with the aggregates, and never with the events. A lane begins a transaction
-// and enters the event's Seq in one round trip. If it is there already, or older, the event was handled before, and is skipped.
+// The inbox has one row for each consumer and aggregate, with the Seqs of the latest 16 events whose effects are committed. So it
+// grows with the aggregates, and never with the events. A lane begins a transaction and enters the event's Seq in one round
+// trip. If it is there already, the event was handled before and is skipped. So is an older one, if the stream had it before
+// those 16.
+//
+// An event that is older and whose message is new, such as a dead letter that was requeued late or an event that somebody
+// replays, may have been handled or not. It is parked, and [Consumer.Redo] applies it.
 //
 // Invariant. No effect is committed twice, and none before that of an earlier event of its aggregate.
 //

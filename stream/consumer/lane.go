@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -16,8 +18,8 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// handledMost is how many aggregates a lane remembers to have found handled.
-const handledMost = 10_000
+// knownMost is how many aggregates a lane remembers of whose events some came again.
+const knownMost = 10_000
 
 // reasonMost bounds what is recorded of an error.
 const reasonMost = 2000
@@ -26,11 +28,25 @@ const reasonMost = 2000
 type lane struct {
 	*term
 
-	queue   chan *message
-	handled map[string]int64 // For aggregates whose events came again: up to which Seq all were handled.
+	queue chan *message
+	known map[string]entered // Of aggregates whose events came again.
 
 	mu   sync.Mutex
 	held *Held // The event that fails.
+}
+
+// entered is what the inbox says of an aggregate's older events. All up to the Seq below are taken for handled, provided that the
+// stream had them before sequence.
+type entered struct {
+	below    int64
+	sequence uint64
+}
+
+// of tells whether an event was handled, or is stale, so that this cannot be told: it is a new message, as old as others that
+// were handled. It may be a repetition that somebody published, or an event that was held up for long, as a dead letter is.
+func (e entered) of(m *message) (handled, stale bool) {
+	old := m.event.Seq <= e.below
+	return old && m.sequence <= e.sequence, old && m.sequence > e.sequence
 }
 
 // run works until ctx ends. What is at work then goes on until work ends.
@@ -76,7 +92,7 @@ func (l *lane) handle(ctx, work context.Context, batch []*message) {
 	}
 	if len(together) > 1 && l.apply(work, 1, together...) == nil {
 		for _, m := range together {
-			m.settled = true
+			m.settled = !m.stale
 		}
 	}
 	for _, m := range batch {
@@ -89,8 +105,8 @@ func (l *lane) handle(ctx, work context.Context, batch []*message) {
 
 // skips reports whether it is known, without a look at the inbox, that an event was handled.
 func (l *lane) skips(m *message) bool {
-	to, known := l.handled[m.key]
-	if !known || m.event.Seq > to {
+	e, known := l.known[m.key]
+	if handled, _ := e.of(m); !known || !handled {
 		return false
 	}
 	l.counts.skipped.Add(1)
@@ -108,10 +124,16 @@ func (l *lane) insist(ctx, work context.Context, m *message) bool {
 	)
 	for {
 		var err error
+		if m.stale {
+			giveUp = errStale
+		}
 		if giveUp != nil {
 			err = l.park(work, m, attempts, giveUp)
 		} else {
 			err = l.apply(work, attempts+1, m)
+		}
+		if err == nil && m.stale && giveUp == nil {
+			continue
 		}
 		if err == nil {
 			return true
@@ -160,9 +182,12 @@ type handlerError struct{ err error }
 func (e *handlerError) Error() string { return e.err.Error() }
 func (e *handlerError) Unwrap() error { return e.err }
 
+// errStale is why a stale event is parked.
+var errStale = fmt.Errorf("it comes after more than %d later events of its aggregate, so the inbox cannot tell whether it was handled before; if it was not, as a dead letter that was requeued late, Redo applies it", remembered)
+
 // apply handles events in one transaction. Events that were handled before are skipped.
 func (l *lane) apply(ctx context.Context, attempt int, messages ...*message) error {
-	news, err := l.transact(ctx, messages, func(tx *transaction, fresh []bool) error {
+	fresh, err := l.transact(ctx, messages, func(tx *transaction, fresh []bool) error {
 		for i, m := range messages {
 			if !fresh[i] {
 				continue
@@ -178,11 +203,18 @@ func (l *lane) apply(ctx context.Context, attempt int, messages ...*message) err
 		}
 		return nil
 	})
-	if err == nil {
-		l.counts.applied.Add(uint64(news))
-		l.counts.skipped.Add(uint64(len(messages) - news))
+	if err != nil {
+		return err
 	}
-	return err
+	for i, m := range messages {
+		switch {
+		case fresh[i]:
+			l.counts.applied.Add(1)
+		case !m.stale:
+			l.counts.skipped.Add(1)
+		}
+	}
+	return nil
 }
 
 // call calls the handler.
@@ -197,53 +229,54 @@ func (l *lane) call(ctx context.Context, tx pgx.Tx, event Event) (err error) {
 	return l.config.Handle(ctx, tx, event)
 }
 
-// transact begins a transaction that enters the messages' events in the inbox, calls f with which of the messages are new, and commits. It
-// returns how many are new. If none is, it does not call f.
-func (l *lane) transact(ctx context.Context, messages []*message, f func(tx *transaction, fresh []bool) error) (news int, err error) {
+// transact begins a transaction that enters the messages' events in the inbox, calls f with which of them are new, and commits.
+// If none is new, it does not call f. Messages that have no event, or a stale one, are not entered, and count as new.
+func (l *lane) transact(ctx context.Context, messages []*message, f func(tx *transaction, fresh []bool) error) (fresh []bool, err error) {
 	pooled, err := l.config.Pool.Acquire(ctx)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer pooled.Release() // The pool drops a connection that is still in a transaction.
 	conn := pooled.Conn()
 
-	fresh := make([]bool, len(messages))
+	fresh = make([]bool, len(messages))
 	begin := &pgx.Batch{}
 	begin.Queue(`begin`)
-	begin.Queue(`select set_config('idle_in_transaction_session_timeout', $1, true)`, fmt.Sprint((l.config.HandlerTimeout + time.Second).Milliseconds()))
+	begin.Queue(`select set_config('idle_in_transaction_session_timeout', $1, true)`, strconv.FormatInt((l.config.HandlerTimeout+time.Second).Milliseconds(), 10))
 	for i, m := range messages {
-		if m.damaged != nil {
+		if m.damaged != nil || m.stale {
 			fresh[i] = true
-			news++
 			continue
 		}
-		begin.Queue(l.tables.enter, l.config.Name, m.key, m.event.Seq).Exec(func(tag pgconn.CommandTag) error {
+		begin.Queue(l.tables.enter, l.config.Name, m.key, m.event.Seq, int64(m.sequence)).Exec(func(tag pgconn.CommandTag) error {
 			if tag.RowsAffected() > 0 {
 				fresh[i] = true
-				news++
 			}
 			return nil
 		})
 	}
-	if err := conn.SendBatch(ctx, begin).Close(); err != nil {
-		l.rollBack(ctx, conn)
-		return 0, err
+	err = conn.SendBatch(ctx, begin).Close()
+	if err == nil && slices.Contains(fresh, false) {
+		err = l.lookUp(ctx, conn, messages, fresh)
 	}
-	if news == 0 {
-		return 0, l.noteHandled(ctx, conn, messages)
-	}
-	if err := f(&transaction{conn: conn}, fresh); err != nil {
+	if err == nil && slices.Contains(fresh, true) {
+		err = f(&transaction{conn: conn}, fresh)
+	} else if err == nil {
 		l.rollBack(ctx, conn)
-		return 0, err
+		return fresh, nil
+	}
+	if err != nil {
+		l.rollBack(ctx, conn)
+		return nil, err
 	}
 	tag, err := conn.Exec(ctx, `commit`)
 	switch {
 	case err != nil: // It may have been committed; the inbox will tell.
-		return 0, err
+		return nil, err
 	case tag.String() != "COMMIT":
-		return 0, &handlerError{errors.New("the transaction was rolled back: the handler went on after a statement had failed in it")}
+		return nil, &handlerError{errors.New("the transaction was rolled back: the handler went on after a statement had failed in it")}
 	}
-	return news, nil
+	return fresh, nil
 }
 
 // rollBack ends a transaction, or the connection with it.
@@ -258,29 +291,30 @@ func (l *lane) rollBack(ctx context.Context, conn *pgx.Conn) {
 	}
 }
 
-// noteHandled remembers up to where all events of the messages' aggregates were handled, so that others which come again need
-// no look at the inbox; and ends the transaction.
-func (l *lane) noteHandled(ctx context.Context, conn *pgx.Conn, messages []*message) error {
-	if len(l.handled) > handledMost {
-		clear(l.handled)
+// lookUp finds out, for messages whose events are not new, which of them are stale; and remembers what the inbox says, so that
+// others which come again need no look at it.
+func (l *lane) lookUp(ctx context.Context, conn *pgx.Conn, messages []*message, fresh []bool) error {
+	if len(l.known) > knownMost {
+		clear(l.known)
 	}
 	batch := &pgx.Batch{}
-	for _, m := range messages {
-		batch.Queue(l.tables.below, l.config.Name, m.key).QueryRow(func(row pgx.Row) error {
-			var below int64
-			if err := row.Scan(&below); err != nil {
+	for i, m := range messages {
+		if fresh[i] {
+			continue
+		}
+		batch.Queue(l.tables.entered, l.config.Name, m.key).QueryRow(func(row pgx.Row) error {
+			var e entered
+			var sequence int64
+			if err := row.Scan(&e.below, &sequence); err != nil {
 				return err
 			}
-			l.handled[m.key] = below
+			e.sequence = uint64(sequence)
+			l.known[m.key] = e
+			_, m.stale = e.of(m)
 			return nil
 		})
 	}
-	batch.Queue(`rollback`)
-	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
-		l.rollBack(ctx, conn)
-		return err
-	}
-	return nil
+	return conn.SendBatch(ctx, batch).Close()
 }
 
 // park puts a message among those that were given up, unless its event was handled before.
@@ -295,14 +329,14 @@ func (l *lane) park(ctx context.Context, m *message, attempts int, reason error)
 		return err
 	}
 	why := storable(reason.Error())
-	news, err := l.transact(ctx, []*message{m}, func(tx *transaction, _ []bool) error {
+	fresh, err := l.transact(ctx, []*message{m}, func(tx *transaction, _ []bool) error {
 		_, err := tx.Exec(ctx, l.tables.park, l.config.Name, m.created, int64(m.sequence), storable(m.Subject()), headers, m.Data(), key, seq, why, attempts)
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("park: %w", err)
 	}
-	if news > 0 {
+	if fresh[0] {
 		l.counts.parked.Add(1)
 		l.log.ErrorContext(ctx, "an event is parked; see table outbox_parked", l.describe(m), slog.Int("attempts", attempts), slog.String("error", why))
 	}

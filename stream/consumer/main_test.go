@@ -69,9 +69,9 @@ func (w *world) createStream() {
 	}
 }
 
-func (w *world) exec(sql string, args ...any) {
+func (w *world) exec(sql string) {
 	w.Helper()
-	if _, err := w.pool.Exec(w.Context(), sql, args...); err != nil {
+	if _, err := w.pool.Exec(w.Context(), sql); err != nil {
 		w.Fatal(err)
 	}
 }

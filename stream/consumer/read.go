@@ -40,6 +40,7 @@ type message struct {
 	event   stream.Event
 	damaged error  // Why it could not be decoded; nil for an event.
 	key     string // Of the event's aggregate.
+	stale   bool   // It is too old for the inbox to tell whether it was handled.
 	settled bool   // It needs nothing more.
 	done    bool   // Belongs to pending.
 }

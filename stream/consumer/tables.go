@@ -19,7 +19,7 @@ const remembered = 16
 type tables struct {
 	create   string
 	enter    string // Enters an event in the inbox's row of its aggregate, unless it is there.
-	below    string // The Seq up to which all of an aggregate's events are taken for handled.
+	entered  string // What the row says of older events.
 	position string
 	record   string // Records a later position in the same stream, or any in another.
 	park     string
@@ -38,9 +38,10 @@ create table if not exists ` + inbox + ` (
     aggregate text     not null,
     latest    bigint[] not null,
     below     bigint   not null,
+    sequence  bigint   not null,
     primary key (consumer, aggregate)
 ) with (fillfactor = 70);
-comment on table ` + inbox + ` is 'For each consumer and aggregate the Outbox-Seqs of the latest events whose effect is committed; all up to "below" are taken for handled';
+comment on table ` + inbox + ` is 'For each consumer and aggregate the Outbox-Seqs of the latest events whose effect is committed; all up to "below" are taken for handled. sequence is where the stream had the last one';
 create table if not exists ` + position + ` (
     consumer       text        primary key,
     stream         text        not null,
@@ -68,12 +69,13 @@ create table if not exists ` + parked + ` (
 comment on table ` + parked + ` is 'Messages that a consumer has given up, with all of their headers';`,
 		// Once the row is full, the Seq that was entered first makes room.
 		enter: fmt.Sprintf(`
-insert into %s as i (consumer, aggregate, latest, below) values ($1, $2, array[$3::bigint], -9223372036854775808)
+insert into %s as i (consumer, aggregate, latest, below, sequence) values ($1, $2, array[$3::bigint], -9223372036854775808, $4)
     on conflict (consumer, aggregate) do update
    set latest = case when cardinality(i.latest) < %[2]d then i.latest else i.latest[2:] end || $3::bigint,
-       below  = case when cardinality(i.latest) < %[2]d then i.below else greatest(i.below, i.latest[1]) end
+       below  = case when cardinality(i.latest) < %[2]d then i.below else greatest(i.below, i.latest[1]) end,
+       sequence = excluded.sequence
  where $3::bigint > i.below and $3::bigint <> all(i.latest)`, inbox, remembered),
-		below: `select below from ` + inbox + ` where consumer = $1 and aggregate = $2`,
+		entered: `select below, sequence from ` + inbox + ` where consumer = $1 and aggregate = $2`,
 		position: `
 select stream, stream_created, sequence, stored_at from ` + position + ` where consumer = $1`,
 		record: `

@@ -56,7 +56,7 @@ func newTerm(c *Consumer, began recordedPlace) *term {
 	t := &term{Consumer: c, began: began, slots: make(chan struct{}, c.config.MaxPending), seed: maphash.MakeSeed()}
 	t.lanes = make([]*lane, c.config.Lanes)
 	for i := range t.lanes {
-		t.lanes[i] = &lane{term: t, queue: make(chan *message, c.config.MaxPending), handled: map[string]int64{}}
+		t.lanes[i] = &lane{term: t, queue: make(chan *message, c.config.MaxPending), known: map[string]entered{}}
 	}
 	return t
 }
