@@ -62,7 +62,7 @@ func Example_parts() {
 	})
 	check(err)
 	r, err := relay.Assemble(relay.Parts{
-		Store:     outbox,
+		Store:     relay.StoreOf(outbox),
 		Publisher: broker,
 		Elector:   relay.AdvisoryLock(outbox, relay.DefaultAdvisoryLock, log),
 	}, relay.Options{Logger: log, Hooks: hooks})

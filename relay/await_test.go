@@ -115,16 +115,26 @@ func (s *stage) parts() Parts { return Parts{Store: stageStore{s}, Publisher: s,
 func (s *stage) Migrate(ctx context.Context) error { return s.pass(ctx, "Migrate") }
 func (s *stage) Check(ctx context.Context) error   { return s.pass(ctx, "Check") }
 
-func (s *stage) Begin(ctx context.Context, _, _ string, atLeast int64) (term store.Term, err error) {
+func (s *stage) Begin(ctx context.Context, _, _ string, atLeast int64) (Term, error) {
 	if err := s.pass(ctx, "Begin"); err != nil {
-		return store.Term{}, err
+		return nil, err
 	}
+	var start store.TermStart
 	s.locked(func() {
 		s.terms = max(s.terms+1, atLeast)
-		term = store.Term{Outbox: uuid.UUID{1}, Number: s.terms, Checkpoint: s.checkpoint, First: !s.recorded}
+		start = store.TermStart{OutboxID: uuid.UUID{1}, Number: s.terms, Checkpoint: s.checkpoint, First: !s.recorded}
 	})
-	return term, nil
+	return stageTerm{s, start}, nil
 }
+
+// stageTerm is a term of the stage's outbox.
+type stageTerm struct {
+	*stage
+
+	start store.TermStart
+}
+
+func (t stageTerm) Start() store.TermStart { return t.start }
 
 func (s *stage) Stand(ctx context.Context, _ string, c store.Candidacy) (string, error) {
 	if err := s.pass(ctx, "Stand"); err != nil {
@@ -149,9 +159,9 @@ func (s *stage) Report(ctx context.Context, _ string, _ time.Duration) error {
 
 func (s *stage) End(ctx context.Context) error { return s.pass(ctx, "End") }
 
-func (s *stage) Exchange(ctx context.Context, request store.Request) (reply store.Reply, err error) {
-	if err := s.pass(ctx, "Exchange"); err != nil {
-		return store.Reply{}, err
+func (s *stage) RoundTrip(ctx context.Context, request store.Request) (response store.Response, err error) {
+	if err := s.pass(ctx, "RoundTrip"); err != nil {
+		return store.Response{}, err
 	}
 	s.locked(func() {
 		for _, settled := range request.Settled {
@@ -165,16 +175,16 @@ func (s *stage) Exchange(ctx context.Context, request store.Request) (reply stor
 		if request.Checkpoint > 0 {
 			s.checkpoint.Sequence, s.checkpoint.Before = request.Checkpoint, s.checkpoint.Sequence
 		}
-		reply.Asleep = request.Sleep == store.FallAsleep
+		response.Asleep = request.Sleep == store.FallAsleep
 		if f := request.Fetch; f != nil {
 			for _, seq := range slices.Sorted(maps.Keys(s.rows)) {
 				if !slices.Contains(f.Held, seq) {
-					reply.Rows = append(reply.Rows, store.Row{Seq: seq, ID: idOf(seq), AggregateType: "A", AggregateID: "a"})
+					response.Rows = append(response.Rows, store.Row{Seq: seq, ID: idOf(seq), AggregateType: "A", AggregateID: "a"})
 				}
 			}
 		}
 	})
-	return reply, nil
+	return response, nil
 }
 
 func (s *stage) Archive(ctx context.Context, _ uint64) ([]store.Archived, error) {

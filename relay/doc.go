@@ -31,7 +31,7 @@
 //
 //   - Tables that cannot be prepared are tried again after 100 ms, doubling to a second.
 //   - After an error of Stand or, while it does not lead, of Open, the relay does not campaign: see Fit to lead.
-//   - An error of Begin, Exchange or Standbys ends the term. The next term begins after 100 ms, doubling to 5 s. After an
+//   - An error of Begin, RoundTrip or Standbys ends the term. The next term begins after 100 ms, doubling to 5 s. After an
 //     error of Listen the relay polls.
 //   - An error of Open or Publish, or in an outcome, pauses publishing. The relay tries again after 50 ms, doubling to a
 //     second. Only a *stream.Error with stream.FaultRow is the row's own fault: see Refusals.

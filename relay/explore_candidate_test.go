@@ -103,8 +103,8 @@ func (o *candidate) clone() *candidate {
 	if t := o.term; t != nil {
 		n.term = &term{
 			Relay: t.Relay, lease: t.lease, core: t.core.clone(), stop: t.stop, healthy: t.healthy, start: t.start,
-			number: t.number, checkpoint: t.checkpoint, first: t.first, id: t.id,
-			woken: t.woken, replies: t.replies, opened: t.opened, read: t.read, verifications: t.verifications,
+			inOutbox: t.inOutbox, number: t.number, checkpoint: t.checkpoint, first: t.first, id: t.id,
+			woken: t.woken, responses: t.responses, opened: t.opened, read: t.read, verifications: t.verifications,
 			handed: t.handed, standbys: t.standbys, originals: t.originals, reported: t.reported, orderedTold: t.orderedTold,
 		}
 	}
@@ -190,6 +190,7 @@ type port struct {
 
 	forever  time.Time
 	outboxID uuid.UUID
+	start    store.TermStart // Of the term that begins.
 }
 
 func newPort(s *scenario) *port {
@@ -263,7 +264,7 @@ func (p *port) Find(_ context.Context, sequence uint64) (history.Found, error) {
 func (p *port) forget() {
 	for t := p.candidate.term; ; {
 		select {
-		case <-t.replies:
+		case <-t.responses:
 		case <-t.opened:
 		case <-t.read:
 		case <-t.verifications:
@@ -280,18 +281,20 @@ func (p *port) forget() {
 	}
 }
 
-func (p *port) Begin(_ context.Context, _, _ string, atLeast int64) (store.Term, error) {
+func (p *port) Begin(_ context.Context, _, _ string, atLeast int64) (Term, error) {
 	w := p.world
 	w.terms = max(w.terms+1, atLeast)
 	p.candidate.floor = w.scanFrom
-	term := store.Term{Outbox: p.outboxID, Number: w.terms, Checkpoint: w.checkpoint, First: !w.recorded, Floor: w.scanFrom}
+	p.start = store.TermStart{OutboxID: p.outboxID, Number: w.terms, Checkpoint: w.checkpoint, First: !w.recorded, Floor: w.scanFrom}
 	for i, r := range w.rows {
 		if r.state == waiting && r.attempts > 0 {
-			term.Blocked = append(term.Blocked, store.Blocked{AggregateType: "A", AggregateID: w.aggregates[i : i+1], For: time.Second})
+			p.start.Blocked = append(p.start.Blocked, store.Blocked{AggregateType: "A", AggregateID: w.aggregates[i : i+1], For: time.Second})
 		}
 	}
-	return term, nil
+	return p, nil
 }
+
+func (p *port) Start() store.TermStart { return p.start }
 
 func (p *port) Stand(context.Context, string, store.Candidacy) (string, error) { return "", nil }
 func (p *port) Report(context.Context, string, time.Duration) error            { return nil }
@@ -305,9 +308,9 @@ func (p *port) Stream() string                             { return "S" }
 func (p *port) Outcomes() <-chan struct{}                  { return nil }
 func (p *port) Close()                                     {}
 
-func (p *port) Exchange(_ context.Context, request store.Request) (store.Reply, error) {
+func (p *port) RoundTrip(_ context.Context, request store.Request) (store.Response, error) {
 	p.candidate.request = &request
-	return store.Reply{}, errUnanswered
+	return store.Response{}, errUnanswered
 }
 
 func (p *port) Open(context.Context) ([]string, error) {

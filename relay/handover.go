@@ -94,7 +94,7 @@ func (t *term) recordHandOver(ctx context.Context, before history.State, acked u
 	case !state.Created.Equal(fence.Created) || state.Last < fence.Sequence:
 		return fmt.Errorf("the stream has changed since its fence")
 	}
-	_, err = t.store.PutBack(ctx, nil, handOverOf(fence))
+	_, err = t.inOutbox.PutBack(ctx, nil, handOverOf(fence))
 	return err
 }
 

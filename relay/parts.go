@@ -15,7 +15,7 @@ import (
 
 // Parts are what [Assemble] makes a relay of. All three are needed.
 type Parts struct {
-	// Store is the outbox: see store.Open.
+	// Store is the outbox: see store.Open and [StoreOf].
 	Store Store
 	// Publisher takes events to the broker: see publisher.New. One that only publishes is adapted by [PublishOnly].
 	Publisher Publisher
@@ -23,7 +23,8 @@ type Parts struct {
 	Elector Elector
 }
 
-// Store is the outbox as the relay sees it. *store.Outbox implements it; the interface is there to wrap it, and for tests.
+// Store is the outbox as the relay sees it. [StoreOf] makes one of a *store.Outbox; the interface is there to wrap it, and for
+// tests: package relaytest has one in memory, and the tests that every Store must pass.
 type Store interface {
 	// Table names the outbox, and Retains reports whether what was published is kept in an archive.
 	Table() store.Table
@@ -34,21 +35,42 @@ type Store interface {
 	// Close ends the session on which the relay led. The store may be used again after it.
 	Close(ctx context.Context) error
 
-	// Begin begins a term: it checks that the outbox can be worked on, records who leads, and returns the term's number, at
-	// least atLeast, and what the former leader left.
-	Begin(ctx context.Context, stream, leader string, atLeast int64) (store.Term, error)
+	// Begin begins a term: it checks that the outbox can be worked on, and records who leads. The term's number is at least
+	// atLeast. A term that began before is over.
+	Begin(ctx context.Context, stream, leader string, atLeast int64) (Term, error)
 	// Stand tells the other relays whether this one, which does not lead, could publish to stream. Its error says why this
 	// relay could not lead, as far as the database is concerned. Obstacle says why no relay can be elected; empty for nothing.
 	Stand(ctx context.Context, stream string, c store.Candidacy) (obstacle string, err error)
+	// Listen calls wake when there may be something to fetch, until ctx ends.
+	Listen(ctx context.Context, wake func()) error
+	// Watch tells what in the database holds the relay up, until ctx ends.
+	Watch(ctx context.Context, report func(store.Finding))
+}
+
+// StoreOf makes a [Store] of an outbox.
+func StoreOf(outbox *store.Outbox) Store { return outboxStore{outbox} }
+
+type outboxStore struct{ *store.Outbox }
+
+func (s outboxStore) Begin(ctx context.Context, stream, leader string, atLeast int64) (Term, error) {
+	term, err := s.Outbox.Begin(ctx, stream, leader, atLeast)
+	if err != nil {
+		return nil, err // A nil *store.Term would be no nil Term.
+	}
+	return term, nil
+}
+
+// Term is a leader's side of a [Store]. *store.Term implements it. Once the term is over, its methods return an error.
+type Term interface {
+	// Start returns what the leader knew when the term began: its number, and what the former leader left.
+	Start() store.TermStart
 	// Standbys returns how many other relays say that they could publish to the term's stream.
 	Standbys(ctx context.Context) (int, error)
 	// Report records why the leader cannot publish, and for how long that has been so, for those who look at the outbox only.
 	// An empty reason records that it can publish.
 	Report(ctx context.Context, reason string, since time.Duration) error
-	// End ends the term, if its session is still there.
-	End(ctx context.Context) error
-	// Exchange records outcomes and fetches rows, in one transaction.
-	Exchange(ctx context.Context, request store.Request) (store.Reply, error)
+	// RoundTrip records outcomes and fetches rows, in one transaction.
+	RoundTrip(ctx context.Context, request store.Request) (store.Response, error)
 	// Archive returns the archived events that were published to the term's stream with an After of at least from, and perhaps
 	// others.
 	Archive(ctx context.Context, from uint64) ([]store.Archived, error)
@@ -58,12 +80,10 @@ type Store interface {
 	// PutBack puts archived events that the stream has lost back into the outbox, and records the checkpoint unless it
 	// is zero.
 	PutBack(ctx context.Context, lost []store.Archived, checkpoint store.Checkpoint) (int, error)
-	// Listen calls wake when there may be something to fetch, until ctx ends.
-	Listen(ctx context.Context, wake func()) error
 	// Sweep calls wake when it has found rows that no notification told of, until ctx ends.
 	Sweep(ctx context.Context, wake func())
-	// Watch tells what in the database holds the relay up, until ctx ends.
-	Watch(ctx context.Context, report func(store.Finding))
+	// End ends the term, if its session is still there.
+	End(ctx context.Context) error
 }
 
 // Sender sends events and tells what became of them. It is what every [Publisher] can do.

@@ -24,7 +24,8 @@ import (
 
 // The parts that the packages make are parts of a relay, and so is what embeds one.
 var (
-	_ relay.Store     = (*store.Outbox)(nil)
+	_ relay.Store     = relay.StoreOf(nil)
+	_ relay.Term      = (*store.Term)(nil)
 	_ relay.Publisher = (*publisher.Publisher)(nil)
 	_ relay.Elector   = (*election.AdvisoryLock)(nil)
 	_ relay.Elector   = (*election.KeyValue)(nil)
@@ -79,7 +80,7 @@ func assembleParts(t *testing.T, natsURL string, options store.Options, wrap fun
 	}
 	a := &assembled{log: &logbook{}, recovered: make(chan relay.Recovered, 100)}
 	r, err := relay.Assemble(relay.Parts{
-		Store: outbox, Publisher: wrap(broker), Elector: tracedElector{relay.AdvisoryLock(outbox, relay.DefaultAdvisoryLock, nil)},
+		Store: relay.StoreOf(outbox), Publisher: wrap(broker), Elector: tracedElector{relay.AdvisoryLock(outbox, relay.DefaultAdvisoryLock, nil)},
 	}, relay.Options{Logger: a.log.logger(), Hooks: relay.Hooks{Recovered: func(r relay.Recovered) { a.recovered <- r }}})
 	if err != nil {
 		t.Fatal(err)

@@ -108,13 +108,13 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, first bool) 
 		created := createdAt(r.fence)
 		r.checkpoint = store.Checkpoint{Created: created, Sequence: r.fence.Sequence, Before: r.fence.Sequence}
 		if first || r.fence.Consumed {
-			_, err := t.store.PutBack(ctx, nil, r.checkpoint)
+			_, err := t.inOutbox.PutBack(ctx, nil, r.checkpoint)
 			return err
 		}
 		known := last.Created.Equal(created)
 		if isHandOver(last) {
 			if r.clean = known && r.fence.Former == last.Sequence; r.clean {
-				_, err := t.store.PutBack(ctx, nil, r.checkpoint)
+				_, err := t.inOutbox.PutBack(ctx, nil, r.checkpoint)
 				return err
 			}
 			last.Before = last.Sequence
@@ -122,7 +122,7 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, first bool) 
 		if !known {
 			last.Before = 0 // It is another stream than the last one: nothing is known about it.
 		}
-		archived, err := t.store.Archive(ctx, last.Before)
+		archived, err := t.inOutbox.Archive(ctx, last.Before)
 		if err != nil {
 			return err
 		}
@@ -139,7 +139,7 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, first bool) 
 		//  3. Such a message is any archived event that is still there, or the last fence.
 		sure := kept >= last.Sequence || r.fence.Former == last.Sequence
 		if !sure && last.Before > 0 {
-			all, err := t.store.Archive(ctx, 0)
+			all, err := t.inOutbox.Archive(ctx, 0)
 			if err != nil {
 				return err
 			}
@@ -253,7 +253,7 @@ func (t *term) restore(ctx context.Context, r *recovery, lost []store.Archived) 
 		default:
 			checkpoint = r.checkpoint
 		}
-		back, err := t.store.PutBack(ctx, chunk, checkpoint)
+		back, err := t.inOutbox.PutBack(ctx, chunk, checkpoint)
 		r.Lost += back
 		if err != nil || len(lost) == 0 {
 			return err
@@ -271,7 +271,7 @@ func (t *term) scan(ctx context.Context, above uint64, r *recovery, missing map[
 	chunk, size, before := make([]store.Ref, 0, settleChunk), 0, above
 	settle := func(upTo uint64) error {
 		stalled.Stop() // Meanwhile it is the outbox that takes its time.
-		settled, kept, err := t.store.Settle(ctx, chunk, before)
+		settled, kept, err := t.inOutbox.Settle(ctx, chunk, before)
 		r.Found += settled
 		r.kept = append(r.kept, kept...)
 		chunk, size, before = chunk[:0], 0, upTo

@@ -35,18 +35,19 @@ type term struct {
 	stop    <-chan struct{}
 	healthy func() // Called when a round trip has succeeded: this term works.
 
+	inOutbox   Term // The term as the outbox knows it.
 	number     int64
 	checkpoint store.Checkpoint // The next read-back begins here.
 	first      bool             // The outbox has never been published to this stream.
 	id         string           // The outbox's id, by which its fences are known in the stream.
 
 	workers       sync.WaitGroup
-	start         func(work func()) // Starts work that takes time: workers.Go.
-	woken         chan struct{}     // Holds one token when there may be something to fetch.
-	replies       chan reply        // The answer to the round trip under way.
-	opened        chan opening      // The result of opening the publisher.
-	read          chan recovery     // The result of reading the stream back.
-	verifications chan verification // The result of verifying the stream.
+	start         func(work func())    // Starts work that takes time: workers.Go.
+	woken         chan struct{}        // Holds one token when there may be something to fetch.
+	responses     chan roundTripResult // The answer to the round trip under way.
+	opened        chan opening         // The result of opening the publisher.
+	read          chan recovery        // The result of reading the stream back.
+	verifications chan verification    // The result of verifying the stream.
 
 	handed    chan error    // The result of handing over.
 	standbys  chan standbys // The answer to the question for standbys.
@@ -61,8 +62,8 @@ type term struct {
 	orderedTold bool // Ordered batches have been used, and the log says so.
 }
 
-type reply struct {
-	store.Reply
+type roundTripResult struct {
+	store.Response
 
 	err error
 }
@@ -80,7 +81,7 @@ func (r *Relay) newTerm(lease *election.Lease, stop <-chan struct{}, healthy fun
 		core:          newCore(r.options),
 		stop:          stop,
 		woken:         make(chan struct{}, 1),
-		replies:       make(chan reply, 1),
+		responses:     make(chan roundTripResult, 1),
 		opened:        make(chan opening, 1),
 		read:          make(chan recovery, 1),
 		verifications: make(chan verification, 1),
@@ -139,7 +140,7 @@ func (r *Relay) lead(ctx context.Context, lease *election.Lease, stop <-chan str
 // begin takes note of what the former leader left.
 func (t *term) begin(ctx context.Context) (number int64, err error) {
 	t.workers.Go(func() { t.store.Watch(ctx, func(f store.Finding) { t.found(ctx, f) }) })
-	term, err := t.store.Begin(ctx, t.publisher.Stream(), t.options.Name, t.atLeast)
+	inOutbox, err := t.store.Begin(ctx, t.publisher.Stream(), t.options.Name, t.atLeast)
 	switch {
 	case err == nil:
 	case store.Fatal(err):
@@ -147,18 +148,19 @@ func (t *term) begin(ctx context.Context) (number int64, err error) {
 	default:
 		return 0, &setbackError{fmt.Errorf("begin term: %w", err)}
 	}
-	t.number, t.checkpoint, t.id = term.Number, term.Checkpoint, term.Outbox.String()
-	t.first = term.First
-	if term.Adopted != "" {
-		t.log.WarnContext(ctx, "the outbox goes to another stream from now on, as adopt_stream asks for", slog.String("from", term.Adopted), slog.String("to", t.publisher.Stream()))
+	start := inOutbox.Start()
+	t.inOutbox, t.number, t.id = inOutbox, start.Number, start.OutboxID.String()
+	t.checkpoint, t.first = start.Checkpoint, start.First
+	if start.Adopted != "" {
+		t.log.WarnContext(ctx, "the outbox goes to another stream from now on, as adopt_stream asks for", slog.String("from", start.Adopted), slog.String("to", t.publisher.Stream()))
 	}
-	t.core.begin(term, t.reader != nil, time.Now())
+	t.core.begin(start, t.reader != nil, time.Now())
 	t.workers.Go(func() {
 		if err := t.store.Listen(ctx, t.wake); err != nil {
 			t.log.WarnContext(ctx, "listening for new events failed; polling instead", slog.Any("error", err))
 		}
 	})
-	t.workers.Go(func() { t.store.Sweep(ctx, t.wake) })
+	t.workers.Go(func() { t.inOutbox.Sweep(ctx, t.wake) })
 	return t.number, nil
 }
 
@@ -177,7 +179,7 @@ func (t *term) end(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
 	defer cancel()
-	if err := t.store.End(ctx); err != nil {
+	if err := t.inOutbox.End(ctx); err != nil {
 		t.log.DebugContext(ctx, "ending the term", slog.Any("error", err))
 	}
 }
@@ -230,11 +232,11 @@ func (t *term) loop(ctx context.Context) error {
 			t.collect(ctx)
 		case <-t.woken:
 			t.core.wake()
-		case r := <-t.replies:
+		case r := <-t.responses:
 			if r.err != nil {
 				return &setbackError{r.err}
 			}
-			t.answered(ctx, r.Reply)
+			t.answered(ctx, r.Response)
 		case o := <-t.opened:
 			if errors.Is(o.err, stream.ErrRefused) {
 				return o.err // No waiting mends that.
@@ -471,14 +473,14 @@ func (t *term) startRoundTrip(ctx context.Context, now time.Time) (done bool) {
 	}
 	if due {
 		t.start(func() {
-			answer, err := t.store.Exchange(ctx, request)
-			t.replies <- reply{answer, err}
+			response, err := t.inOutbox.RoundTrip(ctx, request)
+			t.responses <- roundTripResult{response, err}
 		})
 	}
 	return done
 }
 
-func (t *term) answered(ctx context.Context, answer store.Reply) {
+func (t *term) answered(ctx context.Context, answer store.Response) {
 	now := time.Now()
 	done := t.core.trip.request
 	t.core.answered(answer, now)
@@ -490,7 +492,7 @@ func (t *term) answered(ctx context.Context, answer store.Reply) {
 	for _, s := range done.Settled {
 		settled += len(s.Seqs)
 	}
-	t.hooks.Exchanged(Exchanged{Settled: settled, Fetched: len(answer.Rows), Asleep: t.core.asleep})
+	t.hooks.RoundTrip(RoundTrip{Settled: settled, Fetched: len(answer.Rows), Asleep: t.core.asleep})
 	for _, r := range t.core.unfit {
 		t.refused(ctx, r, now)
 	}

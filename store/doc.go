@@ -50,7 +50,7 @@
 //
 // # Reading
 //
-// [Outbox.Exchange] is the relay's single round trip: it removes settled rows, records refused ones and fetches all visible
+// [Term.RoundTrip] is the relay's single round trip: it removes settled rows, records refused ones and fetches all visible
 // rows, in one snapshot and in seq order. It never skips a row that commits late, and removes only rows that the request
 // names. It runs on the [Session] that holds the leader's lock: a relay that has lost the lock cannot write either.
 //
@@ -64,7 +64,7 @@
 // larger than the broker takes, or a column has an impossible value. The fetch says what is wrong with it.
 //
 // If Postgres refuses a round trip because of a row, it is repeated with a savepoint for each step. What can be done is done,
-// and the reply names the other rows (isolate.go). The reply also compares the rows that left the outbox, and those that
+// and the response names the other rows (isolate.go). The response also compares the rows that left the outbox, and those that
 // reached the archive, with the request: [ErrKept] and [ErrUnarchived] say that something in the database does otherwise.
 //
 // [Outbox.Watch] watches over the session during a term. A statement that is slow, or that waits for a lock, is a sign of

@@ -320,7 +320,7 @@ func stoppedBetweenEvents(v *verdict, program string) {
 	}
 	stopping := &stoppingPublisher{Publisher: sender, after: 10, stopped: make(chan struct{}), thawed: make(chan struct{})}
 	elector := relay.AdvisoryLock(outbox, relay.DefaultAdvisoryLock, nil)
-	stopped, err := relay.Assemble(relay.Parts{Store: outbox, Publisher: stopping, Elector: elector}, relay.Options{})
+	stopped, err := relay.Assemble(relay.Parts{Store: relay.StoreOf(outbox), Publisher: stopping, Elector: elector}, relay.Options{})
 	if err != nil {
 		v.Fatal(err)
 	}

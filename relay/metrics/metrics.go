@@ -31,7 +31,7 @@ func New(registerer prometheus.Registerer) (relay.Hooks, error) {
 		Paused:    m.onPaused,
 		Resumed:   m.onResumed,
 		Recovered: m.onRecovered,
-		Exchanged: m.onExchanged,
+		RoundTrip: m.onRoundTrip,
 		Database:  m.onFinding,
 		Kept:      func(store.Kept) { m.kept.Inc() },
 		Twice:     func(relay.Twice) { m.repeatedIDs.Inc() },
@@ -168,7 +168,7 @@ func (m *metrics) onRecovered(r relay.Recovered) {
 	}
 }
 
-func (m *metrics) onExchanged(e relay.Exchanged) {
+func (m *metrics) onRoundTrip(e relay.RoundTrip) {
 	m.roundTrips.Inc()
 	m.fetched.Add(float64(e.Fetched))
 	m.settled.Add(float64(e.Settled))

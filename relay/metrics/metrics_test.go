@@ -28,11 +28,11 @@ func TestCountersFollowTheHooks(t *testing.T) {
 	expect(t, registry, `outbox_relay_leader 0`, `outbox_relay_term 0`, `outbox_relay_paused 0`, `outbox_relay_published_total 0`)
 
 	hooks.Elected(7)
-	hooks.Exchanged(relay.Exchanged{Fetched: 5})
+	hooks.RoundTrip(relay.RoundTrip{Fetched: 5})
 	hooks.Published(relay.Published{Events: 3, Duplicates: 1, Oldest: time.Now()})
 	hooks.Refused(relay.Refused{Attempts: 1, Err: errors.New("too large")})
 	hooks.Refused(relay.Refused{Attempts: 2, Dead: true, Err: errors.New("too large")})
-	hooks.Exchanged(relay.Exchanged{Settled: 3, Fetched: 2, Asleep: true})
+	hooks.RoundTrip(relay.RoundTrip{Settled: 3, Fetched: 2, Asleep: true})
 	expect(t, registry, `outbox_relay_leader 1`, `outbox_relay_term 7`,
 		`outbox_relay_published_total 3`, `outbox_relay_duplicates_total 1`,
 		`outbox_relay_refused_total 2`, `outbox_relay_dead_total 1`,
