@@ -63,7 +63,7 @@ func Example_parts() {
 	check(err)
 	r, err := relay.Assemble(relay.Parts{
 		Store:     relay.StoreOf(outbox),
-		Publisher: broker,
+		Publisher: relay.PublisherOf(broker),
 		Elector:   relay.AdvisoryLock(outbox, relay.DefaultAdvisoryLock, log),
 	}, relay.Options{Logger: log, Hooks: hooks})
 	check(err)

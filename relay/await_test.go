@@ -108,7 +108,9 @@ func (stageStore) Close(context.Context) error { return nil }
 func (stageStore) Table() store.Table          { return store.Table{} }
 func (stageStore) Retains() bool               { return true }
 
-func (s *stage) parts() Parts { return Parts{Store: stageStore{s}, Publisher: s, Elector: s} }
+func (s *stage) parts() Parts {
+	return Parts{Store: stageStore{s}, Publisher: stagePublisher{s}, Elector: s}
+}
 
 // The outbox.
 
@@ -242,15 +244,15 @@ func (s *stage) ReadsBack() bool                                 { return true }
 func (s *stage) Guards() bool                                    { return false }
 func (s *stage) Guard(func() bool)                               {}
 func (s *stage) RequireWindow(func(time.Duration) time.Duration) {}
-func (s *stage) Pipeline() int                                   { return 0 }
-func (s *stage) PublishInOrder(event *stream.Event) error        { return s.Publish(event) }
+func (s *stage) BatchWindow() int                                { return 0 }
+func (s *stage) PublishOrdered(event *stream.Event) error        { return s.Publish(event) }
 func (s *stage) Flush()                                          {}
 func (s *stage) Finish()                                         {}
 func (s *stage) MaxData() int                                    { return 0 }
 func (s *stage) Standby() bool                                   { return false }
 func (s *stage) Trouble() string                                 { return "" }
 
-func (s *stage) fence(seq int64) uint64 {
+func (s *stage) append(seq int64) uint64 {
 	s.messages = append(s.messages, seq)
 	return uint64(len(s.messages))
 }
@@ -312,7 +314,7 @@ func (s *stage) Publish(event *stream.Event) error {
 			s.tell(publisher.Outcome{Seq: event.Seq, Stored: uint64(at + 1), Duplicate: true})
 			return
 		}
-		sequence := s.fence(event.Seq)
+		sequence := s.append(event.Seq)
 		if s.loseAck {
 			s.loseAck = false
 			s.tell(publisher.Outcome{Seq: event.Seq, Err: errSilence})
@@ -331,38 +333,44 @@ func (s *stage) Collect(to []publisher.Outcome) (outcomes []publisher.Outcome, t
 	return outcomes, trouble
 }
 
-func (s *stage) Fence(ctx context.Context, _ string, _ int64) (f history.Fence, err error) {
+// stagePublisher is the stage as a publisher: the outbox's Begin is another.
+type stagePublisher struct{ *stage }
+
+func (s stagePublisher) Begin(ctx context.Context, _ string, _ int64, first bool) (_ Session, f history.Fence, err error) {
 	if err := s.pass(ctx, "Fence"); err != nil {
-		return history.Fence{}, stream.Classify(err)
+		return nil, history.Fence{}, stream.Classify(err)
 	}
 	s.locked(func() {
+		if first {
+			f = history.Fence{Sequence: uint64(len(s.messages)), Created: birth}
+			return
+		}
 		former := uint64(0)
 		for i, seq := range s.messages {
 			if seq == 0 {
 				former = uint64(i + 1)
 			}
 		}
-		f = history.Fence{Sequence: s.fence(0), Created: birth, First: 1, Former: former}
+		f = history.Fence{Sequence: s.append(0), Created: birth, First: 1, Former: former}
 	})
-	return f, nil
+	return stageSession{s.stage, f}, f, nil
 }
 
-func (s *stage) Unfenced(ctx context.Context, _ string, _ int64) (f history.Fence, err error) {
-	if err := s.pass(ctx, "Unfenced"); err != nil {
-		return history.Fence{}, stream.Classify(err)
-	}
-	s.locked(func() { f = history.Fence{Sequence: uint64(len(s.messages)), Created: birth} })
-	return f, nil
+// stageSession is what is published to the stage, and read back from it, after a fence.
+type stageSession struct {
+	*stage
+
+	fence history.Fence
 }
 
-func (s *stage) Scan(ctx context.Context, above uint64, fence history.Fence, visit func(history.Found) error) error {
+func (s stageSession) Scan(ctx context.Context, above uint64, visit func(history.Found) error) error {
 	if err := s.pass(ctx, "Scan"); err != nil {
 		return stream.Classify(err)
 	}
 	s.mu.Lock()
 	messages := slices.Clone(s.messages)
 	s.mu.Unlock()
-	for i := above; i+1 < fence.Sequence; i++ {
+	for i := above; i+1 < s.fence.Sequence; i++ {
 		if seq := messages[i]; seq > 0 {
 			if err := visit(history.Found{Event: true, Seq: seq, ID: idOf(seq), Stored: i + 1}); err != nil {
 				return err

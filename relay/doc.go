@@ -14,8 +14,9 @@
 // (package metrics, through Config.Hooks) are left to the program.
 //
 // [Assemble] makes a relay of three parts that a program has made, wrapped or replaced: a [Store] (package store), a
-// [Publisher] (package stream) and an [Elector] (package election). A type that embeds one of them keeps all that it can do.
-// [PublishOnly] adapts a publisher that can only send. At start the relay logs which guarantees the chosen parts weaken.
+// [Publisher] (package stream) and an [Elector] (package election). [StoreOf] and [PublisherOf] adapt those of the packages. A
+// type that embeds one of them keeps all that it can do. [PublishOnly] adapts what can only send. Their order is in the types:
+// Store.Begin returns the [Term] that settles and fetches, Publisher.Begin the [Session] that publishes after its fence. At start the relay logs which guarantees the chosen parts weaken.
 //
 // # What stops Run, and what does not
 //

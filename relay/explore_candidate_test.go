@@ -103,7 +103,7 @@ func (o *candidate) clone() *candidate {
 	if t := o.term; t != nil {
 		n.term = &term{
 			Relay: t.Relay, lease: t.lease, core: t.core.clone(), stop: t.stop, healthy: t.healthy, start: t.start,
-			inOutbox: t.inOutbox, number: t.number, checkpoint: t.checkpoint, first: t.first, id: t.id,
+			inOutbox: t.inOutbox, session: t.session, number: t.number, checkpoint: t.checkpoint, first: t.first, id: t.id,
 			woken: t.woken, responses: t.responses, opened: t.opened, read: t.read, verifications: t.verifications,
 			handed: t.handed, standbys: t.standbys, originals: t.originals, reported: t.reported, orderedTold: t.orderedTold,
 		}
@@ -191,6 +191,7 @@ type port struct {
 	forever  time.Time
 	outboxID uuid.UUID
 	start    store.TermStart // Of the term that begins.
+	fence    history.Fence   // Of the recovery that asks.
 }
 
 func newPort(s *scenario) *port {
@@ -199,12 +200,12 @@ func newPort(s *scenario) *port {
 	if err != nil {
 		panic(err)
 	}
-	p.relay = &Relay{store: portStore{p}, publisher: p, options: options, log: options.Logger, hooks: Hooks{}.orNop()}
-	if !s.sabotage.neverReadBack {
-		p.relay.reader = p
-	}
+	p.relay = &Relay{store: portStore{p}, publisher: portPublisher{p}, readsBack: !s.sabotage.neverReadBack, options: options, log: options.Logger, hooks: Hooks{}.orNop()}
 	return p
 }
+
+// portPublisher is the port as a publisher: the outbox's Begin is another.
+type portPublisher struct{ *port }
 
 // portStore is the port as an outbox, with what a term does not use.
 type portStore struct{ *port }
@@ -343,18 +344,22 @@ func (p *port) ask(request answer) answer {
 	return request
 }
 
-func (p *port) Fence(context.Context, string, int64) (history.Fence, error) {
-	a := p.ask(answer{kind: "fence"})
-	return a.fence, a.err
+// Begin is Publisher.Begin.
+func (p portPublisher) Begin(_ context.Context, _ string, _ int64, first bool) (Session, history.Fence, error) {
+	if !p.relay.readsBack {
+		return p.port, history.Fence{}, nil
+	}
+	kind := "fence"
+	if first {
+		kind = "first fence"
+	}
+	a := p.ask(answer{kind: kind})
+	p.fence = a.fence
+	return p.port, a.fence, a.err
 }
 
-func (p *port) Unfenced(context.Context, string, int64) (history.Fence, error) {
-	a := p.ask(answer{kind: "unfenced"})
-	return a.fence, a.err
-}
-
-func (p *port) Scan(_ context.Context, above uint64, fence history.Fence, visit func(history.Found) error) error {
-	a := p.ask(answer{kind: "scan", above: above, fence: fence})
+func (p *port) Scan(_ context.Context, above uint64, visit func(history.Found) error) error {
+	a := p.ask(answer{kind: "scan", above: above, fence: p.fence})
 	for _, found := range a.found {
 		if err := visit(found); err != nil {
 			return err
@@ -414,14 +419,14 @@ func (p *port) VerifyFirst() bool { return false }
 
 func (p *port) Alone() bool { return false } // That is covered by what a stream acknowledges.
 
-func (p *port) Pipeline() int {
+func (p *port) BatchWindow() int {
 	if p.world.orderedFrom == 0 || !p.candidate.connected {
 		return 0
 	}
 	return 8
 }
 
-func (p *port) PublishInOrder(event *stream.Event) error {
+func (p *port) PublishOrdered(event *stream.Event) error {
 	o := p.candidate
 	switch {
 	case o.severed:

@@ -89,7 +89,7 @@ func partsOfState() map[string]partOfState {
 		"term": {
 			of: func(w *world) any { return w.candidates[0].term },
 			notEncoded: map[string]string{
-				"Relay": constant, "lease": constant, "stop": constant, "healthy": constant, "start": constant, "id": constant, "inOutbox": constant, "workers": inStep, "woken": inStep,
+				"Relay": constant, "lease": constant, "stop": constant, "healthy": constant, "start": constant, "id": constant, "inOutbox": constant, "session": "it is none only until the stream has been read back, and until then nothing is published", "workers": inStep, "woken": inStep,
 				"responses": inStep, "opened": inStep, "read": inStep, "verifications": inStep, "handed": inStep, "standbys": inStep, "originals": inStep,
 				"reported": inStep, "outcomes": inStep, "event": inStep, "skipped": telling,
 				"guarded": "the explorer's publisher does not look at the lease", "refusals": telling, "orderedTold": telling,

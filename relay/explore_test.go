@@ -689,8 +689,8 @@ func (w *world) readOn(o *candidate, a *answer) {
 		}
 	}
 	switch a.kind {
-	case "fence", "unfenced":
-		a.fence, a.err = w.fence(o, a.kind == "unfenced")
+	case "fence", "first fence":
+		a.fence, a.err = w.fence(o, a.kind == "first fence")
 		if w.sabotage.trustsFence && isHandOver(o.term.checkpoint) {
 			a.fence.Former = o.term.checkpoint.Sequence
 		}

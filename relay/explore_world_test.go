@@ -264,12 +264,12 @@ func (w *world) marked(sequence uint64) int {
 	return w.messages[sequence-1].stamp
 }
 
-// fence is publisher.Publisher.Fence and, if there is none yet and none is asked for, Unfenced.
-func (w *world) fence(o *candidate, unfenced bool) (history.Fence, error) {
+// fence is history.History.Fence and, if there is none yet and none is asked for, FirstFence.
+func (w *world) fence(o *candidate, first bool) (history.Fence, error) {
 	sequence, seen := w.lastFence()
 	put, former := uint64(0), uint64(0)
 	switch {
-	case unfenced && sequence == 0:
+	case first && sequence == 0:
 	case seen > o.term.number:
 		return history.Fence{}, &history.DeposedError{Term: seen, Ours: o.term.number}
 	default:
@@ -282,7 +282,7 @@ func (w *world) fence(o *candidate, unfenced bool) (history.Fence, error) {
 	return history.Fence{Sequence: uint64(len(w.messages)), Created: w.createdAt(), First: min(uint64(len(w.messages)), 1), Former: former}, nil
 }
 
-// scan is publisher.Publisher.Scan. If the fence is gone by then, it waits for a message with such a sequence.
+// scan is history.History.Scan. If the fence is gone by then, it waits for a message with such a sequence.
 func (w *world) scan(above uint64, fence history.Fence) ([]history.Found, error) {
 	if above+1 >= fence.Sequence {
 		return nil, nil

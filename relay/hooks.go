@@ -39,8 +39,8 @@ type Hooks struct {
 type Published struct {
 	// Events is how many were acknowledged; Duplicates of them were stored by an earlier attempt.
 	Events, Duplicates int
-	// InOrder tells that they went in an ordered batch, rather than each by itself: see [Publisher].
-	InOrder bool
+	// Ordered tells that they went in an ordered batch, rather than each by itself: see [Session].
+	Ordered bool
 	// Oldest is when the oldest of them was inserted, by the database's clock; zero if the relay no longer holds them.
 	Oldest time.Time
 }

@@ -17,7 +17,7 @@ import (
 type Parts struct {
 	// Store is the outbox: see store.Open and [StoreOf].
 	Store Store
-	// Publisher takes events to the broker: see publisher.New. One that only publishes is adapted by [PublishOnly].
+	// Publisher takes events to the broker: see publisher.New and [PublisherOf]. What only publishes is adapted by [PublishOnly].
 	Publisher Publisher
 	// Elector decides who may publish. [AdvisoryLock] makes that of an outbox, package election has others.
 	Elector Elector
@@ -86,51 +86,46 @@ type Term interface {
 	End(ctx context.Context) error
 }
 
-// Sender sends events and tells what became of them. It is what every [Publisher] can do.
-type Sender interface {
-	// Open makes the sender ready, or says why it is not; it is called again after trouble. The warnings say which guarantees
+// Broker is what a [Sender] and a [Publisher] have in common: a connection, and the outcomes of what was sent over it.
+type Broker interface {
+	// Open makes the broker ready, or says why it is not; it is called again after trouble. The warnings say which guarantees
 	// are weakened. An error that is stream.ErrRefused stops the relay; after any other error the relay tries again.
 	Open(ctx context.Context) (warnings []string, err error)
-	// Publish sends an event without waiting. Its error says that nothing was sent. Publish must not keep event
-	// after it returns: the relay reuses it. Data and Headers are not modified.
-	Publish(event *stream.Event) error
 	// Outcomes is signalled when Collect has something to return.
 	Outcomes() <-chan struct{}
 	// Collect appends the outcomes of published events: one for each event that Publish took. Trouble is a failure that concerns
 	// no single event, such as a lost connection; nil for none.
 	Collect(to []publisher.Outcome) (outcomes []publisher.Outcome, trouble *stream.Error)
 	// Close drops the connection and the events that are not sent yet, and ends a Publish that waits for the network. It may be
-	// called at any time, from anywhere.
+	// called at any time, from anywhere. A session that began before is over.
 	Close()
 	// Stream names where the events go.
 	Stream() string
 }
 
-// Publisher takes events to the broker, with all that the guarantees of a relay rest on. *publisher.Publisher implements it.
-// A type that embeds a Publisher keeps all of it; one that can do less is adapted by [PublishOnly].
-type Publisher interface {
-	Sender
+// Sender sends events and tells what became of them. It is the least that a relay can work with: see [PublishOnly].
+type Sender interface {
+	Broker
 
-	// ReadsBack reports whether the publisher can tell what the stream holds: whether Fence, Unfenced, Scan, Alone,
-	// VerifyFirst, Find and Verify work. The answer does not change. If it is false, the relay calls none of them and publishes
-	// events that are in doubt again: only the stream's duplicate window keeps them from being stored twice.
+	// Publish sends an event without waiting. Its error says that nothing was sent. Publish must not keep event
+	// after it returns: the relay reuses it. Data and Headers are not modified.
+	Publish(event *stream.Event) error
+}
+
+// Publisher takes events to the broker, with all that the guarantees of a relay rest on. [PublisherOf] makes one of a
+// *publisher.Publisher. A type that embeds a Publisher keeps all of it; what can do less is adapted by [PublishOnly]. Nothing
+// can be published before Begin.
+type Publisher interface {
+	Broker
+
+	// ReadsBack reports whether the publisher can tell what the stream holds: whether Begin puts up a fence, and the Scan, Alone,
+	// VerifyFirst, Find and Verify of a session work. The answer does not change. If it is false, the relay calls none of those
+	// and publishes events that are in doubt again: only the stream's duplicate window keeps them from being stored twice.
 	ReadsBack() bool
-	// Fence keeps out of the stream what was sent before, for an outbox's term: see publisher.Publisher.Fence.
-	Fence(ctx context.Context, outbox string, term int64) (history.Fence, error)
-	// Unfenced is Fence for an outbox that has never been published to the stream.
-	Unfenced(ctx context.Context, outbox string, term int64) (history.Fence, error)
-	// Scan passes on the events that are stored after a sequence, up to a fence.
-	Scan(ctx context.Context, above uint64, fence history.Fence, visit func(history.Found) error) error
-	// Alone reports whether the next event is to go alone, to find out whether the stream is still the one that was read
-	// back: see publisher.Publisher.Alone. An ordered batch finds that out by itself.
-	Alone() bool
-	// VerifyFirst reports whether the stream is to be verified before the next event is sent. It is for the case in
-	// which the event itself would find out only by being stored. See publisher.Publisher.VerifyFirst.
-	VerifyFirst() bool
-	// Find returns the event of the message at a sequence.
-	Find(ctx context.Context, sequence uint64) (history.Found, error)
-	// Verify compares the stream with what it looked like before.
-	Verify(ctx context.Context, before history.State, acked uint64) (history.State, error)
+	// Begin puts up a fence for an outbox's term, which keeps out of the stream what was sent before, and returns the session
+	// after it. First tells that the outbox has never been published to the stream. An earlier session is over. See
+	// publisher.Publisher.Begin.
+	Begin(ctx context.Context, outbox string, term int64, first bool) (Session, history.Fence, error)
 
 	// Guards reports whether the publisher asks what Guard sets before it puts anything on the network. It does not change.
 	// A publisher that does not ask may still send events from a buffer after the lease has ended: the relay looks at the
@@ -143,65 +138,103 @@ type Publisher interface {
 	// publisher waits for an acknowledgement: [MinDuplicateWindow]. Open tells if it is shorter.
 	RequireWindow(least func(ackTimeout time.Duration) time.Duration)
 
-	// Pipeline returns how many events may be in flight in an ordered batch; 0 if there can be no such batch now. The broker
-	// stores nothing of an ordered batch after an event that failed. So the relay need not wait for the outcome of an
-	// aggregate's event before it sends the next one.
-	Pipeline() int
-	// PublishInOrder is Publish into the ordered batch, which it begins if need be. It may hold the event back until Flush,
-	// which the relay calls when it has no more events just now, or Finish.
-	PublishInOrder(event *stream.Event) error
-	Flush()
-	// Finish closes the ordered batch, so that the outcomes of all events in it become known.
-	Finish()
-
 	// MaxData returns the size in bytes of the largest payload that can be stored, so that larger ones are never read; 0 if
 	// that is not known.
 	MaxData() int
 }
 
+// Session publishes after a fence, and reads back what the stream held before it. *publisher.Session implements it. A session
+// that is over publishes nothing. Scan, Find and Verify may be called beside the other methods.
+type Session interface {
+	// Publish sends an event without waiting: see [Sender].
+	Publish(event *stream.Event) error
+
+	// BatchWindow returns how many events may be in flight in an ordered batch; 0 if there can be no such batch now. The broker
+	// stores nothing of an ordered batch after an event that failed. So the relay need not wait for the outcome of an
+	// aggregate's event before it sends the next one.
+	BatchWindow() int
+	// PublishOrdered is Publish into the ordered batch, which it begins if need be. It may hold the event back until Flush,
+	// which the relay calls when it has no more events just now, or Finish.
+	PublishOrdered(event *stream.Event) error
+	Flush()
+	// Finish closes the ordered batch, so that the outcomes of all events in it become known.
+	Finish()
+
+	// Alone reports whether the next event is to go alone, to find out whether the stream is still the one that was read
+	// back: see publisher.Session.Alone. An ordered batch finds that out by itself.
+	Alone() bool
+	// VerifyFirst reports whether the stream is to be verified before the next event is sent. It is for the case in
+	// which the event itself would find out only by being stored. See publisher.Session.VerifyFirst.
+	VerifyFirst() bool
+
+	// Scan passes on the events that are stored after a sequence, up to the session's fence.
+	Scan(ctx context.Context, above uint64, visit func(history.Found) error) error
+	// Find returns the event of the message at a sequence.
+	Find(ctx context.Context, sequence uint64) (history.Found, error)
+	// Verify compares the stream with what it looked like before.
+	Verify(ctx context.Context, before history.State, acked uint64) (history.State, error)
+}
+
+// PublisherOf makes a [Publisher] that gives nothing up.
+func PublisherOf(p *publisher.Publisher) Publisher { return wholePublisher{p} }
+
+type wholePublisher struct{ *publisher.Publisher }
+
+func (wholePublisher) ReadsBack() bool { return true }
+func (wholePublisher) Guards() bool    { return true }
+
+func (p wholePublisher) Begin(ctx context.Context, outbox string, term int64, first bool) (Session, history.Fence, error) {
+	session, fence, err := p.Publisher.Begin(ctx, outbox, term, first)
+	if err != nil {
+		return nil, fence, err // A nil *publisher.Session would be no nil Session.
+	}
+	return session, fence, nil
+}
+
 // PublishOnly makes a [Publisher] of what can only send. The relay says at start what is given up by that: it cannot read the
 // stream back, nor does it ask for the lease before it writes, nor look at the stream's duplicate window; and it sends no ordered
 // batches.
-func PublishOnly(sender Sender) Publisher { return publishOnly{sender} }
+func PublishOnly(sender Sender) Publisher { return publishOnly{sender, sender} }
 
-type publishOnly struct{ Sender }
+type publishOnly struct {
+	Broker
+
+	sender Sender
+}
+
+func (publishOnly) ReadsBack() bool                                 { return false }
+func (publishOnly) Guards() bool                                    { return false }
+func (publishOnly) Guard(func() bool)                               {}
+func (publishOnly) RequireWindow(func(time.Duration) time.Duration) {}
+func (publishOnly) MaxData() int                                    { return 0 }
+
+func (p publishOnly) Begin(context.Context, string, int64, bool) (Session, history.Fence, error) {
+	return sendOnly{p.sender}, history.Fence{}, nil
+}
+
+// sendOnly is the session of a [PublishOnly].
+type sendOnly struct{ sender Sender }
 
 // errNoReading is returned by what nobody calls.
 var errNoReading = errors.New("this publisher does not read the stream back")
 
-func (publishOnly) ReadsBack() bool { return false }
+func (s sendOnly) Publish(event *stream.Event) error        { return s.sender.Publish(event) }
+func (sendOnly) BatchWindow() int                           { return 0 }
+func (s sendOnly) PublishOrdered(event *stream.Event) error { return s.sender.Publish(event) }
+func (sendOnly) Flush()                                     {}
+func (sendOnly) Finish()                                    {}
+func (sendOnly) Alone() bool                                { return false }
+func (sendOnly) VerifyFirst() bool                          { return false }
 
-func (publishOnly) Fence(context.Context, string, int64) (history.Fence, error) {
-	return history.Fence{}, errNoReading
-}
+func (sendOnly) Scan(context.Context, uint64, func(history.Found) error) error { return errNoReading }
 
-func (publishOnly) Unfenced(context.Context, string, int64) (history.Fence, error) {
-	return history.Fence{}, errNoReading
-}
-
-func (publishOnly) Scan(context.Context, uint64, history.Fence, func(history.Found) error) error {
-	return errNoReading
-}
-
-func (publishOnly) Alone() bool       { return false }
-func (publishOnly) VerifyFirst() bool { return false }
-
-func (publishOnly) Find(context.Context, uint64) (history.Found, error) {
+func (sendOnly) Find(context.Context, uint64) (history.Found, error) {
 	return history.Found{}, errNoReading
 }
 
-func (publishOnly) Verify(context.Context, history.State, uint64) (history.State, error) {
+func (sendOnly) Verify(context.Context, history.State, uint64) (history.State, error) {
 	return history.State{}, errNoReading
 }
-
-func (publishOnly) Guards() bool                                    { return false }
-func (publishOnly) Guard(func() bool)                               {}
-func (publishOnly) RequireWindow(func(time.Duration) time.Duration) {}
-func (publishOnly) Pipeline() int                                   { return 0 }
-func (p publishOnly) PublishInOrder(event *stream.Event) error      { return p.Publish(event) }
-func (publishOnly) Flush()                                          {}
-func (publishOnly) Finish()                                         {}
-func (publishOnly) MaxData() int                                    { return 0 }
 
 // Elector decides who may publish. Package election has some.
 type Elector interface {
@@ -243,13 +276,11 @@ func Assemble(parts Parts, options Options) (*Relay, error) {
 	r := &Relay{
 		store:     parts.Store,
 		publisher: parts.Publisher,
+		readsBack: parts.Publisher.ReadsBack(),
 		elector:   parts.Elector,
 		options:   options,
 		log:       options.Logger,
 		hooks:     options.Hooks.orNop(),
-	}
-	if r.publisher.ReadsBack() {
-		r.reader = r.publisher
 	}
 	r.publisher.RequireWindow(MinDuplicateWindow)
 	r.status.set(Status{State: Campaigning, Since: time.Now(), Trouble: notPrepared})

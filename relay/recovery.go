@@ -35,6 +35,7 @@ const (
 type recovery struct {
 	Recovered
 
+	session    Session // What is published after the fence, if nothing failed.
 	fence      history.Fence
 	checkpoint store.Checkpoint
 	kept       []store.Ref // Events that the stream holds and whose rows the database does not let go.
@@ -74,7 +75,7 @@ func (t *term) recovered(ctx context.Context, r recovery) error {
 	if r.fence.Warning != "" {
 		t.warn(ctx, r.fence.Warning)
 	}
-	t.checkpoint, t.first = r.checkpoint, false
+	t.session, t.checkpoint, t.first = r.session, r.checkpoint, false
 	r.Skipped, t.skipped = t.skipped, false
 	if r.Found+r.Lost > 0 {
 		level := slog.LevelInfo
@@ -97,12 +98,8 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, first bool) 
 	r.err = func() error {
 		patient, cancel := context.WithTimeout(ctx, recoveryPatience)
 		defer cancel()
-		fence := t.reader.Fence
-		if first {
-			fence = t.reader.Unfenced
-		}
 		var err error
-		if r.fence, err = fence(patient, t.id, t.number); err != nil {
+		if r.session, r.fence, err = t.publisher.Begin(patient, t.id, t.number, first); err != nil {
 			return err
 		}
 		created := createdAt(r.fence)
@@ -277,7 +274,7 @@ func (t *term) scan(ctx context.Context, above uint64, r *recovery, missing map[
 		chunk, size, before = chunk[:0], 0, upTo
 		return err
 	}
-	err = t.reader.Scan(reading, above, r.fence, func(found history.Found) error {
+	err = r.session.Scan(reading, above, func(found history.Found) error {
 		stalled.Reset(recoveryPatience)
 		if !found.Event {
 			return nil // Somebody else's.

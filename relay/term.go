@@ -35,7 +35,8 @@ type term struct {
 	stop    <-chan struct{}
 	healthy func() // Called when a round trip has succeeded: this term works.
 
-	inOutbox   Term // The term as the outbox knows it.
+	inOutbox   Term    // The term as the outbox knows it.
+	session    Session // By which it publishes; nil until the stream has been read back for the first time.
 	number     int64
 	checkpoint store.Checkpoint // The next read-back begins here.
 	first      bool             // The outbox has never been published to this stream.
@@ -154,7 +155,7 @@ func (t *term) begin(ctx context.Context) (number int64, err error) {
 	if start.Adopted != "" {
 		t.log.WarnContext(ctx, "the outbox goes to another stream from now on, as adopt_stream asks for", slog.String("from", start.Adopted), slog.String("to", t.publisher.Stream()))
 	}
-	t.core.begin(start, t.reader != nil, time.Now())
+	t.core.begin(start, t.readsBack, time.Now())
 	t.workers.Go(func() {
 		if err := t.store.Listen(ctx, t.wake); err != nil {
 			t.log.WarnContext(ctx, "listening for new events failed; polling instead", slog.Any("error", err))
@@ -197,7 +198,7 @@ func (t *term) wake() {
 func (t *term) turn(ctx context.Context, now time.Time) (done bool) {
 	t.openPublisher(ctx, now)
 	t.recover(ctx)
-	verifyFirst := t.core.verifyFirst(t.publisher.VerifyFirst, now)
+	verifyFirst := t.core.verifyFirst(t.asksToVerify, now)
 	t.verify(ctx, now)
 	t.seekStandby(ctx, now)
 	t.tellOutbox(ctx, now)
@@ -207,6 +208,9 @@ func (t *term) turn(ctx context.Context, now time.Time) (done bool) {
 	}
 	return t.startRoundTrip(ctx, now)
 }
+
+// asksToVerify is Session.VerifyFirst.
+func (t *term) asksToVerify() bool { return t.session.VerifyFirst() }
 
 func (t *term) loop(ctx context.Context) error {
 	timer := time.NewTimer(0)
@@ -280,10 +284,13 @@ func (t *term) publish(ctx context.Context, now time.Time) {
 	if t.core.heldRows == 0 && t.core.proceeds() {
 		t.resume(ctx) // The event that was to try first has been refused for a reason of its own.
 	}
-	limit := t.core.limit(t.publisher.Pipeline(), t.reader != nil && t.reader.Alone())
-	send := t.publisher.Publish
+	if t.session == nil {
+		return
+	}
+	limit := t.core.limit(t.session.BatchWindow(), t.readsBack && t.session.Alone())
+	send := t.session.Publish
 	if t.core.ordered {
-		send = t.publisher.PublishInOrder
+		send = t.session.PublishOrdered
 		if !t.orderedTold {
 			t.orderedTold = true
 			t.log.InfoContext(ctx, "publishing backlogs in ordered batches")
@@ -304,9 +311,9 @@ func (t *term) publish(ctx context.Context, now time.Time) {
 		}
 	}
 	if t.core.finish(t.core.stopping) {
-		t.publisher.Finish()
+		t.session.Finish()
 	} else if t.core.ordered {
-		t.publisher.Flush()
+		t.session.Flush()
 	}
 }
 
@@ -336,7 +343,7 @@ func (t *term) collect(ctx context.Context) {
 		}
 		t.pause(ctx, trouble, now)
 	}
-	stored := Published{InOrder: t.core.ordered}
+	stored := Published{Ordered: t.core.ordered}
 	highest := uint64(0)
 	for i := range t.outcomes {
 		o := &t.outcomes[i]
@@ -367,7 +374,7 @@ func (t *term) collect(ctx context.Context) {
 func (t *term) resolve(ctx context.Context, o publisher.Outcome, now time.Time) {
 	switch {
 	case o.Err != nil:
-	case o.Duplicate && t.reader != nil:
+	case o.Duplicate && t.readsBack:
 		t.core.double(o.Seq, o.Stored, now)
 		return
 	default:
@@ -436,6 +443,11 @@ func (t *term) publisherOpened(ctx context.Context, o opening) {
 	}
 	if still := t.core.opened(fault); still != nil {
 		t.setback(ctx, still, time.Now())
+	}
+	if fault == nil && !t.readsBack && t.session == nil {
+		if t.session, _, o.err = t.publisher.Begin(ctx, t.id, t.number, t.first); o.err != nil {
+			t.pause(ctx, stream.Classify(o.err), time.Now())
+		}
 	}
 	t.proceed(ctx)
 }

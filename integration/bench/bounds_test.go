@@ -102,10 +102,14 @@ func publishAll(w *harness.World, load backlog, batches bool) time.Duration {
 	if _, err := sender.Open(w.Context()); err != nil {
 		w.Fatal(err)
 	}
+	session, _, err := sender.Begin(w.Context(), "bench", 1, true)
+	if err != nil {
+		w.Fatal(err)
+	}
 	const window = 4096
-	limit, send := window, sender.Publish
+	limit, send := window, session.Publish
 	if batches {
-		limit, send = sender.Pipeline(), sender.PublishInOrder
+		limit, send = session.BatchWindow(), session.PublishOrdered
 	}
 	event := stream.Event{Topic: "bench", AggregateType: "Account", EventType: "Changed", Data: make([]byte, load.size), CreatedAt: time.Now()}
 	ids := make([]string, load.aggregates)
@@ -126,9 +130,9 @@ func publishAll(w *harness.World, load backlog, batches bool) time.Duration {
 		switch {
 		case !batches:
 		case sent == load.events:
-			sender.Finish()
+			session.Finish()
 		default:
-			sender.Flush()
+			session.Flush()
 		}
 		<-sender.Outcomes()
 		var trouble *stream.Error

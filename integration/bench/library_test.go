@@ -94,9 +94,9 @@ func (l *library) drain(withoutReader bool, retain time.Duration) time.Duration 
 	if err != nil {
 		l.Fatal(err)
 	}
-	var broker relay.Publisher = opened
+	broker := relay.PublisherOf(opened)
 	if withoutReader {
-		broker = windowOnly{opened}
+		broker = windowOnly{broker}
 	}
 	ready := make(chan time.Time, 1)
 	begun := func() {

@@ -130,7 +130,7 @@ func (m *metrics) onResigned() {
 func (m *metrics) onPublished(p relay.Published) {
 	m.published.Add(float64(p.Events))
 	m.duplicates.Add(float64(p.Duplicates))
-	if p.InOrder {
+	if p.Ordered {
 		m.batched.Add(float64(p.Events))
 	}
 	if !p.Oldest.IsZero() { // Zero: the relay no longer held any of them.
