@@ -34,7 +34,7 @@ func TestFenceRefusesEarlierTerms(t *testing.T) {
 			_, err := p.Fence(t.Context(), publishertest.Outbox, 1)
 			return err
 		},
-		"unfenced": func(t *testing.T, p *publishertest.Publisher) error {
+		"first": func(t *testing.T, p *publishertest.Publisher) error {
 			t.Helper()
 			f, err := p.FirstFence(t.Context(), publishertest.Outbox, 1)
 			if err == nil && f.Sequence != 0 {
