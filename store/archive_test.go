@@ -136,7 +136,7 @@ func TestSettleFoundAmongMany(t *testing.T) {
 	defer cancel()
 	for some := range slices.Chunk(found, 2000) {
 		for _, want := range []int{len(some), 0} {
-			if settled, _, err := f.leader(t).Settle(ctx, some, 5); err != nil || settled != want {
+			if settled, _, err := f.term.Settle(ctx, some, 5); err != nil || settled != want {
 				t.Fatalf("settled %d, %v, want %d", settled, err, want)
 			}
 		}

@@ -436,7 +436,7 @@ func TestRoundTripEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		_, err := f.leader(t).RoundTrip(ctx, store.Request{Settled: settledSeqs([]int64{1})})
+		_, err := f.term.RoundTrip(ctx, store.Request{Settled: settledSeqs([]int64{1})})
 		done <- err
 	}()
 	observer := connect(t, f.dsn)
