@@ -62,8 +62,8 @@ func Example_parts() {
 	})
 	check(err)
 	r, err := relay.Assemble(relay.Parts{
-		Store:     outbox,
-		Publisher: broker,
+		Store:     relay.StoreOf(outbox),
+		Publisher: relay.PublisherOf(broker),
 		Elector:   relay.AdvisoryLock(outbox, relay.DefaultAdvisoryLock, log),
 	}, relay.Options{Logger: log, Hooks: hooks})
 	check(err)

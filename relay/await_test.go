@@ -115,23 +115,35 @@ func (s stageStore) Paused() *store.Pause {
 	return s.pause
 }
 
-func (s *stage) parts() Parts { return Parts{Store: stageStore{s}, Publisher: s, Elector: s} }
+func (s *stage) parts() Parts {
+	return Parts{Store: stageStore{s}, Publisher: stagePublisher{s}, Elector: s}
+}
 
 // The outbox.
 
 func (s *stage) Migrate(ctx context.Context) error { return s.pass(ctx, "Migrate") }
 func (s *stage) Check(ctx context.Context) error   { return s.pass(ctx, "Check") }
 
-func (s *stage) Begin(ctx context.Context, _, _ string, atLeast int64) (term store.Term, err error) {
+func (s *stage) Begin(ctx context.Context, _, _ string, atLeast int64) (Term, error) {
 	if err := s.pass(ctx, "Begin"); err != nil {
-		return store.Term{}, err
+		return nil, err
 	}
+	var start store.TermStart
 	s.locked(func() {
 		s.terms = max(s.terms+1, atLeast)
-		term = store.Term{Outbox: uuid.UUID{1}, Number: s.terms, Checkpoint: s.checkpoint, First: !s.recorded}
+		start = store.TermStart{OutboxID: uuid.UUID{1}, Number: s.terms, Checkpoint: s.checkpoint, First: !s.recorded}
 	})
-	return term, nil
+	return stageTerm{s, start}, nil
 }
+
+// stageTerm is a term of the stage's outbox.
+type stageTerm struct {
+	*stage
+
+	start store.TermStart
+}
+
+func (t stageTerm) Start() store.TermStart { return t.start }
 
 func (s *stage) Stand(ctx context.Context, _ string, c store.Candidacy) (string, error) {
 	if err := s.pass(ctx, "Stand"); err != nil {
@@ -156,9 +168,9 @@ func (s *stage) Report(ctx context.Context, _ string, _ time.Duration) error {
 
 func (s *stage) End(ctx context.Context) error { return s.pass(ctx, "End") }
 
-func (s *stage) Exchange(ctx context.Context, request store.Request) (reply store.Reply, err error) {
-	if err := s.pass(ctx, "Exchange"); err != nil {
-		return store.Reply{}, err
+func (s *stage) RoundTrip(ctx context.Context, request store.Request) (response store.Response, err error) {
+	if err := s.pass(ctx, "RoundTrip"); err != nil {
+		return store.Response{}, err
 	}
 	s.locked(func() {
 		for _, settled := range request.Settled {
@@ -172,16 +184,16 @@ func (s *stage) Exchange(ctx context.Context, request store.Request) (reply stor
 		if request.Checkpoint > 0 {
 			s.checkpoint.Sequence, s.checkpoint.Before = request.Checkpoint, s.checkpoint.Sequence
 		}
-		reply.Asleep = request.Sleep == store.FallAsleep
+		response.Asleep = request.Sleep == store.FallAsleep
 		if f := request.Fetch; f != nil {
 			for _, seq := range slices.Sorted(maps.Keys(s.rows)) {
 				if !slices.Contains(f.Held, seq) {
-					reply.Rows = append(reply.Rows, store.Row{Seq: seq, ID: idOf(seq), AggregateType: "A", AggregateID: "a"})
+					response.Rows = append(response.Rows, store.Row{Seq: seq, ID: idOf(seq), AggregateType: "A", AggregateID: "a"})
 				}
 			}
 		}
 	})
-	return reply, nil
+	return response, nil
 }
 
 func (s *stage) Archive(ctx context.Context, _ uint64) ([]store.Archived, error) {
@@ -239,15 +251,15 @@ func (s *stage) ReadsBack() bool                                 { return true }
 func (s *stage) Guards() bool                                    { return false }
 func (s *stage) Guard(func() bool)                               {}
 func (s *stage) RequireWindow(func(time.Duration) time.Duration) {}
-func (s *stage) Pipeline() int                                   { return 0 }
-func (s *stage) PublishInOrder(event *stream.Event) error        { return s.Publish(event) }
+func (s *stage) BatchWindow() int                                { return 0 }
+func (s *stage) PublishOrdered(event *stream.Event) error        { return s.Publish(event) }
 func (s *stage) Flush()                                          {}
 func (s *stage) Finish()                                         {}
 func (s *stage) MaxData() int                                    { return 0 }
 func (s *stage) Standby() bool                                   { return false }
 func (s *stage) Trouble() string                                 { return "" }
 
-func (s *stage) fence(seq int64) uint64 {
+func (s *stage) append(seq int64) uint64 {
 	s.messages = append(s.messages, seq)
 	return uint64(len(s.messages))
 }
@@ -309,7 +321,7 @@ func (s *stage) Publish(event *stream.Event) error {
 			s.tell(publisher.Outcome{Seq: event.Seq, Stored: uint64(at + 1), Duplicate: true})
 			return
 		}
-		sequence := s.fence(event.Seq)
+		sequence := s.append(event.Seq)
 		if s.loseAck {
 			s.loseAck = false
 			s.tell(publisher.Outcome{Seq: event.Seq, Err: errSilence})
@@ -328,38 +340,44 @@ func (s *stage) Collect(to []publisher.Outcome) (outcomes []publisher.Outcome, t
 	return outcomes, trouble
 }
 
-func (s *stage) Fence(ctx context.Context, _ string, _ int64) (f history.Fence, err error) {
+// stagePublisher is the stage as a publisher: the outbox's Begin is another.
+type stagePublisher struct{ *stage }
+
+func (s stagePublisher) Begin(ctx context.Context, _ string, _ int64, first bool) (_ Session, f history.Fence, err error) {
 	if err := s.pass(ctx, "Fence"); err != nil {
-		return history.Fence{}, stream.Classify(err)
+		return nil, history.Fence{}, stream.Classify(err)
 	}
 	s.locked(func() {
+		if first {
+			f = history.Fence{Sequence: uint64(len(s.messages)), Created: birth}
+			return
+		}
 		former := uint64(0)
 		for i, seq := range s.messages {
 			if seq == 0 {
 				former = uint64(i + 1)
 			}
 		}
-		f = history.Fence{Sequence: s.fence(0), Created: birth, First: 1, Former: former}
+		f = history.Fence{Sequence: s.append(0), Created: birth, First: 1, Former: former}
 	})
-	return f, nil
+	return stageSession{s.stage, f}, f, nil
 }
 
-func (s *stage) Unfenced(ctx context.Context, _ string, _ int64) (f history.Fence, err error) {
-	if err := s.pass(ctx, "Unfenced"); err != nil {
-		return history.Fence{}, stream.Classify(err)
-	}
-	s.locked(func() { f = history.Fence{Sequence: uint64(len(s.messages)), Created: birth} })
-	return f, nil
+// stageSession is what is published to the stage, and read back from it, after a fence.
+type stageSession struct {
+	*stage
+
+	fence history.Fence
 }
 
-func (s *stage) Scan(ctx context.Context, above uint64, fence history.Fence, visit func(history.Found) error) error {
+func (s stageSession) Scan(ctx context.Context, above uint64, visit func(history.Found) error) error {
 	if err := s.pass(ctx, "Scan"); err != nil {
 		return stream.Classify(err)
 	}
 	s.mu.Lock()
 	messages := slices.Clone(s.messages)
 	s.mu.Unlock()
-	for i := above; i+1 < fence.Sequence; i++ {
+	for i := above; i+1 < s.fence.Sequence; i++ {
 		if seq := messages[i]; seq > 0 {
 			if err := visit(history.Found{Event: true, Seq: seq, ID: idOf(seq), Stored: i + 1}); err != nil {
 				return err
@@ -507,7 +525,8 @@ func TestEveryWaitEnds(t *testing.T) {
 		}
 		waits = s.waits
 	})
-	for _, name := range slices.Concat(waitsOf[Store](), waitsOf[Publisher]()) {
+	// The publisher's Begin passes as Fence.
+	for _, name := range slices.Concat(waitsOf[Store](), waitsOf[Term](), waitsOf[Publisher](), waitsOf[Session](), []string{"Fence"}) {
 		if name == "Check" || name == "Close" {
 			continue // One takes the place of Migrate, the other is the end of all, and has a time of its own.
 		}

@@ -69,7 +69,7 @@ func (t *term) seekStandby(ctx context.Context, now time.Time) {
 		return
 	}
 	t.start(func() {
-		n, err := t.store.Standbys(ctx)
+		n, err := t.inOutbox.Standbys(ctx)
 		t.standbys <- standbys{n, err}
 	})
 }

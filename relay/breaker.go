@@ -133,7 +133,7 @@ func (c *core) limit(batches int, alone bool) int {
 // nextTurn returns when there may be something to do that nothing else signals, at the latest after turnsEvery.
 func (c *core) nextTurn(now time.Time) time.Time {
 	at := now.Add(turnsEvery)
-	if c.stopping { // Only outcomes and replies are waited for.
+	if c.stopping { // Only outcomes and responses are waited for.
 		return at
 	}
 	earlier := func(due time.Time) {

@@ -181,7 +181,7 @@ func New(c Config) (*Relay, error) {
 	if faults := (&ConfigError{planErr, outboxErr, publisherErr, electorErr, optionsErr}); len(faults.Unwrap()) > 0 {
 		return nil, faults
 	}
-	r, err := Assemble(Parts{Store: outbox, Publisher: broker, Elector: elector}, p.relay)
+	r, err := Assemble(Parts{Store: StoreOf(outbox), Publisher: PublisherOf(broker), Elector: elector}, p.relay)
 	if err != nil {
 		return nil, err
 	}

@@ -55,7 +55,7 @@ type core struct {
 	// the user may publish nothing at all, every event of the outbox would become a dead letter.
 	succeeded bool
 
-	floor   int64 // See store.Reply.
+	floor   int64 // See store.Response.
 	blocked blocks
 	hot     []hot // Aggregates that fetches leave out since the relay holds enough of them: see hot.go.
 	batches bool  // The publisher takes ordered batches.
@@ -189,7 +189,7 @@ func newCore(o Options) *core {
 }
 
 // begin sets out from what the former leader left.
-func (c *core) begin(term store.Term, readsBack bool, now time.Time) {
+func (c *core) begin(term store.TermStart, readsBack bool, now time.Time) {
 	c.floor = term.Floor
 	for _, b := range term.Blocked {
 		c.blocked.add(aggregate{b.AggregateType, b.AggregateID}, now.Add(min(b.For, c.retry.most)), c.floor)
@@ -772,17 +772,17 @@ func (c *core) fetch(refilled int) *store.Fetch {
 }
 
 // answered takes the answer to the round trip under way. A round trip that failed has none: it ends the term.
-func (c *core) answered(reply store.Reply, now time.Time) {
+func (c *core) answered(response store.Response, now time.Time) {
 	done := c.trip
 	c.trip = nil
 	c.byHand.asked(now)
-	c.moveFloor(reply.Floor, done.request.Fetch)
-	if reply.Remaining == nil { // Otherwise it is not known which of the rows are gone.
+	c.moveFloor(response.Floor, done.request.Fetch)
+	if response.Remaining == nil { // Otherwise it is not known which of the rows are gone.
 		for i, s := range done.request.Settled {
 			c.checkpoints.settled(done.epochs[i], len(s.Seqs))
 		}
-		c.keep(done, reply.Kept, now)
-		c.checkpoints.clear = c.checkpoints.clear || done.clears && len(reply.Kept) == 0
+		c.keep(done, response.Kept, now)
+		c.checkpoints.clear = c.checkpoints.clear || done.clears && len(response.Kept) == 0
 	}
 	for _, a := range done.givenUp {
 		if from, ok := c.blocked.recorded(a); ok {
@@ -794,7 +794,7 @@ func (c *core) answered(reply store.Reply, now time.Time) {
 	}
 	switch done.request.Sleep {
 	case store.FallAsleep:
-		c.asleep = reply.Asleep
+		c.asleep = response.Asleep
 	case store.WakeUp:
 		c.asleep, c.busy = false, now
 	case store.KeepSleep:
@@ -802,19 +802,19 @@ func (c *core) answered(reply store.Reply, now time.Time) {
 	if done.request.Fetch == nil {
 		return
 	}
-	c.add(reply.Rows, now)
+	c.add(response.Rows, now)
 	if done.refill != nil {
-		c.refilled(*done.refill, reply)
+		c.refilled(*done.refill, response)
 	}
-	if c.old.gathering && !reply.Full && len(c.hot) == 0 {
+	if c.old.gathering && !response.Full && len(c.hot) == 0 {
 		c.old.gathering = false
 		c.old.lost = c.old.lost || len(c.blocked.of)+len(c.aside) > 0
 	}
-	c.more = c.more || reply.Full
+	c.more = c.more || response.Full
 	switch {
 	case c.asleep:
 		c.next = now.Add(c.poll)
-	case len(reply.Rows) > 0:
+	case len(response.Rows) > 0:
 		c.busy = now
 		c.next = now.Add(shortNap)
 	default:

@@ -76,7 +76,7 @@ func loaded(t *testing.T, options Options, now time.Time, rows ...store.Row) *co
 	if request := c.mustRoundTrip(t, now); request.Fetch == nil {
 		t.Fatal("the first round trip does not fetch")
 	}
-	c.answered(store.Reply{Floor: 1, Rows: rows}, now)
+	c.answered(store.Response{Floor: 1, Rows: rows}, now)
 	return c
 }
 
@@ -113,7 +113,7 @@ func TestLateRow(t *testing.T) {
 	request := c.mustRoundTrip(t, now)
 	slices.Sort(request.Fetch.Held)
 	expect(t, "held", request.Fetch.Held, []int64{5, 7, 8})
-	c.answered(store.Reply{Rows: []store.Row{row(4, "a"), row(6, "a")}}, now)
+	c.answered(store.Response{Rows: []store.Row{row(4, "a"), row(6, "a")}}, now)
 	var order []int64
 	for seq := int64(5); seq != 0; {
 		c.resolved(seq, nil, now)
@@ -138,7 +138,7 @@ func TestRefusedRowBlocksItsAggregateOnly(t *testing.T) {
 	if !slices.Equal(request.Failed, want) {
 		t.Errorf("got %+v, want %+v", request.Failed, want)
 	}
-	c.answered(store.Reply{Floor: 1}, now)
+	c.answered(store.Response{Floor: 1}, now)
 	c.resolved(3, nil, now)
 
 	c.wake()
@@ -146,13 +146,13 @@ func TestRefusedRowBlocksItsAggregateOnly(t *testing.T) {
 	if got := fmt.Sprint(request.Fetch.BlockedTypes, request.Fetch.BlockedIDs); got != "[A] [a]" {
 		t.Errorf("blocked: %s", got)
 	}
-	c.answered(store.Reply{Floor: 1, Rows: []store.Row{row(2, "a"), row(4, "b")}}, now) // 2 by a snapshot from before.
+	c.answered(store.Response{Floor: 1, Rows: []store.Row{row(2, "a"), row(4, "b")}}, now) // 2 by a snapshot from before.
 	expect(t, "while a is blocked", c.drain(), []int64{4})
 	c.resolved(4, nil, now)
 
 	// It is let go at its time, not before.
 	c.mustRoundTrip(t, now)
-	c.answered(store.Reply{Floor: 1, Asleep: true}, now)
+	c.answered(store.Response{Floor: 1, Asleep: true}, now)
 	later := now.Add(time.Second)
 	if request, due := c.nextRoundTrip(later.Add(-1)); due {
 		t.Errorf("1 ns early: %+v", request)
@@ -166,7 +166,7 @@ func TestRefusedRowBlocksItsAggregateOnly(t *testing.T) {
 	}
 	again := row(1, "a")
 	again.Attempts = 1
-	c.answered(store.Reply{Floor: 1, Rows: []store.Row{again, row(2, "a")}}, later)
+	c.answered(store.Response{Floor: 1, Rows: []store.Row{again, row(2, "a")}}, later)
 	expect(t, "again", c.drain(), []int64{1})
 
 	// Given up: the rest of the aggregate waits until that is recorded.
@@ -178,7 +178,7 @@ func TestRefusedRowBlocksItsAggregateOnly(t *testing.T) {
 	if len(request.Dead) != 1 || request.Dead[0].Seq != 1 || request.Dead[0].Attempts != 2 {
 		t.Errorf("dead: %+v", request.Dead)
 	}
-	c.answered(store.Reply{Floor: 1}, later)
+	c.answered(store.Response{Floor: 1}, later)
 	request = c.mustRoundTrip(t, later)
 	if request.Fetch == nil || !request.Fetch.Back || request.Fetch.BackTo != 1 || len(request.Fetch.BlockedIDs) != 0 {
 		t.Errorf("after it was recorded: %+v", request)
@@ -211,7 +211,7 @@ func TestBlockedAggregateGoesOnFromTheFloor(t *testing.T) {
 	now := time.Now()
 	c := newTestCore(t, Options{MaxAttempts: 2, RetryBackoff: time.Second})
 	c.mustRoundTrip(t, now)
-	c.answered(store.Reply{Floor: 95, Rows: []store.Row{row(101, "a"), row(102, "b")}}, now)
+	c.answered(store.Response{Floor: 95, Rows: []store.Row{row(101, "a"), row(102, "b")}}, now)
 	c.drain()
 	c.resolved(102, nil, now)
 	c.resolved(101, errRow, now)
@@ -220,16 +220,16 @@ func TestBlockedAggregateGoesOnFromTheFloor(t *testing.T) {
 	if request.ScanFrom == nil || *request.ScanFrom != 95 || request.Checkpoint == 0 {
 		t.Errorf("a checkpoint is recorded with %+v, want one that has the next term look from 95 on", request)
 	}
-	c.answered(store.Reply{Floor: 150}, now)
+	c.answered(store.Response{Floor: 150}, now)
 	if request = c.mustRoundTrip(t, now.Add(time.Second)); !request.Fetch.Back || request.Fetch.BackTo != 95 {
 		t.Errorf("it goes on with %+v, want a fetch from 95 on", request.Fetch)
 	}
 
 	// The same where a term begins with it.
 	c = newTestCore(t, Options{RetryBackoffMax: time.Second})
-	c.begin(store.Term{Floor: 95, Blocked: []store.Blocked{{AggregateType: "A", AggregateID: "a", For: time.Hour}}}, false, now)
+	c.begin(store.TermStart{Floor: 95, Blocked: []store.Blocked{{AggregateType: "A", AggregateID: "a", For: time.Hour}}}, false, now)
 	c.mustRoundTrip(t, now)
-	c.answered(store.Reply{Floor: 150}, now)
+	c.answered(store.Response{Floor: 150}, now)
 	if request = c.mustRoundTrip(t, now.Add(time.Second)); !request.Fetch.Back || request.Fetch.BackTo != 95 {
 		t.Errorf("in the next term it goes on with %+v, want a fetch from 95 on", request.Fetch)
 	}
@@ -263,7 +263,7 @@ func TestRefusedBehindOpen(t *testing.T) {
 func TestStoredPagesAreLetGo(t *testing.T) {
 	now := time.Now()
 	c := newTestCore(t, Options{})
-	c.begin(store.Term{}, false, now)
+	c.begin(store.TermStart{}, false, now)
 	const size, inFlight = 1000, 500
 	var (
 		pages  []weak.Pointer[store.Row]
@@ -281,7 +281,7 @@ func TestStoredPagesAreLetGo(t *testing.T) {
 		}
 		pages = append(pages, weak.Make(&page[0]))
 		c.mustRoundTrip(t, now)
-		c.answered(store.Reply{Rows: page, Full: true}, now)
+		c.answered(store.Response{Rows: page, Full: true}, now)
 		c.engage(4 * size)
 		for it, ok := c.publishable(4 * size); ok; it, ok = c.publishable(4 * size) {
 			flying = append(flying, it.Seq)
@@ -303,9 +303,9 @@ func TestStoredPagesAreLetGo(t *testing.T) {
 func TestSleep(t *testing.T) {
 	now := time.Now()
 	c := newTestCore(t, Options{PollInterval: time.Minute})
-	c.begin(store.Term{}, false, now)
+	c.begin(store.TermStart{}, false, now)
 	c.mustRoundTrip(t, now)
-	c.answered(store.Reply{}, now)
+	c.answered(store.Response{}, now)
 	begun, nap := now, shortNap
 	for range 30 { // A producer's transaction is under way.
 		at := c.deadline()
@@ -320,27 +320,27 @@ func TestSleep(t *testing.T) {
 		if request := c.mustRoundTrip(t, now); request.Sleep != store.FallAsleep || request.Fetch == nil {
 			t.Fatalf("got %+v, want to fall asleep with a fetch", request)
 		}
-		c.answered(store.Reply{}, now)
+		c.answered(store.Response{}, now)
 	}
 	if nap != longNap {
 		t.Errorf("the longest nap is %v, want %v", nap, longNap)
 	}
 	now = c.deadline()
 	c.mustRoundTrip(t, now)
-	c.answered(store.Reply{Asleep: true}, now)
+	c.answered(store.Response{Asleep: true}, now)
 	if at := c.deadline(); !at.Equal(now.Add(time.Minute)) {
 		t.Errorf("asleep: deadline in %v, want the poll", at.Sub(now))
 	}
 	if request := c.mustRoundTrip(t, now.Add(time.Minute)); request.Sleep != store.KeepSleep || request.Fetch == nil {
 		t.Errorf("poll: %+v", request)
 	}
-	c.answered(store.Reply{}, now)
+	c.answered(store.Response{}, now)
 	c.wake()
 	if request := c.mustRoundTrip(t, now); request.Sleep != store.WakeUp || request.Fetch == nil {
 		t.Errorf("woken: %+v", request)
 	}
 	c.wake() // While the fetch is under way: it may not see what this is about.
-	c.answered(store.Reply{}, now)
+	c.answered(store.Response{}, now)
 	if request := c.mustRoundTrip(t, now); request.Fetch == nil || request.Sleep != store.KeepSleep {
 		t.Errorf("woken during a fetch: %+v", request)
 	}
@@ -355,7 +355,7 @@ func TestPageBounds(t *testing.T) {
 	}
 	c := newTestCore(t, Options{BatchSize: 10, BatchBytes: 1000})
 	c.mustRoundTrip(t, now)
-	c.answered(store.Reply{Rows: []store.Row{large(1), large(2)}, Full: true}, now)
+	c.answered(store.Response{Rows: []store.Row{large(1), large(2)}, Full: true}, now)
 	if request, due := c.nextRoundTrip(now); due {
 		t.Errorf("fetches beyond its bytes: %+v", request)
 	}
@@ -424,7 +424,7 @@ func TestSimulation(t *testing.T) {
 
 func (s *simulation) run() {
 	c := newTestCore(s.t, Options{BatchSize: 1 + s.random.IntN(80), Window: 1 + s.random.IntN(8), MaxAttempts: 2, RetryBackoff: 10 * time.Millisecond})
-	c.begin(store.Term{}, s.readsBack, s.now)
+	c.begin(store.TermStart{}, s.readsBack, s.now)
 	for step := range 2000 {
 		if step < 1000 {
 			s.produce(c)
@@ -650,7 +650,7 @@ func (s *simulation) roundTrip(c *core) {
 		delete(s.rows, f.Seq)
 		s.dead[f.Seq] = true
 	}
-	reply := store.Reply{Asleep: request.Sleep == store.FallAsleep && len(s.pending) == 0}
+	response := store.Response{Asleep: request.Sleep == store.FallAsleep && len(s.pending) == 0}
 	if f := request.Fetch; f != nil {
 		from := s.floor
 		if f.Back {
@@ -666,8 +666,8 @@ func (s *simulation) roundTrip(c *core) {
 			r, visible := s.rows[seq]
 			held := slices.Contains(f.Held, seq)
 			wanted := visible && !held && !slices.Contains(f.Passed, seq) && !slices.Contains(f.BlockedIDs, r.AggregateID)
-			if wanted && len(reply.Rows) < f.Rows {
-				reply.Rows = append(reply.Rows, r)
+			if wanted && len(response.Rows) < f.Rows {
+				response.Rows = append(response.Rows, r)
 			}
 			if wanted || held {
 				floor = min(floor, seq)
@@ -677,10 +677,10 @@ func (s *simulation) roundTrip(c *core) {
 			floor = min(floor, r.Seq)
 		}
 		s.floor = max(s.floor, floor)
-		reply.Full = len(reply.Rows) == f.Rows
+		response.Full = len(response.Rows) == f.Rows
 	}
-	reply.Floor = s.floor
-	c.answered(reply, s.now)
+	response.Floor = s.floor
+	c.answered(response, s.now)
 }
 
 // A row that can never be published was not read: it is given up at once, and blocks nobody whose name it does not tell.
@@ -700,7 +700,7 @@ func TestUnfitRows(t *testing.T) {
 	if len(request.Dead) != 3 || request.Dead[0].Size < 1<<20 || request.Dead[0].Attempts != 1 {
 		t.Errorf("dead: %+v", request.Dead)
 	}
-	c.answered(store.Reply{Floor: 1}, now)
+	c.answered(store.Response{Floor: 1}, now)
 	request = c.mustRoundTrip(t, now)
 	if !request.Fetch.Back || request.Fetch.BackTo != 1 {
 		t.Errorf("after they were recorded: %+v, want to go back to row 1", request.Fetch)
@@ -711,18 +711,18 @@ func TestUnfitRows(t *testing.T) {
 func TestBlockedRowsArePassedOver(t *testing.T) {
 	now := time.Now()
 	c := newTestCore(t, Options{RetryBackoff: time.Second})
-	c.begin(store.Term{}, false, now)
+	c.begin(store.TermStart{}, false, now)
 	c.mustRoundTrip(t, now)
 	var rows []store.Row
 	for i := range int64(namesMost + 500) {
 		rows = append(rows, row(i+1, fmt.Sprint(i)))
 	}
-	c.answered(store.Reply{Rows: rows}, now)
+	c.answered(store.Response{Rows: rows}, now)
 	for _, seq := range c.drain() {
 		c.resolved(seq, errRow, now)
 	}
 	c.mustRoundTrip(t, now)
-	c.answered(store.Reply{}, now)
+	c.answered(store.Response{}, now)
 	c.wake()
 	request := c.mustRoundTrip(t, now)
 	if len(request.Fetch.BlockedIDs) != namesMost || len(request.Fetch.Passed) != 0 {
@@ -738,13 +738,13 @@ func TestBlockedRowsArePassedOver(t *testing.T) {
 			again = append(again, row(10_000+i, id))
 		}
 	}
-	c.answered(store.Reply{Rows: again}, now)
+	c.answered(store.Response{Rows: again}, now)
 	expect(t, "published while blocked", c.drain(), nil)
 	c.wake()
 	if request = c.mustRoundTrip(t, now); len(request.Fetch.Passed) != len(again) {
 		t.Errorf("%d seqs are left out, want the %d that were passed over", len(request.Fetch.Passed), len(again))
 	}
-	c.answered(store.Reply{}, now)
+	c.answered(store.Response{}, now)
 	// They go on some at a time, beside what is new.
 	later := now.Add(time.Second)
 	request = c.mustRoundTrip(t, later)
@@ -763,13 +763,13 @@ func TestKeptRowsAreSetAside(t *testing.T) {
 	}
 	c.mustRoundTrip(t, now)
 	unsettled := c.checkpoints.unsettled[c.checkpoints.epoch&1]
-	c.answered(store.Reply{Kept: []store.Kept{{Ref: store.Ref{Seq: 1}, Settle: true, Err: errors.New("no")}}}, now)
+	c.answered(store.Response{Kept: []store.Kept{{Ref: store.Ref{Seq: 1}, Settle: true, Err: errors.New("no")}}}, now)
 	if got := c.checkpoints.unsettled[c.checkpoints.epoch&1]; unsettled != 2 || got != 1 {
 		t.Errorf("unsettled were %d and are %d rows, want 2 and 1", unsettled, got)
 	}
 	c.wake()
 	expect(t, "held", c.mustRoundTrip(t, now).Fetch.Held, []int64{1})
-	c.answered(store.Reply{Asleep: true}, now)
+	c.answered(store.Response{Asleep: true}, now)
 	if at := c.deadline(); at.After(now.Add(asideRetry)) {
 		t.Errorf("the deadline is in %v, want when it is tried again", at.Sub(now))
 	}
@@ -780,7 +780,7 @@ func TestKeptRowsAreSetAside(t *testing.T) {
 func TestRowsKeptByRecoveryAreHeld(t *testing.T) {
 	now := time.Now()
 	c := newTestCore(t, Options{})
-	c.begin(store.Term{}, true, now)
+	c.begin(store.TermStart{}, true, now)
 	if !c.recover() {
 		t.Fatal("no recovery at the beginning of a term")
 	}
@@ -804,7 +804,7 @@ func TestTwoRowsWithOneID(t *testing.T) {
 	request := c.mustRoundTrip(t, now)
 	expect(t, "settled before it is known", settled(request), nil)
 	expect(t, "held", slices.Sorted(slices.Values(request.Fetch.Held)), []int64{1, 2, 3})
-	c.answered(store.Reply{}, now)
+	c.answered(store.Response{}, now)
 	for _, d := range c.doubles {
 		c.resolvedDouble(d, d.ref.Seq == 2, now)
 	}
@@ -829,15 +829,15 @@ func TestHotAggregateIsLeftOut(t *testing.T) {
 	}
 	const batch = 100
 	c := newTestCore(t, Options{BatchSize: batch})
-	c.begin(store.Term{Floor: 1}, false, now)
+	c.begin(store.TermStart{Floor: 1}, false, now)
 	c.mustRoundTrip(t, now)
-	c.answered(store.Reply{Floor: 1, Rows: page(1, batch), Full: true}, now)
+	c.answered(store.Response{Floor: 1, Rows: page(1, batch), Full: true}, now)
 	c.engage(0)
 	request := c.mustRoundTrip(t, now)
 	if got := request.Fetch; !slices.Equal(got.BlockedIDs, []string{"hot"}) || len(got.Held) != 0 {
 		t.Fatalf("got %+v, want a fetch without the hot aggregate, and without its rows among those held", got)
 	}
-	c.answered(store.Reply{Floor: 10_000, Rows: []store.Row{row(9000, "other")}}, now)
+	c.answered(store.Response{Floor: 10_000, Rows: []store.Row{row(9000, "other")}}, now)
 	for seq := int64(1); seq <= 76; seq++ {
 		if got := c.drain(); !slices.Contains(got, seq) {
 			t.Fatalf("got %v, want row %d", got, seq)
@@ -848,11 +848,11 @@ func TestHotAggregateIsLeftOut(t *testing.T) {
 	if got := request.Fetch; !got.Back || !got.Stay || got.BackTo != 1 || got.Rows != batch/2 || len(got.BlockedIDs) > 0 || len(got.Held) != 25 {
 		t.Fatalf("got %+v, want a fetch that goes back to 1 for rows of the hot aggregate", got)
 	}
-	c.answered(store.Reply{Floor: 10_000, Rows: page(101, batch/2), Full: true}, now)
+	c.answered(store.Response{Floor: 10_000, Rows: page(101, batch/2), Full: true}, now)
 	if got := c.mustRoundTrip(t, now).Fetch; got.Back || !slices.Equal(got.BlockedIDs, []string{"hot"}) {
 		t.Fatalf("got %+v, want a fetch for the others", got)
 	}
-	c.answered(store.Reply{Floor: 10_000}, now)
+	c.answered(store.Response{Floor: 10_000}, now)
 	if from := c.hot[0].from; from != 151 {
 		t.Errorf("it goes on from %d, want 151", from)
 	}
@@ -863,7 +863,7 @@ func TestHotAggregateIsLeftOut(t *testing.T) {
 	// Rows that a command has put back may be its own.
 	c.wake()
 	c.mustRoundTrip(t, now)
-	c.answered(store.Reply{Floor: 40}, now)
+	c.answered(store.Response{Floor: 40}, now)
 	if from := c.hot[0].from; from != 40 {
 		t.Errorf("rows were put back at 40, and it goes on from %d", from)
 	}
@@ -879,15 +879,15 @@ func TestHotAggregateIsLeftOut(t *testing.T) {
 func TestNextTermBeginsWhereThisOneWouldGoBack(t *testing.T) {
 	now := time.Now()
 	c := newTestCore(t, Options{BatchSize: 1, RetryBackoff: time.Second})
-	c.begin(store.Term{Floor: 1}, false, now)
+	c.begin(store.TermStart{Floor: 1}, false, now)
 	c.mustRoundTrip(t, now)
-	c.answered(store.Reply{Floor: 1, Rows: []store.Row{row(1, "a")}, Full: true}, now)
+	c.answered(store.Response{Floor: 1, Rows: []store.Row{row(1, "a")}, Full: true}, now)
 	c.drain()
 	c.resolved(1, errRow, now)
 	c.mustRoundTrip(t, now)
-	c.answered(store.Reply{Floor: 9, Rows: []store.Row{row(9, "b")}, Full: true}, now)
+	c.answered(store.Response{Floor: 9, Rows: []store.Row{row(9, "b")}, Full: true}, now)
 	c.mustRoundTrip(t, now)
-	c.answered(store.Reply{Floor: 9, Rows: []store.Row{row(10, "c")}, Full: true}, now)
+	c.answered(store.Response{Floor: 9, Rows: []store.Row{row(10, "c")}, Full: true}, now)
 	later := now.Add(time.Second)
 	c.unblock(later) // Aggregate a goes on, and there is no room to fetch its rows.
 	for _, seq := range c.drain()[:1] {

@@ -103,8 +103,8 @@ func (o *candidate) clone() *candidate {
 	if t := o.term; t != nil {
 		n.term = &term{
 			Relay: t.Relay, lease: t.lease, core: t.core.clone(), stop: t.stop, healthy: t.healthy, start: t.start,
-			number: t.number, checkpoint: t.checkpoint, first: t.first, id: t.id,
-			woken: t.woken, replies: t.replies, opened: t.opened, read: t.read, verifications: t.verifications,
+			inOutbox: t.inOutbox, session: t.session, number: t.number, checkpoint: t.checkpoint, first: t.first, id: t.id,
+			woken: t.woken, responses: t.responses, opened: t.opened, read: t.read, verifications: t.verifications,
 			handed: t.handed, standbys: t.standbys, originals: t.originals, reported: t.reported, orderedTold: t.orderedTold,
 		}
 	}
@@ -190,6 +190,8 @@ type port struct {
 
 	forever  time.Time
 	outboxID uuid.UUID
+	start    store.TermStart // Of the term that begins.
+	fence    history.Fence   // Of the recovery that asks.
 }
 
 func newPort(s *scenario) *port {
@@ -198,12 +200,12 @@ func newPort(s *scenario) *port {
 	if err != nil {
 		panic(err)
 	}
-	p.relay = &Relay{store: portStore{p}, publisher: p, options: options, log: options.Logger, hooks: Hooks{}.orNop()}
-	if !s.sabotage.neverReadBack {
-		p.relay.reader = p
-	}
+	p.relay = &Relay{store: portStore{p}, publisher: portPublisher{p}, readsBack: !s.sabotage.neverReadBack, options: options, log: options.Logger, hooks: Hooks{}.orNop()}
 	return p
 }
+
+// portPublisher is the port as a publisher: the outbox's Begin is another.
+type portPublisher struct{ *port }
 
 // portStore is the port as an outbox, with what a term does not use.
 type portStore struct{ *port }
@@ -264,7 +266,7 @@ func (p *port) Find(_ context.Context, sequence uint64) (history.Found, error) {
 func (p *port) forget() {
 	for t := p.candidate.term; ; {
 		select {
-		case <-t.replies:
+		case <-t.responses:
 		case <-t.opened:
 		case <-t.read:
 		case <-t.verifications:
@@ -281,18 +283,20 @@ func (p *port) forget() {
 	}
 }
 
-func (p *port) Begin(_ context.Context, _, _ string, atLeast int64) (store.Term, error) {
+func (p *port) Begin(_ context.Context, _, _ string, atLeast int64) (Term, error) {
 	w := p.world
 	w.terms = max(w.terms+1, atLeast)
 	p.candidate.floor = w.scanFrom
-	term := store.Term{Outbox: p.outboxID, Number: w.terms, Checkpoint: w.checkpoint, First: !w.recorded, Floor: w.scanFrom}
+	p.start = store.TermStart{OutboxID: p.outboxID, Number: w.terms, Checkpoint: w.checkpoint, First: !w.recorded, Floor: w.scanFrom}
 	for i, r := range w.rows {
 		if r.state == waiting && r.attempts > 0 {
-			term.Blocked = append(term.Blocked, store.Blocked{AggregateType: "A", AggregateID: w.aggregates[i : i+1], For: time.Second})
+			p.start.Blocked = append(p.start.Blocked, store.Blocked{AggregateType: "A", AggregateID: w.aggregates[i : i+1], For: time.Second})
 		}
 	}
-	return term, nil
+	return p, nil
 }
+
+func (p *port) Start() store.TermStart { return p.start }
 
 func (p *port) Stand(context.Context, string, store.Candidacy) (string, error) { return "", nil }
 func (p *port) Report(context.Context, string, time.Duration) error            { return nil }
@@ -306,9 +310,9 @@ func (p *port) Stream() string                             { return "S" }
 func (p *port) Outcomes() <-chan struct{}                  { return nil }
 func (p *port) Close()                                     {}
 
-func (p *port) Exchange(_ context.Context, request store.Request) (store.Reply, error) {
+func (p *port) RoundTrip(_ context.Context, request store.Request) (store.Response, error) {
 	p.candidate.request = &request
-	return store.Reply{}, errUnanswered
+	return store.Response{}, errUnanswered
 }
 
 func (p *port) Open(context.Context) ([]stream.Warning, error) {
@@ -341,18 +345,22 @@ func (p *port) ask(request answer) answer {
 	return request
 }
 
-func (p *port) Fence(context.Context, string, int64) (history.Fence, error) {
-	a := p.ask(answer{kind: "fence"})
-	return a.fence, a.err
+// Begin is Publisher.Begin.
+func (p portPublisher) Begin(_ context.Context, _ string, _ int64, first bool) (Session, history.Fence, error) {
+	if !p.relay.readsBack {
+		return p.port, history.Fence{}, nil
+	}
+	kind := "fence"
+	if first {
+		kind = "first fence"
+	}
+	a := p.ask(answer{kind: kind})
+	p.fence = a.fence
+	return p.port, a.fence, a.err
 }
 
-func (p *port) Unfenced(context.Context, string, int64) (history.Fence, error) {
-	a := p.ask(answer{kind: "unfenced"})
-	return a.fence, a.err
-}
-
-func (p *port) Scan(_ context.Context, above uint64, fence history.Fence, visit func(history.Found) error) error {
-	a := p.ask(answer{kind: "scan", above: above, fence: fence})
+func (p *port) Scan(_ context.Context, above uint64, visit func(history.Found) error) error {
+	a := p.ask(answer{kind: "scan", above: above, fence: p.fence})
 	for _, found := range a.found {
 		if err := visit(found); err != nil {
 			return err
@@ -412,14 +420,14 @@ func (p *port) VerifyFirst() bool { return false }
 
 func (p *port) Alone() bool { return false } // That is covered by what a stream acknowledges.
 
-func (p *port) Pipeline() int {
+func (p *port) BatchWindow() int {
 	if p.world.orderedFrom == 0 || !p.candidate.connected {
 		return 0
 	}
 	return 8
 }
 
-func (p *port) PublishInOrder(event *stream.Event) error {
+func (p *port) PublishOrdered(event *stream.Event) error {
 	o := p.candidate
 	switch {
 	case o.severed:

@@ -89,8 +89,8 @@ func partsOfState() map[string]partOfState {
 		"term": {
 			of: func(w *world) any { return w.candidates[0].term },
 			notEncoded: map[string]string{
-				"Relay": constant, "lease": constant, "stop": constant, "healthy": constant, "start": constant, "id": constant, "workers": inStep, "woken": inStep,
-				"replies": inStep, "opened": inStep, "read": inStep, "verifications": inStep, "handed": inStep, "standbys": inStep, "originals": inStep,
+				"Relay": constant, "lease": constant, "stop": constant, "healthy": constant, "start": constant, "id": constant, "inOutbox": constant, "session": "it is none only until the stream has been read back, and until then nothing is published", "workers": inStep, "woken": inStep,
+				"responses": inStep, "opened": inStep, "read": inStep, "verifications": inStep, "handed": inStep, "standbys": inStep, "originals": inStep,
 				"reported": inStep, "outcomes": inStep, "event": inStep, "skipped": telling,
 				"guarded": "the explorer's publisher does not look at the lease", "refusals": telling, "orderedTold": telling, "probe": telling, "reminder": telling,
 			},
@@ -178,6 +178,7 @@ func fullState(t *testing.T) *world {
 	w.messages = []message{{seq: 2}}
 	w.strays = []stray{{seq: 1}}
 	o.term = p.newTerm()
+	o.term.inOutbox = p
 	o.looks = []glance{{}}
 	o.ordered = &orderedBatch{}
 	o.recovery = &readingBack{answers: []answer{{}}}

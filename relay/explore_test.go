@@ -50,7 +50,7 @@ const (
 	pours
 	collects
 	timesOut
-	exchanges
+	answersTrip
 	opens
 	readsOn
 	takesLook
@@ -69,7 +69,7 @@ const (
 	crashes
 	losesSession
 	freezes
-	exchangeUnanswered
+	tripUnanswered
 	readsOnUnanswered
 	readingFails
 	stops
@@ -285,7 +285,7 @@ func (w *world) possible(faults int) (steps []step) {
 			add(pours, i, 0)
 		}
 		if o.request != nil {
-			add(exchanges, i, 0)
+			add(answersTrip, i, 0)
 		}
 		for n := range o.silent {
 			add(timesOut, i, n)
@@ -333,7 +333,7 @@ func (w *world) possible(faults int) (steps []step) {
 			add(losesSession, i, 0)
 			add(freezes, i, 0)
 			if o.request != nil {
-				add(exchangeUnanswered, i, 0)
+				add(tripUnanswered, i, 0)
 			}
 		}
 		if r := o.recovery; r != nil {
@@ -486,7 +486,7 @@ func (x *explorer) take(w *world, s step) {
 		o.outcomes = append(o.outcomes, publisher.Outcome{Seq: seq, Err: errSilence})
 		collect()
 		turn(now)
-	case exchanges, exchangeUnanswered:
+	case answersTrip, tripUnanswered:
 		request := o.request
 		o.request = nil
 		w.tell("relay %d's round trip to the outbox", name)
@@ -494,13 +494,13 @@ func (x *explorer) take(w *world, s step) {
 			failed(errSessionGone)
 			break
 		}
-		answer := w.roundTrip(o, request)
-		if s.kind == exchangeUnanswered {
+		response := w.roundTrip(o, request)
+		if s.kind == tripUnanswered {
 			w.aside("the answer is lost with the session")
 			failed(errSessionGone)
 			break
 		}
-		t.answered(context.Background(), reply{Reply: answer})
+		t.answered(context.Background(), roundTripResult{Response: response})
 		turn(now)
 	case opens:
 		w.tell("relay %d finds that the former leader handed over", name)
@@ -689,8 +689,8 @@ func (w *world) readOn(o *candidate, a *answer) {
 		}
 	}
 	switch a.kind {
-	case "fence", "unfenced":
-		a.fence, a.err = w.fence(o, a.kind == "unfenced")
+	case "fence", "first fence":
+		a.fence, a.err = w.fence(o, a.kind == "first fence")
 		if w.sabotage.trustsFence && isHandOver(o.term.checkpoint) {
 			a.fence.Former = o.term.checkpoint.Sequence
 		}

@@ -264,12 +264,12 @@ func (w *world) marked(sequence uint64) int {
 	return w.messages[sequence-1].stamp
 }
 
-// fence is publisher.Publisher.Fence and, if there is none yet and none is asked for, Unfenced.
-func (w *world) fence(o *candidate, unfenced bool) (history.Fence, error) {
+// fence is history.History.Fence and, if there is none yet and none is asked for, FirstFence.
+func (w *world) fence(o *candidate, first bool) (history.Fence, error) {
 	sequence, seen := w.lastFence()
 	put, former := uint64(0), uint64(0)
 	switch {
-	case unfenced && sequence == 0:
+	case first && sequence == 0:
 	case seen > o.term.number:
 		return history.Fence{}, &history.DeposedError{Term: seen, Ours: o.term.number}
 	default:
@@ -282,7 +282,7 @@ func (w *world) fence(o *candidate, unfenced bool) (history.Fence, error) {
 	return history.Fence{Sequence: uint64(len(w.messages)), Created: w.createdAt(), First: min(uint64(len(w.messages)), 1), Former: former}, nil
 }
 
-// scan is publisher.Publisher.Scan. If the fence is gone by then, it waits for a message with such a sequence.
+// scan is history.History.Scan. If the fence is gone by then, it waits for a message with such a sequence.
 func (w *world) scan(above uint64, fence history.Fence) ([]history.Found, error) {
 	if above+1 >= fence.Sequence {
 		return nil, nil
@@ -370,7 +370,7 @@ func (w *world) settle(seq int64, after uint64) bool {
 	return true
 }
 
-func (w *world) roundTrip(o *candidate, request *store.Request) (reply store.Reply) {
+func (w *world) roundTrip(o *candidate, request *store.Request) (response store.Response) {
 	for _, s := range request.Settled {
 		w.aside("rows %v leave the outbox", s.Seqs)
 		if w.sabotage.settleByRange {
@@ -420,28 +420,28 @@ func (w *world) roundTrip(o *candidate, request *store.Request) (reply store.Rep
 	if w.sabotage.earlyBound && w.recorded {
 		w.checkpoint.Sequence, w.checkpoint.Before = uint64(len(w.messages)), w.checkpoint.Sequence
 	}
-	reply.Asleep = request.Sleep == store.FallAsleep && !slices.ContainsFunc(w.rows, func(r tableRow) bool { return r.state == drawn })
+	response.Asleep = request.Sleep == store.FallAsleep && !slices.ContainsFunc(w.rows, func(r tableRow) bool { return r.state == drawn })
 	if f := request.Fetch; f != nil {
 		// The floor is as high as it may ever be: below whatever may still be committed, and whatever is held now.
 		floor := int64(len(w.rows) + 1)
 		for i, r := range w.rows {
 			seq, held := int64(i+1), slices.Contains(f.Held, int64(i+1))
 			wanted := r.state == waiting && seq >= from && !held && !slices.Contains(f.Passed, seq) && !slices.Contains(f.BlockedIDs, w.aggregates[i:i+1])
-			if wanted && len(reply.Rows) < f.Rows {
-				reply.Rows = append(reply.Rows, w.row(seq))
+			if wanted && len(response.Rows) < f.Rows {
+				response.Rows = append(response.Rows, w.row(seq))
 			}
 			if wanted || held || r.state == drawn {
 				floor = min(floor, seq)
 			}
 		}
 		o.floor = max(o.floor, floor)
-		reply.Full = len(reply.Rows) >= f.Rows
+		response.Full = len(response.Rows) >= f.Rows
 		if w.story != nil {
-			w.aside("it fetches %s", names(reply.Rows))
+			w.aside("it fetches %s", names(response.Rows))
 		}
 	}
-	reply.Floor = min(o.floor, lowered)
-	return reply
+	response.Floor = min(o.floor, lowered)
+	return response
 }
 
 func (w *world) row(seq int64) store.Row {

@@ -78,7 +78,7 @@ func (t *term) handOver(ctx context.Context, now time.Time) bool {
 
 // recordHandOver puts up a last fence and records it, if the stream has not changed.
 func (t *term) recordHandOver(ctx context.Context, before history.State, acked uint64) error {
-	fence, err := t.reader.Fence(ctx, t.id, t.number)
+	session, fence, err := t.publisher.Begin(ctx, t.id, t.number, false)
 	switch {
 	case err != nil:
 		return err
@@ -87,14 +87,14 @@ func (t *term) recordHandOver(ctx context.Context, before history.State, acked u
 	case fence.Sequence <= acked:
 		return fmt.Errorf("the stream has given the sequence %d, although it had acknowledged %d", fence.Sequence, acked)
 	}
-	state, err := t.reader.Verify(ctx, before, acked)
+	state, err := session.Verify(ctx, before, acked)
 	switch {
 	case err != nil:
 		return err
 	case !state.Created.Equal(fence.Created) || state.Last < fence.Sequence:
 		return fmt.Errorf("the stream has changed since its fence")
 	}
-	_, err = t.store.PutBack(ctx, nil, handOverOf(fence))
+	_, err = t.inOutbox.PutBack(ctx, nil, handOverOf(fence))
 	return err
 }
 

@@ -27,8 +27,8 @@ type Hooks struct {
 	Resumed func()
 	// Recovered tells that the stream was read back, at the beginning of a term or because an outcome was in doubt.
 	Recovered func(Recovered)
-	// Exchanged tells of a round trip to the outbox.
-	Exchanged func(Exchanged)
+	// RoundTrip tells of a round trip to the outbox.
+	RoundTrip func(RoundTrip)
 	// Database tells what in the database slows or stops the relay: see store.Outbox.Watch. Unlike the others it is
 	// called from a goroutine of its own.
 	Database func(store.Finding)
@@ -83,8 +83,8 @@ func (t *term) endReason(ctx context.Context, err error) EndReason {
 type Published struct {
 	// Events is how many were acknowledged; Duplicates of them were stored by an earlier attempt.
 	Events, Duplicates int
-	// InOrder tells that they went in an ordered batch, rather than each by itself: see [Publisher].
-	InOrder bool
+	// Ordered tells that they went in an ordered batch, rather than each by itself: see [Session].
+	Ordered bool
 	// Created is when they were inserted, by the database's clock, but for those that the relay no longer holds. It is good
 	// until the hook returns. Bytes are those of their payloads.
 	Created []time.Time
@@ -118,8 +118,8 @@ type Recovered struct {
 	Took time.Duration
 }
 
-// Exchanged is what [Hooks.Exchanged] is told.
-type Exchanged struct {
+// RoundTrip is what [Hooks.RoundTrip] is told.
+type RoundTrip struct {
 	// Settled is how many rows were removed from the outbox, and Fetched how many were read.
 	Settled, Fetched int
 	// Asleep tells that producers notify the relay from now on.
@@ -153,8 +153,8 @@ func (h Hooks) orNop() Hooks {
 	if h.Recovered == nil {
 		h.Recovered = func(Recovered) {}
 	}
-	if h.Exchanged == nil {
-		h.Exchanged = func(Exchanged) {}
+	if h.RoundTrip == nil {
+		h.RoundTrip = func(RoundTrip) {}
 	}
 	if h.Database == nil {
 		h.Database = func(store.Finding) {}

@@ -138,20 +138,20 @@ type refill struct {
 }
 
 // refilled takes the answer to a fetch that went back for a hot aggregate.
-func (c *core) refilled(r refill, reply store.Reply) {
+func (c *core) refilled(r refill, response store.Response) {
 	c.more = true // It may have looked for nothing else.
 	i := c.hotIndex(r.aggregate)
 	if i < 0 {
 		return // It has been blocked meanwhile.
 	}
 	h := &c.hot[i]
-	if !reply.Full { // That was the rest of it.
+	if !response.Full { // That was the rest of it.
 		c.goBack(c.lowestOf(*h))
 		c.hot = slices.Delete(c.hot, i, i+1)
 		return
 	}
-	if n := len(reply.Rows); n > 0 {
-		end := min(reply.Rows[n-1].Seq, math.MaxInt64-1) + 1
+	if n := len(response.Rows); n > 0 {
+		end := min(response.Rows[n-1].Seq, math.MaxInt64-1) + 1
 		h.from = max(h.from, min(end, r.proven))
 	}
 }

@@ -112,11 +112,11 @@ func (t *term) verify(ctx context.Context, now time.Time) {
 	if !t.core.verify(now) {
 		return
 	}
-	before, acked := t.core.detector.state, t.core.detector.acked
+	session, before, acked := t.session, t.core.detector.state, t.core.detector.acked
 	t.start(func() {
 		ctx, cancel := context.WithTimeout(ctx, openTimeout)
 		defer cancel()
-		state, err := t.reader.Verify(ctx, before, acked)
+		state, err := session.Verify(ctx, before, acked)
 		t.verifications <- verification{state, err}
 	})
 }

@@ -24,8 +24,10 @@ import (
 
 // The parts that the packages make are parts of a relay, and so is what embeds one.
 var (
-	_ relay.Store     = (*store.Outbox)(nil)
-	_ relay.Publisher = (*publisher.Publisher)(nil)
+	_ relay.Store     = relay.StoreOf(nil)
+	_ relay.Term      = (*store.Term)(nil)
+	_ relay.Publisher = relay.PublisherOf(nil)
+	_ relay.Session   = (*publisher.Session)(nil)
 	_ relay.Elector   = (*election.AdvisoryLock)(nil)
 	_ relay.Elector   = (*election.KeyValue)(nil)
 	_ relay.Elector   = election.Always{}
@@ -36,6 +38,22 @@ type (
 	tracedPublisher struct{ relay.Publisher }
 	tracedElector   struct{ relay.Elector }
 )
+
+// plainSender sends each event by itself.
+type plainSender struct {
+	*publisher.Publisher
+
+	session *publisher.Session
+}
+
+func (s *plainSender) Open(ctx context.Context) (warnings []stream.Warning, err error) {
+	if warnings, err = s.Publisher.Open(ctx); err == nil {
+		s.session, _, err = s.Begin(ctx, "plain", 1, true)
+	}
+	return warnings, err
+}
+
+func (s *plainSender) Publish(event *stream.Event) error { return s.session.Publish(event) }
 
 // logbook collects log records as text.
 type logbook struct {
@@ -79,7 +97,7 @@ func assembleParts(t *testing.T, natsURL string, options store.Options, wrap fun
 	}
 	a := &assembled{log: &logbook{}, recovered: make(chan relay.Recovered, 100)}
 	r, err := relay.Assemble(relay.Parts{
-		Store: outbox, Publisher: wrap(broker), Elector: tracedElector{relay.AdvisoryLock(outbox, relay.DefaultAdvisoryLock, nil)},
+		Store: relay.StoreOf(outbox), Publisher: wrap(broker), Elector: tracedElector{relay.AdvisoryLock(outbox, relay.DefaultAdvisoryLock, nil)},
 	}, relay.Options{Logger: a.log.logger(), Hooks: relay.Hooks{Recovered: func(r relay.Recovered) { a.recovered <- r }}})
 	if err != nil {
 		t.Fatal(err)
@@ -108,7 +126,7 @@ func (a *assembled) weakened() (lines []string) {
 
 // A part that is wrapped keeps all that the guarantees rest on, and nothing is given up.
 func TestWrappedPartsGiveNothingUp(t *testing.T) {
-	a := assembleParts(t, streamtest.Start(t).URL(), store.Options{Retain: time.Minute}, func(p *publisher.Publisher) relay.Publisher { return tracedPublisher{p} })
+	a := assembleParts(t, streamtest.Start(t).URL(), store.Options{Retain: time.Minute}, func(p *publisher.Publisher) relay.Publisher { return tracedPublisher{relay.PublisherOf(p)} })
 	if lines := a.weakened(); len(lines) > 0 {
 		t.Errorf("it gives up %s", lines)
 	}
@@ -121,7 +139,7 @@ func TestWrappedPartsGiveNothingUp(t *testing.T) {
 
 // What is given up by the choice of the parts, the relay says.
 func TestWhatIsGivenUpIsSaid(t *testing.T) {
-	a := assembleParts(t, streamtest.Start(t).URL(), store.Options{}, func(p *publisher.Publisher) relay.Publisher { return relay.PublishOnly(p) })
+	a := assembleParts(t, streamtest.Start(t).URL(), store.Options{}, func(p *publisher.Publisher) relay.Publisher { return relay.PublishOnly(&plainSender{Publisher: p}) })
 	said := strings.Join(a.weakened(), "")
 	for _, want := range []string{"cannot read the stream back", "does not ask for the lease", "retain is 0"} {
 		if strings.Count(said, want) != 1 {
@@ -142,7 +160,7 @@ func TestAssembledRelayChecksTheWindow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := assembleParts(t, nats.URL(), store.Options{Retain: time.Minute}, func(p *publisher.Publisher) relay.Publisher { return p })
+	a := assembleParts(t, nats.URL(), store.Options{Retain: time.Minute}, func(p *publisher.Publisher) relay.Publisher { return relay.PublisherOf(p) })
 	if said := strings.Join(a.weakened(), ""); !strings.Contains(said, "duplicate window of 1s is less than 22s") {
 		t.Errorf("it says %q", said)
 	}

@@ -75,7 +75,7 @@ func (r *Relay) warnOfParts(ctx context.Context) {
 	if !r.store.Retains() {
 		r.warn(ctx, retainIsZero)
 	}
-	if !r.publisher.ReadsBack() {
+	if !r.readsBack {
 		r.warn(ctx, noReadBack)
 	}
 	if !r.publisher.Guards() {

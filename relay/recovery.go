@@ -35,6 +35,7 @@ const (
 type recovery struct {
 	Recovered
 
+	session    Session // What is published after the fence, if nothing failed.
 	fence      history.Fence
 	checkpoint store.Checkpoint
 	kept       []store.Ref // Events that the stream holds and whose rows the database does not let go.
@@ -74,7 +75,7 @@ func (t *term) recovered(ctx context.Context, r recovery) error {
 	if r.fence.Warning != "" {
 		t.warn(ctx, r.fence.Warning)
 	}
-	t.checkpoint, t.first = r.checkpoint, false
+	t.session, t.checkpoint, t.first = r.session, r.checkpoint, false
 	r.Skipped, t.skipped = t.skipped, false
 	if r.Found+r.Lost > 0 {
 		level := slog.LevelInfo
@@ -97,24 +98,20 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, first bool) 
 	r.err = func() error {
 		patient, cancel := context.WithTimeout(ctx, recoveryPatience)
 		defer cancel()
-		fence := t.reader.Fence
-		if first {
-			fence = t.reader.Unfenced
-		}
 		var err error
-		if r.fence, err = fence(patient, t.id, t.number); err != nil {
+		if r.session, r.fence, err = t.publisher.Begin(patient, t.id, t.number, first); err != nil {
 			return err
 		}
 		created := createdAt(r.fence)
 		r.checkpoint = store.Checkpoint{Created: created, Sequence: r.fence.Sequence, Before: r.fence.Sequence}
 		if first || r.fence.Consumed {
-			_, err := t.store.PutBack(ctx, nil, r.checkpoint)
+			_, err := t.inOutbox.PutBack(ctx, nil, r.checkpoint)
 			return err
 		}
 		known := last.Created.Equal(created)
 		if isHandOver(last) {
 			if r.clean = known && r.fence.Former == last.Sequence; r.clean {
-				_, err := t.store.PutBack(ctx, nil, r.checkpoint)
+				_, err := t.inOutbox.PutBack(ctx, nil, r.checkpoint)
 				return err
 			}
 			last.Before = last.Sequence
@@ -122,7 +119,7 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, first bool) 
 		if !known {
 			last.Before = 0 // It is another stream than the last one: nothing is known about it.
 		}
-		archived, err := t.store.Archive(ctx, last.Before)
+		archived, err := t.inOutbox.Archive(ctx, last.Before)
 		if err != nil {
 			return err
 		}
@@ -139,7 +136,7 @@ func (t *term) readBack(ctx context.Context, last store.Checkpoint, first bool) 
 		//  3. Such a message is any archived event that is still there, or the last fence.
 		sure := kept >= last.Sequence || r.fence.Former == last.Sequence
 		if !sure && last.Before > 0 {
-			all, err := t.store.Archive(ctx, 0)
+			all, err := t.inOutbox.Archive(ctx, 0)
 			if err != nil {
 				return err
 			}
@@ -253,7 +250,7 @@ func (t *term) restore(ctx context.Context, r *recovery, lost []store.Archived) 
 		default:
 			checkpoint = r.checkpoint
 		}
-		back, err := t.store.PutBack(ctx, chunk, checkpoint)
+		back, err := t.inOutbox.PutBack(ctx, chunk, checkpoint)
 		r.Lost += back
 		if err != nil || len(lost) == 0 {
 			return err
@@ -271,13 +268,13 @@ func (t *term) scan(ctx context.Context, above uint64, r *recovery, missing map[
 	chunk, size, before := make([]store.Ref, 0, settleChunk), 0, above
 	settle := func(upTo uint64) error {
 		stalled.Stop() // Meanwhile it is the outbox that takes its time.
-		settled, kept, err := t.store.Settle(ctx, chunk, before)
+		settled, kept, err := t.inOutbox.Settle(ctx, chunk, before)
 		r.Found += settled
 		r.kept = append(r.kept, kept...)
 		chunk, size, before = chunk[:0], 0, upTo
 		return err
 	}
-	err = t.reader.Scan(reading, above, r.fence, func(found history.Found) error {
+	err = r.session.Scan(reading, above, func(found history.Found) error {
 		stalled.Reset(recoveryPatience)
 		if !found.Event {
 			return nil // Somebody else's.

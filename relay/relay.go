@@ -109,7 +109,7 @@ func (o Options) validated() (Options, error) {
 type Relay struct {
 	store     Store
 	publisher Publisher
-	reader    Publisher // The publisher, if it reads the stream back; nil otherwise.
+	readsBack bool // Publisher.ReadsBack.
 	elector   Elector
 	options   Options
 	log       *slog.Logger

@@ -53,7 +53,7 @@ func (r *report) due(reason string) time.Time {
 func (t *term) tellOutbox(ctx context.Context, now time.Time) {
 	reason, since, due := t.core.tell(now)
 	if due {
-		t.start(func() { t.reported <- told{reason, t.store.Report(ctx, reason, since)} })
+		t.start(func() { t.reported <- told{reason, t.inOutbox.Report(ctx, reason, since)} })
 	}
 }
 

@@ -35,18 +35,20 @@ type term struct {
 	stop    <-chan struct{}
 	healthy func() // Called when a round trip has succeeded: this term works.
 
+	inOutbox   Term    // The term as the outbox knows it.
+	session    Session // By which it publishes; nil until the stream has been read back for the first time.
 	number     int64
 	checkpoint store.Checkpoint // The next read-back begins here.
 	first      bool             // The outbox has never been published to this stream.
 	id         string           // The outbox's id, by which its fences are known in the stream.
 
 	workers       sync.WaitGroup
-	start         func(work func()) // Starts work that takes time: workers.Go.
-	woken         chan struct{}     // Holds one token when there may be something to fetch.
-	replies       chan reply        // The answer to the round trip under way.
-	opened        chan opening      // The result of opening the publisher.
-	read          chan recovery     // The result of reading the stream back.
-	verifications chan verification // The result of verifying the stream.
+	start         func(work func())    // Starts work that takes time: workers.Go.
+	woken         chan struct{}        // Holds one token when there may be something to fetch.
+	responses     chan roundTripResult // The answer to the round trip under way.
+	opened        chan opening         // The result of opening the publisher.
+	read          chan recovery        // The result of reading the stream back.
+	verifications chan verification    // The result of verifying the stream.
 
 	handed    chan error    // The result of handing over.
 	standbys  chan standbys // The answer to the question for standbys.
@@ -63,8 +65,8 @@ type term struct {
 	reminder    reminder // Of the present pause.
 }
 
-type reply struct {
-	store.Reply
+type roundTripResult struct {
+	store.Response
 
 	took time.Duration
 	err  error
@@ -83,7 +85,7 @@ func (r *Relay) newTerm(lease *election.Lease, stop <-chan struct{}, healthy fun
 		core:          newCore(r.options),
 		stop:          stop,
 		woken:         make(chan struct{}, 1),
-		replies:       make(chan reply, 1),
+		responses:     make(chan roundTripResult, 1),
 		opened:        make(chan opening, 1),
 		read:          make(chan recovery, 1),
 		verifications: make(chan verification, 1),
@@ -142,7 +144,7 @@ func (r *Relay) lead(ctx context.Context, lease *election.Lease, stop <-chan str
 // begin takes note of what the former leader left.
 func (t *term) begin(ctx context.Context) (number int64, err error) {
 	t.workers.Go(func() { t.store.Watch(ctx, func(f store.Finding) { t.found(ctx, f) }) })
-	term, err := t.store.Begin(ctx, t.publisher.Stream(), t.options.Name, t.atLeast)
+	inOutbox, err := t.store.Begin(ctx, t.publisher.Stream(), t.options.Name, t.atLeast)
 	t.reach.askedPostgres(err)
 	switch {
 	case err == nil:
@@ -151,18 +153,19 @@ func (t *term) begin(ctx context.Context) (number int64, err error) {
 	default:
 		return 0, &setbackError{fmt.Errorf("begin term: %w", err)}
 	}
-	t.number, t.checkpoint, t.id = term.Number, term.Checkpoint, term.Outbox.String()
-	t.first = term.First
-	if term.Adopted != "" {
-		t.log.WarnContext(ctx, "the outbox goes to another stream from now on, as adopt_stream asks for", slog.String("from", term.Adopted), slog.String("to", t.publisher.Stream()))
+	start := inOutbox.Start()
+	t.inOutbox, t.number, t.id = inOutbox, start.Number, start.OutboxID.String()
+	t.checkpoint, t.first = start.Checkpoint, start.First
+	if start.Adopted != "" {
+		t.log.WarnContext(ctx, "the outbox goes to another stream from now on, as adopt_stream asks for", slog.String("from", start.Adopted), slog.String("to", t.publisher.Stream()))
 	}
-	t.core.begin(term, t.reader != nil, time.Now())
+	t.core.begin(start, t.readsBack, time.Now())
 	t.workers.Go(func() {
 		if err := t.store.Listen(ctx, t.wake); err != nil {
 			t.log.WarnContext(ctx, "listening for new events failed; polling instead", slog.Any("error", err))
 		}
 	})
-	t.workers.Go(func() { t.store.Sweep(ctx, t.wake) })
+	t.workers.Go(func() { t.inOutbox.Sweep(ctx, t.wake) })
 	return t.number, nil
 }
 
@@ -181,7 +184,7 @@ func (t *term) end(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
 	defer cancel()
-	if err := t.store.End(ctx); err != nil {
+	if err := t.inOutbox.End(ctx); err != nil {
 		t.log.DebugContext(ctx, "ending the term", slog.Any("error", err))
 	}
 }
@@ -199,7 +202,7 @@ func (t *term) wake() {
 func (t *term) turn(ctx context.Context, now time.Time) (done bool) {
 	t.openPublisher(ctx, now)
 	t.recover(ctx)
-	verifyFirst := t.core.verifyFirst(t.publisher.VerifyFirst, now)
+	verifyFirst := t.core.verifyFirst(t.asksToVerify, now)
 	t.verify(ctx, now)
 	t.seekStandby(ctx, now)
 	t.tellOutbox(ctx, now)
@@ -210,6 +213,9 @@ func (t *term) turn(ctx context.Context, now time.Time) (done bool) {
 	}
 	return t.startRoundTrip(ctx, now)
 }
+
+// asksToVerify is Session.VerifyFirst.
+func (t *term) asksToVerify() bool { return t.session.VerifyFirst() }
 
 func (t *term) loop(ctx context.Context) error {
 	timer := time.NewTimer(0)
@@ -235,10 +241,10 @@ func (t *term) loop(ctx context.Context) error {
 			t.collect(ctx)
 		case <-t.woken:
 			t.core.wake()
-		case r := <-t.replies:
+		case r := <-t.responses:
 			t.reach.askedPostgres(r.err)
 			if r.err != nil {
-				t.hooks.Exchanged(Exchanged{Took: r.took, Err: r.err})
+				t.hooks.RoundTrip(RoundTrip{Took: r.took, Err: r.err})
 				return &setbackError{r.err}
 			}
 			t.answered(ctx, r)
@@ -285,10 +291,13 @@ func (t *term) publish(ctx context.Context, now time.Time) {
 	if t.core.heldRows == 0 && t.core.proceeds() {
 		t.resume(ctx) // The event that was to try first has been refused for a reason of its own.
 	}
-	limit := t.core.limit(t.publisher.Pipeline(), t.reader != nil && t.reader.Alone())
-	send := t.publisher.Publish
+	if t.session == nil {
+		return
+	}
+	limit := t.core.limit(t.session.BatchWindow(), t.readsBack && t.session.Alone())
+	send := t.session.Publish
 	if t.core.ordered {
-		send = t.publisher.PublishInOrder
+		send = t.session.PublishOrdered
 		if !t.orderedTold && t.core.publishes() {
 			t.orderedTold = true
 			t.log.InfoContext(ctx, "publishing backlogs in ordered batches")
@@ -311,9 +320,9 @@ func (t *term) publish(ctx context.Context, now time.Time) {
 		}
 	}
 	if t.core.finish(t.core.stopping || t.core.byHand.paused) {
-		t.publisher.Finish()
+		t.session.Finish()
 	} else if t.core.ordered {
-		t.publisher.Flush()
+		t.session.Flush()
 	}
 }
 
@@ -344,7 +353,7 @@ func (t *term) collect(ctx context.Context) {
 		}
 		t.pause(ctx, trouble, now)
 	}
-	stored := Published{InOrder: t.core.ordered}
+	stored := Published{Ordered: t.core.ordered}
 	highest := uint64(0)
 	for i := range t.outcomes {
 		o := &t.outcomes[i]
@@ -381,7 +390,7 @@ func (t *term) collect(ctx context.Context) {
 func (t *term) resolve(ctx context.Context, o publisher.Outcome, now time.Time) {
 	switch {
 	case o.Err != nil:
-	case o.Duplicate && t.reader != nil:
+	case o.Duplicate && t.readsBack:
 		t.core.double(o.Seq, o.Stored, now)
 		return
 	default:
@@ -455,6 +464,11 @@ func (t *term) publisherOpened(ctx context.Context, o opening) {
 	if still := t.core.opened(fault); still != nil {
 		t.setback(ctx, still, time.Now())
 	}
+	if fault == nil && !t.readsBack && t.session == nil {
+		if t.session, _, o.err = t.publisher.Begin(ctx, t.id, t.number, t.first); o.err != nil {
+			t.pause(ctx, stream.Classify(o.err), time.Now())
+		}
+	}
 	t.proceed(ctx)
 }
 
@@ -493,17 +507,17 @@ func (t *term) startRoundTrip(ctx context.Context, now time.Time) (done bool) {
 	if due {
 		t.start(func() {
 			start := time.Now()
-			answer, err := t.store.Exchange(ctx, request)
-			t.replies <- reply{answer, time.Since(start), err}
+			response, err := t.inOutbox.RoundTrip(ctx, request)
+			t.responses <- roundTripResult{response, time.Since(start), err}
 		})
 	}
 	return done
 }
 
-func (t *term) answered(ctx context.Context, answer reply) {
+func (t *term) answered(ctx context.Context, answer roundTripResult) {
 	now := time.Now()
 	done := t.core.trip.request
-	t.core.answered(answer.Reply, now)
+	t.core.answered(answer.Response, now)
 	t.heedPause(ctx)
 	t.healthy()
 	if done.Checkpoint > 0 && len(answer.Kept) == 0 {
@@ -513,7 +527,7 @@ func (t *term) answered(ctx context.Context, answer reply) {
 	for _, s := range done.Settled {
 		settled += len(s.Seqs)
 	}
-	t.hooks.Exchanged(Exchanged{Settled: settled, Fetched: len(answer.Rows), Asleep: t.core.asleep, Took: answer.took})
+	t.hooks.RoundTrip(RoundTrip{Settled: settled, Fetched: len(answer.Rows), Asleep: t.core.asleep, Took: answer.took})
 	for _, r := range t.core.unfit {
 		t.refused(ctx, r, now)
 	}

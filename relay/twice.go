@@ -76,10 +76,11 @@ func (t *term) examine(ctx context.Context) {
 	if !due {
 		return
 	}
+	session := t.session
 	t.start(func() {
 		ctx, cancel := context.WithTimeout(ctx, openTimeout)
 		defer cancel()
-		found, err := t.reader.Find(ctx, d.sequence)
+		found, err := session.Find(ctx, d.sequence)
 		t.originals <- original{d, found, err}
 	})
 }

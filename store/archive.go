@@ -49,39 +49,39 @@ func of(table, columns string) string {
 
 // tendArchive empties the next part and goes on to it when that is due. An obstacle does not end the term: the relay goes on
 // with the part that it has. It is to be called with the session, inside Do or DoPatiently.
-func (o *Outbox) tendArchive(ctx context.Context, conn *pgx.Conn) {
+func (t *Term) tendArchive(ctx context.Context, conn *pgx.Conn) {
 	now := time.Now()
-	if o.stream == "" || now.Before(o.archive.filled) {
+	if t.stream == "" || now.Before(t.archive.filled) {
 		return
 	}
-	o.archive.filled = now.Add(archiveRetry) // Unless it succeeds.
-	if o.archive.due.IsZero() {
-		o.archive.due = now
+	t.archive.filled = now.Add(archiveRetry) // Unless it succeeds.
+	if t.archive.due.IsZero() {
+		t.archive.due = now
 	}
 	var err error
-	if o.retain == 0 {
-		err = o.emptyArchive(ctx, conn)
+	if t.outbox.retain == 0 {
+		err = t.emptyArchive(ctx, conn)
 	} else {
-		err = o.turnArchive(ctx, conn)
+		err = t.turnArchive(ctx, conn)
 	}
 	if err == nil {
 		return
 	}
 	level := slog.LevelWarn
-	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == codeLockNotAvailable && now.Sub(o.archive.due) < o.archiveSpan() {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == codeLockNotAvailable && now.Sub(t.archive.due) < t.outbox.archiveSpan() {
 		level = slog.LevelDebug // Somebody is reading; for longer than that, the archive grows beyond what is said of it.
 	}
-	o.log.LogAttrs(ctx, level, "could not empty the oldest part of the archive; trying again later", slog.Any("error", err))
+	t.outbox.log.LogAttrs(ctx, level, "could not empty the oldest part of the archive; trying again later", slog.Any("error", err))
 }
 
 // turnArchive empties the next part and goes on with it.
-func (o *Outbox) turnArchive(ctx context.Context, conn *pgx.Conn) error {
-	next := (o.archive.part + 1) % archiveParts
-	err := o.truncate(ctx, conn, []string{o.table.part(next)}, func(tx pgx.Tx) error {
+func (t *Term) turnArchive(ctx context.Context, conn *pgx.Conn) error {
+	next := (t.archive.part + 1) % archiveParts
+	err := t.outbox.truncate(ctx, conn, []string{t.outbox.table.part(next)}, func(tx pgx.Tx) error {
 		// In the rows of all streams: it is all streams' archive.
 		tag, err := tx.Exec(ctx, `
-update only `+o.table.relay()+` set part = $1, part_since = clock_timestamp()
- where exists (select from only `+o.table.relay()+` where stream = $2 and term = $3)`, next, o.stream, o.term)
+update only `+t.outbox.table.relay()+` set part = $1, part_since = clock_timestamp()
+ where exists (select from only `+t.outbox.table.relay()+` where stream = $2 and term = $3)`, next, t.stream, t.Number)
 		if err == nil && tag.RowsAffected() == 0 {
 			return errDeposed
 		}
@@ -90,22 +90,22 @@ update only `+o.table.relay()+` set part = $1, part_since = clock_timestamp()
 	if err != nil {
 		return err
 	}
-	o.archive = archive{part: next, filled: time.Now().Add(o.archiveSpan())}
+	t.archive = archive{part: next, filled: time.Now().Add(t.outbox.archiveSpan())}
 	return nil
 }
 
 // emptyArchive empties all parts, since nothing is to be retained.
-func (o *Outbox) emptyArchive(ctx context.Context, conn *pgx.Conn) error {
+func (t *Term) emptyArchive(ctx context.Context, conn *pgx.Conn) error {
 	var used bool
-	if err := conn.QueryRow(ctx, `select exists (select from `+o.table.published()+`)`).Scan(&used); err != nil {
+	if err := conn.QueryRow(ctx, `select exists (select from `+t.outbox.table.published()+`)`).Scan(&used); err != nil {
 		return err
 	}
 	if used {
-		if err := o.truncate(ctx, conn, o.table.parts(), nil); err != nil {
+		if err := t.outbox.truncate(ctx, conn, t.outbox.table.parts(), nil); err != nil {
 			return err
 		}
 	}
-	o.archive.filled = time.Now().Add(24 * time.Hour) // Nothing comes to it.
+	t.archive.filled = time.Now().Add(24 * time.Hour) // Nothing comes to it.
 	return nil
 }
 
@@ -160,17 +160,17 @@ var errDeposed = errors.New("the relay's term is not recorded any more: another 
 // particular order, on a connection of its own, so that the session can go on showing that the leader lives. Besides
 // those it reads what was archived in the last few seconds, and all of it if from is 0: a million events take about a
 // third of a second.
-func (o *Outbox) Archive(ctx context.Context, from uint64) (events []Archived, err error) {
-	if o.retain == 0 {
+func (t *Term) Archive(ctx context.Context, from uint64) (events []Archived, err error) {
+	if t.outbox.retain == 0 {
 		return nil, nil
 	}
-	err = o.aside(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+	err = t.aside(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		if from > 0 { // Statistics of tables that are filled and emptied within minutes mislead the planner.
 			if _, err := conn.Exec(ctx, `set enable_seqscan = off; set max_parallel_workers_per_gather = 0`); err != nil {
 				return err
 			}
 		}
-		rows, err := conn.Query(ctx, o.archiveQuery(), o.stream, int64(from))
+		rows, err := conn.Query(ctx, t.outbox.archiveQuery(), t.stream, int64(from))
 		if err != nil {
 			return err
 		}
@@ -182,7 +182,7 @@ func (o *Outbox) Archive(ctx context.Context, from uint64) (events []Archived, e
 		})
 		return err
 	})
-	return events, o.explain("read the archive", err)
+	return events, t.outbox.explain("read the archive", err)
 }
 
 func (o *Outbox) archiveQuery() string {
@@ -192,27 +192,27 @@ select seq, id, after, octet_length(data), coalesce(hashtextextended(aggregate_i
 }
 
 // summarize brings the index of the part of the archive up to date that is being filled, if enough has come to it.
-func (o *Outbox) summarize(ctx context.Context) error {
-	if o.unsummarized.Load() < summarizeFrom {
+func (t *Term) summarize(ctx context.Context) error {
+	if t.unsummarized.Load() < summarizeFrom {
 		return nil
 	}
-	o.unsummarized.Store(0)
-	return o.with(ctx, func(conn *pgx.Conn) error {
+	t.unsummarized.Store(0)
+	return t.outbox.with(ctx, func(conn *pgx.Conn) error {
 		if _, err := conn.Exec(ctx, `set lock_timeout = `+milliseconds(summarizePatience)); err != nil {
 			return err
 		}
-		_, err := conn.Exec(ctx, `select `+o.table.summarize()+`($1)`, o.filling.Load())
+		_, err := conn.Exec(ctx, `select `+t.outbox.table.summarize()+`($1)`, t.filling.Load())
 		return err
 	})
 }
 
 // aside runs one task of the leader on a connection of its own. If Postgres has no connection left, the task runs on the
 // session: to postpone it would be to drop it.
-func (o *Outbox) aside(ctx context.Context, task func(ctx context.Context, conn *pgx.Conn) error) error {
-	conn, err := o.connector.connect(ctx, forAdmin())
+func (t *Term) aside(ctx context.Context, task func(ctx context.Context, conn *pgx.Conn) error) error {
+	conn, err := t.outbox.connector.connect(ctx, forAdmin())
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == codeTooManyConnections {
-		return o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
-			if err := o.inTerm(); err != nil {
+		return t.outbox.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
+			if err := t.inTerm(); err != nil {
 				return err
 			}
 			return task(ctx, conn)
@@ -230,16 +230,16 @@ func (o *Outbox) aside(ctx context.Context, task func(ctx context.Context, conn 
 
 // Settle removes the events that are still in the outbox, for the archive if there is one, and returns how many it removed.
 // found are events that the stream has stored after the sequence after. kept are events that the database does not let go,
-// each for a reason of its own. Like Exchange it works on the session, for the leader only.
+// each for a reason of its own. Like RoundTrip it works on the session, for the leader only.
 //
 // Rows that are still there although the database reported no error are an [ErrKept].
-func (o *Outbox) Settle(ctx context.Context, found []Ref, after uint64) (settled int, kept []Ref, err error) {
-	err = o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
-		if err := o.inTerm(); err != nil {
+func (t *Term) Settle(ctx context.Context, found []Ref, after uint64) (settled int, kept []Ref, err error) {
+	err = t.outbox.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
+		if err := t.inTerm(); err != nil {
 			return err
 		}
 		var err error
-		settled, err = o.settleFound(ctx, conn, found, after)
+		settled, err = t.settleFound(ctx, conn, found, after)
 		if !ofRow(err) {
 			return err
 		}
@@ -248,14 +248,14 @@ func (o *Outbox) Settle(ctx context.Context, found []Ref, after uint64) (settled
 			if err := atOnce(ctx, tx); err != nil {
 				return err
 			}
-			return o.settleHalves(ctx, tx, found, after, &settled, &kept)
+			return t.settleHalves(ctx, tx, found, after, &settled, &kept)
 		})
 	})
-	return settled, kept, o.explain("settle what the stream holds", err)
+	return settled, kept, t.outbox.explain("settle what the stream holds", err)
 }
 
 // settleFound removes events in one round trip.
-func (o *Outbox) settleFound(ctx context.Context, on interface {
+func (t *Term) settleFound(ctx context.Context, on interface {
 	SendBatch(ctx context.Context, batch *pgx.Batch) pgx.BatchResults
 }, found []Ref, after uint64,
 ) (settled int, err error) {
@@ -265,22 +265,22 @@ func (o *Outbox) settleFound(ctx context.Context, on interface {
 		seqs, ids = split(found)
 		batch     = &pgx.Batch{}
 	)
-	o.remove(batch, &n, o.queries.byID, true, after, []any{seqs, ids}, nil)
-	batch.Queue(o.queries.stillThere, seqs, ids).QueryRow(func(row pgx.Row) error { return row.Scan(&remaining) })
+	t.remove(batch, &n, t.queries.byID, true, after, []any{seqs, ids}, nil)
+	batch.Queue(t.queries.stillThere, seqs, ids).QueryRow(func(row pgx.Row) error { return row.Scan(&remaining) })
 	if err := on.SendBatch(ctx, batch).Close(); err != nil {
 		return 0, err
 	}
 	if remaining > 0 {
-		return 0, o.table.stillThere(remaining)
+		return 0, t.outbox.table.stillThere(remaining)
 	}
 	return int(n.removed), nil
 }
 
 // settleHalves removes events. Where the database refuses that because of one of them, it halves them, again and again.
-func (o *Outbox) settleHalves(ctx context.Context, tx pgx.Tx, found []Ref, after uint64, settled *int, kept *[]Ref) error {
+func (t *Term) settleHalves(ctx context.Context, tx pgx.Tx, found []Ref, after uint64, settled *int, kept *[]Ref) error {
 	n := 0
 	err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) (err error) {
-		n, err = o.settleFound(ctx, tx, found, after)
+		n, err = t.settleFound(ctx, tx, found, after)
 		return err
 	})
 	switch {
@@ -294,10 +294,10 @@ func (o *Outbox) settleHalves(ctx context.Context, tx pgx.Tx, found []Ref, after
 		return nil
 	}
 	half := len(found) / 2
-	if err := o.settleHalves(ctx, tx, found[:half], after, settled, kept); err != nil {
+	if err := t.settleHalves(ctx, tx, found[:half], after, settled, kept); err != nil {
 		return err
 	}
-	return o.settleHalves(ctx, tx, found[half:], after, settled, kept)
+	return t.settleHalves(ctx, tx, found[half:], after, settled, kept)
 }
 
 // stillThere says that the database keeps so many rows of events that the stream has stored: an [ErrKept].
@@ -313,59 +313,59 @@ func (t Table) setBack() error {
 // PutBack takes lost events out of the archive and puts them back into the outbox, with their ids and seqs, and then
 // records the checkpoint; the zero checkpoint records none. It returns how many it put back. An event whose seq another event
 // has stays in the archive until that is published again. So do a few events that the database refuses, each for a reason of
-// its own, such as a foreign key that somebody gave the outbox: the log names them. Like Exchange it works on the session,
+// its own, such as a foreign key that somebody gave the outbox: the log names them. Like RoundTrip it works on the session,
 // for the leader only.
 //
 // If the checkpoint is of a stream that was created anew, the sequences in the archive belong to the old stream: they become
 // 0, a bound that is always true. That may take long, on a connection of its own.
-func (o *Outbox) PutBack(ctx context.Context, lost []Archived, checkpoint Checkpoint) (back int, err error) {
+func (t *Term) PutBack(ctx context.Context, lost []Archived, checkpoint Checkpoint) (back int, err error) {
 	if len(lost) > 0 {
 		var refused []refusal
-		err := o.inTermTx(ctx, func(tx pgx.Tx) error {
+		err := t.inTermTx(ctx, func(tx pgx.Tx) error {
 			var err error
-			back, err = o.putBack(ctx, tx, lost, &refused)
+			back, err = t.outbox.putBack(ctx, tx, lost, &refused)
 			return err
 		})
 		if ofRow(err) {
-			err = o.inTermTx(ctx, func(tx pgx.Tx) error {
+			err = t.inTermTx(ctx, func(tx pgx.Tx) error {
 				back, refused = 0, nil
 				if err := atOnce(ctx, tx); err != nil {
 					return err
 				}
-				return o.putBackHalves(ctx, tx, lost, &back, &refused)
+				return t.putBackHalves(ctx, tx, lost, &back, &refused)
 			})
 		}
-		o.tellRefused(ctx, refused)
+		t.outbox.tellRefused(ctx, refused)
 		if err != nil {
-			return 0, o.explain("put back what the stream has lost", err)
+			return 0, t.outbox.explain("put back what the stream has lost", err)
 		}
 		lowest := slices.MinFunc(lost, func(a, b Archived) int { return cmp.Compare(a.Seq, b.Seq) })
-		o.back.lower(lowest.Seq) // They may be below the floor.
+		t.outbox.back.lower(lowest.Seq) // They may be below the floor.
 	}
 	if checkpoint == (Checkpoint{}) {
 		return back, nil
 	}
-	if !checkpoint.Created.Equal(o.streamCreated) {
-		if err := o.disown(ctx, checkpoint.Created); err != nil {
-			return back, o.explain("adjust the archive to the new stream", err)
+	if !checkpoint.Created.Equal(t.streamCreated) {
+		if err := t.disown(ctx, checkpoint.Created); err != nil {
+			return back, t.outbox.explain("adjust the archive to the new stream", err)
 		}
 	}
-	err = o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
-		if err := o.inTerm(); err != nil {
+	err = t.outbox.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
+		if err := t.inTerm(); err != nil {
 			return err
 		}
-		return o.record(ctx, conn, checkpoint)
+		return t.record(ctx, conn, checkpoint)
 	})
 	if err == nil {
-		o.streamCreated = checkpoint.Created
+		t.streamCreated = checkpoint.Created
 	}
-	return back, o.explain("record the checkpoint", err)
+	return back, t.outbox.explain("record the checkpoint", err)
 }
 
 // inTermTx runs a transaction on the term's session.
-func (o *Outbox) inTermTx(ctx context.Context, task func(tx pgx.Tx) error) error {
-	return o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
-		if err := o.inTerm(); err != nil {
+func (t *Term) inTermTx(ctx context.Context, task func(tx pgx.Tx) error) error {
+	return t.outbox.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
+		if err := t.inTerm(); err != nil {
 			return err
 		}
 		return pgx.BeginFunc(ctx, conn, task)
@@ -384,10 +384,10 @@ type refusal struct {
 const refusedMost = 100
 
 // putBackHalves puts events back. Where the database refuses that because of one of them, it halves them, again and again.
-func (o *Outbox) putBackHalves(ctx context.Context, tx pgx.Tx, lost []Archived, back *int, refused *[]refusal) error {
+func (t *Term) putBackHalves(ctx context.Context, tx pgx.Tx, lost []Archived, back *int, refused *[]refusal) error {
 	n, taken := 0, []refusal(nil)
 	err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) (err error) {
-		n, err = o.putBack(ctx, tx, lost, &taken)
+		n, err = t.outbox.putBack(ctx, tx, lost, &taken)
 		return err
 	})
 	switch {
@@ -402,10 +402,10 @@ func (o *Outbox) putBackHalves(ctx context.Context, tx pgx.Tx, lost []Archived, 
 		return nil
 	}
 	half := len(lost) / 2
-	if err := o.putBackHalves(ctx, tx, lost[:half], back, refused); err != nil {
+	if err := t.putBackHalves(ctx, tx, lost[:half], back, refused); err != nil {
 		return err
 	}
-	return o.putBackHalves(ctx, tx, lost[half:], back, refused)
+	return t.putBackHalves(ctx, tx, lost[half:], back, refused)
 }
 
 // tellRefused names events that stay in the archive.
@@ -473,21 +473,21 @@ select (select count(*) from there), array_agg(seq), array_agg(id)
 }
 
 // disown makes the sequences in the archive true for another stream, unless they are of that stream.
-func (o *Outbox) disown(ctx context.Context, created time.Time) error {
-	return o.aside(ctx, func(ctx context.Context, conn *pgx.Conn) error {
+func (t *Term) disown(ctx context.Context, created time.Time) error {
+	return t.aside(ctx, func(ctx context.Context, conn *pgx.Conn) error {
 		_, err := conn.Exec(ctx, `
-update `+o.table.published()+` set after = 0
- where stream = $1 and after > 0 and exists (select from only `+o.table.relay()+` where stream = $1 and stream_created <> $2)`, o.stream, created)
+update `+t.outbox.table.published()+` set after = 0
+ where stream = $1 and after > 0 and exists (select from only `+t.outbox.table.relay()+` where stream = $1 and stream_created <> $2)`, t.stream, created)
 		return err
 	})
 }
 
 // record records a checkpoint, on disk: published events are only looked for after it.
-func (o *Outbox) record(ctx context.Context, conn *pgx.Conn, c Checkpoint) error {
+func (t *Term) record(ctx context.Context, conn *pgx.Conn, c Checkpoint) error {
 	tag, err := conn.Exec(ctx, `
-update only `+o.table.relay()+` set stream_created = $2, checkpoint = $3, checkpoint_before = $4
+update only `+t.outbox.table.relay()+` set stream_created = $2, checkpoint = $3, checkpoint_before = $4
   from set_config('synchronous_commit', 'on', true) where stream = $1 and term = $5`,
-		o.stream, c.Created, int64(c.Sequence), int64(c.Before), o.term)
+		t.stream, c.Created, int64(c.Sequence), int64(c.Before), t.Number)
 	if err == nil && tag.RowsAffected() == 0 {
 		return errDeposed
 	}

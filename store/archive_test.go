@@ -15,7 +15,7 @@ import (
 )
 
 // begin begins a term for stream s.
-func (f *fixture) begin(tb testing.TB) store.Term {
+func (f *fixture) begin(tb testing.TB) *store.Term {
 	tb.Helper()
 	term, err := f.Begin(tb.Context(), "s", "me", 0)
 	if err != nil {
@@ -27,7 +27,7 @@ func (f *fixture) begin(tb testing.TB) store.Term {
 // archived returns what the archive has above a sequence, in seq order.
 func (f *fixture) archived(tb testing.TB, above uint64) []store.Archived {
 	tb.Helper()
-	events, err := f.Archive(tb.Context(), above)
+	events, err := f.leader(tb).Archive(tb.Context(), above)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -37,7 +37,7 @@ func (f *fixture) archived(tb testing.TB, above uint64) []store.Archived {
 
 func (f *fixture) putBack(tb testing.TB, lost []store.Archived, checkpoint store.Checkpoint) int {
 	tb.Helper()
-	n, err := f.PutBack(tb.Context(), lost, checkpoint)
+	n, err := f.leader(tb).PutBack(tb.Context(), lost, checkpoint)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func TestPutBack(t *testing.T) {
 	e.ID, e.Headers, e.Data = uuid.New(), map[string]string{"a": "b"}, []byte{0, 255}
 	f.insert(t, event("1"), e, event("3"), event("4"))
 	before := f.fetch(t)
-	f.exchange(t, store.Request{Settled: []store.Settled{{Seqs: []int64{1, 2}, After: 10}, {Seqs: []int64{3}, After: 20}}})
+	f.roundTrip(t, store.Request{Settled: []store.Settled{{Seqs: []int64{1, 2}, After: 10}, {Seqs: []int64{3}, After: 20}}})
 
 	if got, want := refs(f.archived(t, 0)), []int64{1, 2, 3}; !slices.Equal(got, want) {
 		t.Fatalf("the archive has %v, want %v", got, want)
@@ -96,7 +96,7 @@ func TestSettleFound(t *testing.T) {
 			f.begin(t)
 			f.insert(t, event("1"), event("2"), event("3"))
 			rows := f.fetch(t)
-			settled, _, err := f.Settle(t.Context(), []store.Ref{
+			settled, _, err := f.leader(t).Settle(t.Context(), []store.Ref{
 				{Seq: 1, ID: rows[0].ID}, {Seq: 2, ID: uuid.New()}, {Seq: 99, ID: uuid.New()},
 			}, 5)
 			if err != nil || settled != 1 {
@@ -127,7 +127,7 @@ func TestSettleFoundAmongMany(t *testing.T) {
 		f.exec(t, sql)
 	}
 	var found []store.Ref
-	for _, row := range f.exchange(t, store.Request{Fetch: &store.Fetch{Rows: rows, Bytes: 1 << 30}}).Rows {
+	for _, row := range f.roundTrip(t, store.Request{Fetch: &store.Fetch{Rows: rows, Bytes: 1 << 30}}).Rows {
 		if row.Seq%2 == 0 {
 			found = append(found, store.Ref{Seq: row.Seq, ID: row.ID})
 		}
@@ -136,7 +136,7 @@ func TestSettleFoundAmongMany(t *testing.T) {
 	defer cancel()
 	for some := range slices.Chunk(found, 2000) {
 		for _, want := range []int{len(some), 0} {
-			if settled, _, err := f.Settle(ctx, some, 5); err != nil || settled != want {
+			if settled, _, err := f.term.Settle(ctx, some, 5); err != nil || settled != want {
 				t.Fatalf("settled %d, %v, want %d", settled, err, want)
 			}
 		}
@@ -150,24 +150,24 @@ func TestSettleFoundAmongMany(t *testing.T) {
 func TestCheckpoint(t *testing.T) {
 	f := newFixture(t, store.Options{AdoptStream: true})
 	first := f.begin(t)
-	if !first.First || first.Checkpoint != (store.Checkpoint{}) || first.Number != 1 || first.Outbox == uuid.Nil {
+	if !first.First || first.Checkpoint != (store.Checkpoint{}) || first.Number != 1 || first.OutboxID == uuid.Nil {
 		t.Errorf("the first term begins with %+v", first)
 	}
 	created := time.Now().Truncate(time.Microsecond)
 	f.putBack(t, nil, store.Checkpoint{Created: created, Sequence: 10, Before: 10})
-	f.exchange(t, store.Request{Checkpoint: 20})
-	f.exchange(t, store.Request{Checkpoint: 30})
+	f.roundTrip(t, store.Request{Checkpoint: 20})
+	f.roundTrip(t, store.Request{Checkpoint: 30})
 	second := f.begin(t)
 	if got := second.Checkpoint; !got.Created.Equal(created) || got.Sequence != 30 || got.Before != 20 || second.First {
 		t.Errorf("the second term begins with %+v, want the checkpoints 30 and 20", second)
 	}
-	if second.Outbox != first.Outbox || second.Number != 2 {
+	if second.OutboxID != first.OutboxID || second.Number != 2 {
 		t.Errorf("the second term begins with %+v, want the same outbox and number 2", second)
 	}
 	if later, err := f.Begin(t.Context(), "s", "me", 17); err != nil || later.Number != 17 {
 		t.Errorf("a term of at least 17: got %+v, %v", later, err)
 	}
-	if other, err := f.Begin(t.Context(), "another", "me", 0); err != nil || !other.First || other.Outbox == first.Outbox {
+	if other, err := f.Begin(t.Context(), "another", "me", 0); err != nil || !other.First || other.OutboxID == first.OutboxID {
 		t.Errorf("for another stream: got %+v, %v, want a first term under a name of its own", other, err)
 	}
 }
@@ -183,10 +183,10 @@ func TestDeposedLeaderRecordsNothing(t *testing.T) {
 	if _, err := other.Begin(t.Context(), "s", "other", 0); err != nil {
 		t.Fatal(err)
 	}
-	if reply, err := f.Exchange(t.Context(), store.Request{Checkpoint: 20}); err == nil {
-		t.Errorf("it recorded a checkpoint: %+v", reply)
+	if response, err := f.leader(t).RoundTrip(t.Context(), store.Request{Checkpoint: 20}); err == nil {
+		t.Errorf("it recorded a checkpoint: %+v", response)
 	}
-	if n, err := f.PutBack(t.Context(), nil, store.Checkpoint{Created: created, Sequence: 30, Before: 30}); err == nil {
+	if n, err := f.leader(t).PutBack(t.Context(), nil, store.Checkpoint{Created: created, Sequence: 30, Before: 30}); err == nil {
 		t.Errorf("it put back %d events and recorded a checkpoint", n)
 	}
 	if got := f.begin(t).Checkpoint; got.Sequence != 10 {
@@ -201,7 +201,7 @@ func TestCheckpointOfAnotherStream(t *testing.T) {
 	now := time.Now().Truncate(time.Microsecond)
 	f.putBack(t, nil, store.Checkpoint{Created: now, Sequence: 10, Before: 10})
 	f.insert(t, event("1"), event("2"))
-	f.exchange(t, store.Request{Settled: []store.Settled{{Seqs: []int64{1, 2}, After: 10}}})
+	f.roundTrip(t, store.Request{Settled: []store.Settled{{Seqs: []int64{1, 2}, After: 10}}})
 	f.putBack(t, f.archived(t, 0)[:1], store.Checkpoint{Created: now.Add(time.Second), Sequence: 3, Before: 3})
 	if got := f.archived(t, 0); len(got) != 1 || got[0].Seq != 2 || got[0].After != 0 {
 		t.Errorf("the archive has %+v, want event 2 after 0", got)
@@ -219,7 +219,7 @@ func TestArchiveIsEmptiedInTurn(t *testing.T) {
 		f.insert(t, event("1"))
 		rows := f.fetch(t)
 		before := time.Now()
-		f.exchange(t, store.Request{Settled: settledSeqs(seqs(rows))})
+		f.roundTrip(t, store.Request{Settled: settledSeqs(seqs(rows))})
 		settledAt[rows[0].Seq] = before
 		kept := refs(f.archived(t, 0))
 		for seq, at := range settledAt {
@@ -250,9 +250,9 @@ func TestArchiveWaitsForNoReader(t *testing.T) {
 		f.insert(t, event("1"))
 		rows := f.fetch(t)
 		start := time.Now()
-		f.exchange(t, store.Request{Settled: settledSeqs(seqs(rows))})
+		f.roundTrip(t, store.Request{Settled: settledSeqs(seqs(rows))})
 		if took := time.Since(start); took > time.Second {
-			t.Errorf("an exchange took %v", took)
+			t.Errorf("a round trip took %v", took)
 		}
 	}
 	if got := len(f.archived(t, 0)); got != 5 {
@@ -265,13 +265,10 @@ func TestArchiveTurnedOff(t *testing.T) {
 	f := newFixture(t, store.Options{Retain: time.Hour})
 	f.begin(t)
 	f.insert(t, event("1"), event("2"))
-	f.exchange(t, store.Request{Settled: settledSeqs([]int64{1})})
+	f.roundTrip(t, store.Request{Settled: settledSeqs([]int64{1})})
 	off := open(t, f.dsn, store.Options{})
 	t.Cleanup(func() { _ = off.Close(context.WithoutCancel(t.Context())) })
-	if _, err := off.Begin(t.Context(), "s", "me", 0); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := off.Exchange(t.Context(), store.Request{Settled: settledSeqs([]int64{2})}); err != nil {
+	if _, err := begin(t, off, "s").RoundTrip(t.Context(), store.Request{Settled: settledSeqs([]int64{2})}); err != nil {
 		t.Fatal(err)
 	}
 	if got := query[int](t, f, `select count(*)::int from outbox_published`); got != 0 {
@@ -292,11 +289,11 @@ func TestGrantsSuffice(t *testing.T) {
 	})
 	var log strings.Builder
 	outbox := open(t, f.dsn+"&user="+role, store.Options{Retain: time.Nanosecond, Logger: textLogger(&log)})
-	limited := &fixture{outbox, f.dsn, f.conn}
+	limited := &fixture{Outbox: outbox, dsn: f.dsn, conn: f.conn}
 	defer func() { _ = outbox.Close(context.WithoutCancel(t.Context())) }()
 	limited.begin(t)
 	f.insert(t, event("1"), event("2"), event("3"), event("4"))
-	limited.exchange(t, store.Request{Settled: settledSeqs([]int64{1}), Failed: []store.Failure{{Ref: store.Ref{Seq: 2}, Attempts: 1}}, Dead: []store.Failure{{Ref: store.Ref{Seq: 3}, Attempts: 1}}, Checkpoint: 5})
+	limited.roundTrip(t, store.Request{Settled: settledSeqs([]int64{1}), Failed: []store.Failure{{Ref: store.Ref{Seq: 2}, Attempts: 1}}, Dead: []store.Failure{{Ref: store.Ref{Seq: 3}, Attempts: 1}}, Checkpoint: 5})
 	limited.putBack(t, limited.archived(t, 0), store.Checkpoint{Created: time.Now(), Sequence: 1})
 	if _, err := limited.Requeue(t.Context(), store.DeadKey{Seq: 3}); err != nil {
 		t.Error(err)
@@ -311,7 +308,7 @@ func TestPutBackBesideTheRowItself(t *testing.T) {
 	f := newFixture(t, store.Options{Retain: time.Hour})
 	f.begin(t)
 	f.insert(t, event("1"))
-	f.exchange(t, store.Request{Settled: settledSeqs([]int64{1})})
+	f.roundTrip(t, store.Request{Settled: settledSeqs([]int64{1})})
 	lost := f.archived(t, 0)
 	err := pgx.BeginFunc(t.Context(), f.conn, func(tx pgx.Tx) error {
 		_, err := tx.Exec(t.Context(), `insert into outbox (seq, topic, aggregate_type, aggregate_id, event_type, data) overriding system value values (1, 't', 'a', '1', 'e', '')`)
@@ -383,7 +380,7 @@ func TestRecordDeletedUnderALeader(t *testing.T) {
 	}
 	f.exec(t, `delete from outbox_relay`)
 	second, err := f.Begin(t.Context(), "S", "me", 0)
-	if err != nil || second.Outbox != first.Outbox || second.Number <= first.Number {
-		t.Errorf("the second term is %+v, error %v; want outbox %v and a number above %d", second, err, first.Outbox, first.Number)
+	if err != nil || second.OutboxID != first.OutboxID || second.Number <= first.Number {
+		t.Errorf("the second term is %+v, error %v; want outbox %v and a number above %d", second, err, first.OutboxID, first.Number)
 	}
 }

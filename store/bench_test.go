@@ -11,9 +11,9 @@ import (
 	"github.com/go-outbox/go-outbox/store"
 )
 
-// BenchmarkExchange drains a backlog as the relay does, a thousand rows of 256 B in a round trip: it settles one page
+// BenchmarkRoundTrip drains a backlog as the relay does, a thousand rows of 256 B in a round trip: it settles one page
 // and fetches the next.
-func BenchmarkExchange(b *testing.B) {
+func BenchmarkRoundTrip(b *testing.B) {
 	const rows, backlog = 1000, 100_000
 	for _, bm := range []struct {
 		name, hold string
@@ -53,7 +53,7 @@ func BenchmarkExchange(b *testing.B) {
 // page makes a round trip and returns what it fetched, to be settled by the next.
 func (f *fixture) page(tb testing.TB, request *store.Request) []int64 {
 	tb.Helper()
-	rows := f.exchange(tb, *request).Rows
+	rows := f.roundTrip(tb, *request).Rows
 	if len(rows) > 0 {
 		request.Fetch.Highest = rows[len(rows)-1].Seq
 	}
@@ -99,7 +99,7 @@ create trigger always after insert on notifying for each statement execute funct
 					if way.name == "asleep" {
 						sleep = store.FallAsleep
 					}
-					s.exchange(b, store.Request{Sleep: sleep})
+					s.roundTrip(b, store.Request{Sleep: sleep})
 					start := time.Now()
 					var producing sync.WaitGroup
 					for _, conn := range conns {

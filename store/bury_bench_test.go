@@ -15,12 +15,12 @@ func BenchmarkRefusals(b *testing.B) {
 			for b.Loop() {
 				b.StopTimer()
 				f.exec(b, `truncate outbox, outbox_dead; insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) select 't', 'A', n::text, 'E', 'x' from generate_series(1, 1000) n`)
-				reply, err := f.Exchange(b.Context(), store.Request{Fetch: &store.Fetch{Rows: rows, Bytes: 1 << 20}})
-				if err != nil || len(reply.Rows) != rows {
-					b.Fatal(len(reply.Rows), err)
+				response, err := f.leader(b).RoundTrip(b.Context(), store.Request{Fetch: &store.Fetch{Rows: rows, Bytes: 1 << 20}})
+				if err != nil || len(response.Rows) != rows {
+					b.Fatal(len(response.Rows), err)
 				}
 				var failures []store.Failure
-				for _, row := range reply.Rows {
+				for _, row := range response.Rows {
 					failures = append(failures, store.Failure{Ref: store.Ref{Seq: row.Seq, ID: row.ID}, Attempts: 1, Reason: "header \"X/Trace\": not a header name"})
 				}
 				request := store.Request{Failed: failures}
@@ -28,7 +28,7 @@ func BenchmarkRefusals(b *testing.B) {
 					request = store.Request{Dead: failures}
 				}
 				b.StartTimer()
-				if _, err := f.Exchange(b.Context(), request); err != nil {
+				if _, err := f.leader(b).RoundTrip(b.Context(), request); err != nil {
 					b.Fatal(err)
 				}
 			}

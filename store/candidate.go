@@ -201,20 +201,20 @@ select left(name, $2), left(stream, $2), left(reason, $2), clock_timestamp() - s
 	})
 }
 
-// Standbys returns how many other relays say that they could publish to the term's stream. Like Exchange it works on the
+// Standbys returns how many other relays say that they could publish to the term's stream. Like RoundTrip it works on the
 // session, for the leader only.
-func (o *Outbox) Standbys(ctx context.Context) (n int, err error) {
-	err = o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
-		if err := o.inTerm(); err != nil {
+func (t *Term) Standbys(ctx context.Context) (n int, err error) {
+	err = t.outbox.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
+		if err := t.inTerm(); err != nil {
 			return err
 		}
 		return conn.QueryRow(ctx, `
 select count(*) from pg_catalog.pg_locks
  where locktype = 'advisory' and objsubid = 1 and granted and mode = 'ShareLock' and pid <> pg_backend_pid()
    and classid = $1 and objid = $2 and database = (select oid from pg_catalog.pg_database where datname = current_database())`,
-			o.table.standHalf(), streamHalf(o.stream)).Scan(&n)
+			t.outbox.table.standHalf(), streamHalf(t.stream)).Scan(&n)
 	})
-	return n, o.explain("look for standbys", err)
+	return n, t.outbox.explain("look for standbys", err)
 }
 
 // Candidate is a relay that says that it could lead.

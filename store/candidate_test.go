@@ -79,7 +79,7 @@ func TestStandbysAreCounted(t *testing.T) {
 	}
 	expect := func(when string, want int) {
 		t.Helper()
-		if n, err := f.Standbys(t.Context()); err != nil || n != want {
+		if n, err := f.leader(t).Standbys(t.Context()); err != nil || n != want {
 			t.Errorf("%s: got %d standbys, %v, want %d", when, n, err, want)
 		}
 	}
@@ -128,7 +128,7 @@ func TestStandbysAreCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "nobody stands by", func() bool {
-		n, err := f.Standbys(t.Context())
+		n, err := f.leader(t).Standbys(t.Context())
 		return err == nil && n == 0
 	})
 	found = f.inspect(t)

@@ -93,22 +93,22 @@ func TestPublicationOfAllTables(t *testing.T) {
 	if _, err := f.Begin(t.Context(), "OUTBOX", "one", 0); err != nil {
 		t.Fatal(err)
 	}
-	f.exchange(t, store.Request{
+	f.roundTrip(t, store.Request{
 		Settled: []store.Settled{{Seqs: []int64{1, 2}, After: 5}},
 		Failed:  []store.Failure{{Ref: store.Ref{Seq: 3}, Attempts: 1, Reason: "refused"}},
 		Dead:    []store.Failure{{Ref: store.Ref{Seq: 4}, Attempts: 3, Reason: "refused"}},
 	})
-	archived, err := f.Archive(t.Context(), 0)
+	archived, err := f.leader(t).Archive(t.Context(), 0)
 	if err != nil || len(archived) != 2 {
 		t.Fatalf("the archive has %d events (%v), want 2", len(archived), err)
 	}
 	created := store.Checkpoint{Created: time.Now().Truncate(time.Microsecond), Sequence: 7}
-	if _, err := f.PutBack(t.Context(), nil, created); err != nil {
+	if _, err := f.leader(t).PutBack(t.Context(), nil, created); err != nil {
 		t.Errorf("record a checkpoint: %v", err)
 	}
 	// The stream was created anew: what the archive says of sequences is updated, and an event comes back.
 	created.Created = created.Created.Add(time.Second)
-	if back, err := f.PutBack(t.Context(), archived[:1], created); err != nil || back != 1 {
+	if back, err := f.leader(t).PutBack(t.Context(), archived[:1], created); err != nil || back != 1 {
 		t.Errorf("put back %d (%v), want 1", back, err)
 	}
 	if _, err := f.Requeue(t.Context(), store.DeadKey{Seq: 4}); err != nil {

@@ -480,13 +480,13 @@ func TestRowSecurityIsAnError(t *testing.T) {
 	owner := newFixtureAt(t, dsn, store.Options{})
 	role, roleDSN := newRole(t, dsn)
 	owner.exec(t, owner.Table().Grants(role))
-	outbox := open(t, roleDSN, store.Options{})
-	if _, err := outbox.Exchange(t.Context(), store.Request{Fetch: page(0)}); err != nil {
+	term := begin(t, open(t, roleDSN, store.Options{}), "s")
+	if _, err := term.RoundTrip(t.Context(), store.Request{Fetch: page(0)}); err != nil {
 		t.Fatal(err)
 	}
 	owner.insert(t, event("1"))
 	owner.exec(t, `alter table outbox enable row level security`)
-	_, err := outbox.Exchange(t.Context(), store.Request{Fetch: page(0)})
+	_, err := term.RoundTrip(t.Context(), store.Request{Fetch: page(0)})
 	if !errors.Is(err, store.ErrRowSecurity) || !strings.Contains(err.Error(), "BYPASSRLS") || strings.Contains(err.Error(), "GRANT") {
 		t.Errorf("got %v, want %v and what to do about it", err, store.ErrRowSecurity)
 	}
@@ -504,9 +504,9 @@ func TestQueryModesOfTheDSNDoNotMatter(t *testing.T) {
 			t.Fatalf("%s: %v", mode, err)
 		}
 		insertPlainly(t, connect(t, dsn), event("1"), event("2"))
-		reply, err := outbox.Exchange(t.Context(), store.Request{Fetch: page(0)})
-		if err != nil || len(reply.Rows) != 2 {
-			t.Errorf("%s: got %d rows, %v, want 2", mode, len(reply.Rows), err)
+		response, err := begin(t, outbox, "s").RoundTrip(t.Context(), store.Request{Fetch: page(0)})
+		if err != nil || len(response.Rows) != 2 {
+			t.Errorf("%s: got %d rows, %v, want 2", mode, len(response.Rows), err)
 		}
 	}
 }
@@ -579,9 +579,7 @@ func TestAListenerIsRefused(t *testing.T) {
 	owner.exec(t, `alter role `+role+` connection limit 1`)
 	var log syncBuffer
 	outbox := open(t, roleDSN, store.Options{Logger: textLogger(&log)})
-	if _, err := outbox.Exchange(t.Context(), store.Request{Fetch: page(0)}); err != nil { // It has the one connection.
-		t.Fatal(err)
-	}
+	begin(t, outbox, "s") // It has the one connection.
 	woken := make(chan struct{}, 100)
 	hear(t, outbox, woken)
 	eventually(t, "the refusal is told", func() bool { return strings.Contains(log.String(), "not listening for new events") })
@@ -612,24 +610,24 @@ func useAll(t *testing.T, outbox *store.Outbox, insert func(events ...store.Even
 	term, err := outbox.Begin(ctx, "EVENTS", "me", 0)
 	must(err)
 	created := time.Now().UTC().Truncate(time.Second)
-	_, err = outbox.PutBack(ctx, nil, store.Checkpoint{Created: created, Sequence: 1, Before: 1})
+	_, err = term.PutBack(ctx, nil, store.Checkpoint{Created: created, Sequence: 1, Before: 1})
 	must(err)
-	exchange := func(r store.Request) store.Reply {
+	roundTrip := func(r store.Request) store.Response {
 		t.Helper()
-		reply, err := outbox.Exchange(ctx, r)
+		response, err := term.RoundTrip(ctx, r)
 		must(err)
-		return reply
+		return response
 	}
 	everything := func() *store.Fetch { return &store.Fetch{Rows: 1000, Bytes: 1 << 20} }
 	insert(event("1"), event("2"), event("3"), event("4"), event("5"))
-	rows := exchange(store.Request{Sleep: store.FallAsleep, Fetch: everything()}).Rows
+	rows := roundTrip(store.Request{Sleep: store.FallAsleep, Fetch: everything()}).Rows
 	if len(rows) != 5 {
 		t.Fatalf("got %d rows, want 5", len(rows))
 	}
 	insert(event("6")) // It finds the relay asleep.
 	seq := func(i int) int64 { return rows[i].Seq }
 	ref := func(i int) store.Ref { return store.Ref{Seq: rows[i].Seq, ID: rows[i].ID} }
-	exchange(store.Request{
+	roundTrip(store.Request{
 		Settled:    []store.Settled{{Seqs: []int64{seq(0)}, After: 1}, {Seqs: []int64{seq(1), seq(1) + 1<<30}, After: 2}},
 		Failed:     []store.Failure{{Ref: ref(2), Attempts: 1, Wait: time.Hour, Reason: "refused"}},
 		Dead:       []store.Failure{{Ref: ref(3), Attempts: 3, Reason: "refused"}},
@@ -638,19 +636,19 @@ func useAll(t *testing.T, outbox *store.Outbox, insert func(events ...store.Even
 	})
 	measured := everything()
 	measured.Bytes, measured.Rows = 4, 4 // The payload of each is above its share: it is measured.
-	exchange(store.Request{Fetch: measured})
-	exchange(store.Request{Fetch: measured})
-	settled, _, err := outbox.Settle(ctx, []store.Ref{{Seq: seq(4), ID: rows[4].ID}}, 3)
+	roundTrip(store.Request{Fetch: measured})
+	roundTrip(store.Request{Fetch: measured})
+	settled, _, err := term.Settle(ctx, []store.Ref{{Seq: seq(4), ID: rows[4].ID}}, 3)
 	must(err)
 	if settled != 1 {
 		t.Errorf("settled %d rows, want 1", settled)
 	}
-	archived, err := outbox.Archive(ctx, 0)
+	archived, err := term.Archive(ctx, 0)
 	must(err)
 	if len(archived) != 3 {
 		t.Fatalf("the archive has %d events, want 3", len(archived))
 	}
-	back, err := outbox.PutBack(ctx, archived[:1], store.Checkpoint{Created: created.Add(time.Second), Sequence: 1, Before: 1})
+	back, err := term.PutBack(ctx, archived[:1], store.Checkpoint{Created: created.Add(time.Second), Sequence: 1, Before: 1})
 	must(err)
 	if back != 1 {
 		t.Errorf("%d events were put back, want 1", back)
@@ -666,7 +664,7 @@ func useAll(t *testing.T, outbox *store.Outbox, insert func(events ...store.Even
 	must(err)
 	_, err = outbox.Requeue(ctx, store.DeadKey{Seq: letters[0].Seq})
 	must(err)
-	exchange(store.Request{Dead: []store.Failure{{Ref: store.Ref{Seq: letters[0].Seq, ID: letters[0].ID}, Attempts: 3, Reason: "refused"}}})
+	roundTrip(store.Request{Dead: []store.Failure{{Ref: store.Ref{Seq: letters[0].Seq, ID: letters[0].ID}, Attempts: 3, Reason: "refused"}}})
 	_, err = outbox.Discard(ctx, store.DeadKey{ID: letters[0].ID})
 	must(err)
 	all := store.ReplayFilter{Since: store.Moment{Ago: time.Hour}, Until: store.Moment{Time: time.Now().Add(time.Hour)}, Topic: "users", AggregateType: "User"}
@@ -685,14 +683,17 @@ func useAll(t *testing.T, outbox *store.Outbox, insert func(events ...store.Even
 	if diagnosis.Tables != nil || diagnosis.Trigger != store.TriggerEnabled {
 		t.Errorf("diagnosis: %+v, want nothing wrong", diagnosis)
 	}
-	must(outbox.End(ctx))
 	_, err = outbox.Replay(ctx, store.ReplayFilter{}, false) // It ends the session.
 	must(err)
-	if _, err := outbox.Exchange(ctx, store.Request{Fetch: everything()}); err == nil {
-		t.Error("an exchange of an ended term succeeded")
+	if _, err := term.RoundTrip(ctx, store.Request{Fetch: everything()}); err == nil {
+		t.Error("a round trip without the term's session succeeded")
 	}
 	next, err := outbox.Begin(ctx, "EVENTS", "me", 0)
 	must(err)
+	must(next.End(ctx))
+	if _, err := next.RoundTrip(ctx, store.Request{Fetch: everything()}); err == nil {
+		t.Error("a round trip of an ended term succeeded")
+	}
 	if next.Number != term.Number+1 {
 		t.Errorf("the next term is %d, want %d", next.Number, term.Number+1)
 	}

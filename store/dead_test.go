@@ -32,7 +32,7 @@ func cemetery(t *testing.T) (f *fixture, twin uuid.UUID) {
 	for _, seq := range []int64{5, 1, 6, 2, 4} {
 		dead = append(dead, store.Failure{Ref: store.Ref{Seq: seq}, Attempts: 3, Reason: "refused " + events[seq-1].EventType})
 	}
-	f.exchange(t, store.Request{Dead: dead})
+	f.roundTrip(t, store.Request{Dead: dead})
 	return f, twin
 }
 
@@ -207,7 +207,7 @@ func TestDiesTwice(t *testing.T) {
 	if _, err := f.Requeue(t.Context(), store.DeadKey{Seq: 1}); err != nil {
 		t.Fatal(err)
 	}
-	f.exchange(t, store.Request{Dead: []store.Failure{{Ref: store.Ref{Seq: 1}, Attempts: 1, Reason: "refused again"}}})
+	f.roundTrip(t, store.Request{Dead: []store.Failure{{Ref: store.Ref{Seq: 1}, Attempts: 1, Reason: "refused again"}}})
 	letter, err := f.DeadLetter(t.Context(), store.DeadKey{Seq: 1})
 	if err != nil {
 		t.Fatal(err)
@@ -235,7 +235,7 @@ func TestDeadLettersWithoutTheTable(t *testing.T) {
 func TestTwoDeadLettersOfOneSeq(t *testing.T) {
 	f, _ := cemetery(t)
 	f.exec(t, `insert into outbox (seq, topic, aggregate_type, aggregate_id, event_type, data) overriding system value values (1, 'users', 'User', '1', 'again', '')`)
-	f.exchange(t, store.Request{Dead: []store.Failure{{Ref: store.Ref{Seq: 1}, Attempts: 1, Reason: "refused as well"}}})
+	f.roundTrip(t, store.Request{Dead: []store.Failure{{Ref: store.Ref{Seq: 1}, Attempts: 1, Reason: "refused as well"}}})
 	letters, err := f.DeadLetters(t.Context(), store.DeadFilter{Limit: 2}, false)
 	if err != nil || len(letters) != 2 || letters[0].Seq != 1 || letters[1].Seq != 1 || letters[0].Letter >= letters[1].Letter {
 		t.Fatalf("got %+v, %v, want two letters of seq 1", letters, err)
@@ -450,11 +450,11 @@ alter table outbox_dead alter aggregate_id type text collate "C", alter aggregat
 			large := event("Y")
 			large.Data = make([]byte, 100<<10)
 			f.insert(t, large, event("Y"))
-			reply := f.exchange(t, store.Request{
+			response := f.roundTrip(t, store.Request{
 				Dead:  []store.Failure{{Ref: store.Ref{Seq: 1}, Attempts: 1, Reason: "refused"}, {Ref: store.Ref{Seq: 5}, Attempts: 1, Reason: "refused", Size: 100 << 10}},
 				Fetch: &store.Fetch{Rows: 100, Bytes: 1 << 20, BlockedTypes: []string{"User"}, BlockedIDs: []string{"Z"}},
 			})
-			if got := ids(reply.Rows); !slices.Equal(got, []string{"X", "y"}) {
+			if got := ids(response.Rows); !slices.Equal(got, []string{"X", "y"}) {
 				t.Errorf("fetched are %v, want X and y: x and Y are held", got)
 			}
 			for _, id := range []string{"x", "Y"} {

@@ -1,4 +1,6 @@
-// Package store is the Postgres side of the outbox: its tables, and everything that reads and writes them.
+// Package store is the Postgres side of the outbox: its tables, and everything that reads and writes them. Producers need
+// [Insert] or [InsertSQL]; relays [Open], [Outbox.Begin] and the [Term] that it returns; operators the other methods of [Outbox].
+// README.md has how a relay is woken, reads the table and recovers.
 //
 // # Producing
 //
@@ -18,7 +20,9 @@
 //
 // An event exists once its transaction has committed, and never if the transaction rolled back. Events are in the order of
 // seq, which is drawn at the insert. If a producer locks the aggregate's row before it inserts the event, as an UPDATE does,
-// that is the order of the commits.
+// that is the order of the commits. A transaction that notifies a sleeping relay cannot be prepared (PREPARE TRANSACTION): a
+// producer that uses two-phase commit says "set local outbox.notify = off" first, and the relay finds its events at the next
+// poll.
 //
 // # Tables
 //
@@ -38,46 +42,6 @@
 // The archive's parts are filled in turn, each for half of Retain. The oldest part is truncated before it is filled again, so
 // it costs nothing to remove events from the archive. A long reader, such as a backup, delays that, but not the relay. A BRIN
 // index on each part, which the leader keeps summarized, finds the events that were archived lately.
-//
-// # Waking
-//
-// A sleeping relay holds an advisory lock exclusively. The insert trigger tries to share the lock, and notifies only if it
-// cannot. A producer that shares the lock keeps it until its commit. So a relay that gets the lock exclusively knows that
-// every insert that is not yet visible will notify it. [Request] and [FallAsleep] are the relay's side, and [Outbox.Listen]
-// hears the notifications. A lost notification costs latency, never an event: the relay polls as well.
-//
-// A transaction that notifies cannot be prepared (PREPARE TRANSACTION). A producer that uses two-phase commit says
-// "set local outbox.notify = off" first; a sleeping relay then finds its events at the next poll.
-//
-// # Reading
-//
-// [Outbox.Exchange] is the relay's single round trip: it removes settled rows, records refused ones and fetches all visible
-// rows, in one snapshot and in seq order. It never skips a row that commits late, and removes only rows that the request
-// names. It runs on the [Session] that holds the leader's lock: a relay that has lost the lock cannot write either.
-//
-// A fetch begins at a floor: every row with a lower seq has been settled, is held or is passed over (floor.go). The floor is
-// never above the seqs that the sequence has given out. It is kept in t_relay as scan_from, so that the next term need not
-// scan dead rows again; whoever puts back a row with a lower seq lowers scan_from in the same transaction. With
-// Options.HoldDead each fetch looks at it again, so that a command that lets an aggregate go on is noticed in time. [Outbox.Sweep]
-// finds rows below the floor that no notification told of, such as those of a session without triggers.
-//
-// A page is bounded in rows and in the bytes of all columns. A row that can never be published is not read: its payload is
-// larger than the broker takes, or a column has an impossible value. The fetch says what is wrong with it.
-//
-// If Postgres refuses a round trip because of a row, it is repeated with a savepoint for each step. What can be done is done,
-// and the reply names the other rows (isolate.go). The reply also compares the rows that left the outbox, and those that
-// reached the archive, with the request: [ErrKept] and [ErrUnarchived] say that something in the database does otherwise.
-//
-// [Outbox.Watch] watches over the session during a term. A statement that is slow, or that waits for a lock, is a sign of
-// life and costs no lease. Watch names whoever is in the way: pid, application, age, lock, and how to end it.
-//
-// # Recovering
-//
-// [Outbox.Begin] tells a new leader the [Checkpoint]: events that are still in the table may be stored after this sequence of
-// the stream, and none before. The leader reads the stream from there. [Outbox.Settle] removes the rows of events that it
-// found, [Outbox.Archive] returns the events that ought to be in the stream besides, and [Outbox.PutBack] puts back those that
-// are not. A round trip moves the checkpoint and settles in the same transaction. So a crash of the server, which may undo the
-// latest round trips, undoes both or neither.
 //
 // # Connecting
 //

@@ -69,7 +69,7 @@ func TestEncodingsOfDatabases(t *testing.T) {
 				}
 			}
 			check(rows[0])
-			f.exchange(t, store.Request{Dead: []store.Failure{{Ref: store.Ref{Seq: rows[0].Seq}, Attempts: 1, Reason: "refused: " + test.holds}}})
+			f.roundTrip(t, store.Request{Dead: []store.Failure{{Ref: store.Ref{Seq: rows[0].Seq}, Attempts: 1, Reason: "refused: " + test.holds}}})
 			letters, err := f.DeadLetters(t.Context(), store.DeadFilter{AggregateID: test.holds}, true)
 			if err != nil || len(letters) != 1 {
 				t.Fatalf("got %d dead letters, %v, want 1", len(letters), err)

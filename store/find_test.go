@@ -27,7 +27,7 @@ func TestFind(t *testing.T) {
 		for seq := int64(1); seq <= 6; seq++ {
 			ids[seq] = f.id(t, seq)
 		}
-		f.exchange(t, store.Request{
+		f.roundTrip(t, store.Request{
 			Settled: []store.Settled{{Seqs: []int64{1}, After: 41}},
 			Dead:    []store.Failure{{Ref: store.Ref{Seq: 2, ID: ids[2]}, Attempts: 5, Reason: "too large"}},
 			Failed:  []store.Failure{{Ref: store.Ref{Seq: 4, ID: ids[4]}, Attempts: 1, Wait: time.Minute, Reason: "not now"}},

@@ -13,7 +13,7 @@ import (
 // but for the rows of blocked aggregates (the floor is lowered when they go on), for rows that a command puts back (it
 // says so, see rescanPayload) and for those that sweep finds.
 //
-// Why. Let D be the number of the transaction of one exchange, and F a seq such that every seq below it had been drawn
+// Why. Let D be the number of the transaction of one round trip, and F a seq such that every seq below it had been drawn
 // before D was assigned, and every visible row below it had been settled, was held or was passed over, unless D itself
 // settles it.
 //
@@ -49,7 +49,7 @@ type floor struct {
 }
 
 const (
-	stuckAfter = 10 * time.Millisecond // Without such transactions the next exchange makes a candidate the floor.
+	stuckAfter = 10 * time.Millisecond // Without such transactions the next round trip makes a candidate the floor.
 	lookAgain  = 50 * time.Millisecond
 )
 
@@ -78,9 +78,9 @@ func (f *floor) stuck(now time.Time) bool {
 // lowest one that is held after it.
 func (f *floor) pass(to, lowest int64) { f.at = max(f.at, min(to, lowest)) }
 
-// advance takes note of an exchange that fetched: xmin is of a snapshot before the fetch (the highest number if the
-// locks were clear), xid the exchange's own transaction (0 if it had none, which no transaction has), seen the highest seq
-// up to which all had been drawn, and were settled, held or passed over before the exchange, and lowest the lowest one
+// advance takes note of a round trip that fetched: xmin is of a snapshot before the fetch (the highest number if the
+// locks were clear), xid the round trip's own transaction (0 if it had none, which no transaction has), seen the highest seq
+// up to which all had been drawn, and were settled, held or passed over before the round trip, and lowest the lowest one
 // that is held after it.
 func (f *floor) advance(xmin, xid uint64, seen, lowest int64) {
 	if f.proposal && xmin > f.xid {

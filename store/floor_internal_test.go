@@ -14,16 +14,16 @@ import (
 )
 
 func TestFloorAdvance(t *testing.T) {
-	type exchange struct {
+	type roundTrip struct {
 		xmin, xid    uint64
 		seen, lowest int64 // A lowest of 0 is none.
 		want         int64 // The floor after it.
 	}
 	tests := []struct {
-		name      string
-		exchanges []exchange
+		name       string
+		roundTrips []roundTrip
 	}{
-		{"rises to what had been seen once everybody of that time is gone", []exchange{
+		{"rises to what had been seen once everybody of that time is gone", []roundTrip{
 			{xmin: 10, xid: 20, seen: 100},
 			{xmin: 19, xid: 30, seen: 200},
 			{xmin: 20, xid: 31, seen: 200},
@@ -31,24 +31,24 @@ func TestFloorAdvance(t *testing.T) {
 			{xmin: 32, xid: 33, seen: 400, want: 101},
 			{xmin: 33, xid: 34, seen: 500, want: 301},
 		}},
-		{"waits as long as one of them is there", []exchange{
+		{"waits as long as one of them is there", []roundTrip{
 			{xmin: 10, xid: 20, seen: 100},
 			{xmin: 10, xid: 21, seen: 200},
 			{xmin: 10, xid: 22, seen: 300},
 			{xmin: 23, xid: 23, seen: 400, want: 101},
 			{xmin: 24, xid: 24, seen: 500, want: 401},
 		}},
-		{"stays at the lowest row in hand when it is noted", []exchange{
+		{"stays at the lowest row in hand when it is noted", []roundTrip{
 			{xmin: 10, xid: 20, seen: 100, lowest: 40},
 			{xmin: 21, xid: 21, seen: 100, want: 40},
 		}},
-		{"and when it rises: a row that was committed late", []exchange{
+		{"and when it rises: a row that was committed late", []roundTrip{
 			{xmin: 10, xid: 20, seen: 100},
 			{xmin: 21, xid: 21, seen: 100, lowest: 7, want: 7},
 			{xmin: 22, xid: 22, seen: 100, want: 7},
 			{xmin: 23, xid: 23, seen: 100, want: 101},
 		}},
-		{"never sinks", []exchange{
+		{"never sinks", []roundTrip{
 			{xmin: 10, xid: 20, seen: 100},
 			{xmin: 21, xid: 21, seen: 100, want: 101},
 			{xmin: 22, xid: 22, seen: 150, lowest: 120, want: 101},
@@ -57,13 +57,13 @@ func TestFloorAdvance(t *testing.T) {
 			{xmin: 25, xid: 25, seen: 150, want: 101},
 			{xmin: 26, xid: 26, seen: 150, want: 151},
 		}},
-		{"takes no note of exchanges that wrote nothing, since they have no number", []exchange{
+		{"takes no note of round trips that wrote nothing, since they have no number", []roundTrip{
 			{xmin: 10, xid: 0, seen: 100},
 			{xmin: 30, xid: 0, seen: 100},
 			{xmin: 30, xid: 30, seen: 200},
 			{xmin: 31, xid: 0, seen: 200, want: 201},
 		}},
-		{"nor of those before anything was seen", []exchange{
+		{"nor of those before anything was seen", []roundTrip{
 			{xmin: 10, xid: 20, seen: -1},
 			{xmin: 21, xid: 0, seen: 50},
 			{xmin: 21, xid: 21, seen: 50},
@@ -73,13 +73,13 @@ func TestFloorAdvance(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			f := floor{}
-			for i, e := range tt.exchanges {
+			for i, e := range tt.roundTrips {
 				if e.lowest == 0 {
 					e.lowest = math.MaxInt64
 				}
 				f.advance(e.xmin, e.xid, e.seen, e.lowest)
 				if got := f.at; got != e.want {
-					t.Fatalf("after exchange %d: got %d, want %d", i, got, e.want)
+					t.Fatalf("after round trip %d: got %d, want %d", i, got, e.want)
 				}
 			}
 		})
@@ -156,36 +156,40 @@ func TestFloorSkipsTheDead(t *testing.T) {
 			producer := execute(t, dsn, `insert into outbox (topic, aggregate_type, aggregate_id, event_type, data)
 				select 'users', 'User', (n % 1000)::text, 'UserCreated', convert_to(repeat('x', 256), 'UTF8') from generate_series(1, $1::int) n`, dead)
 
+			term, err := outbox.Begin(t.Context(), "s", "me", 0)
+			if err != nil {
+				t.Fatal(err)
+			}
 			request := Request{Fetch: &Fetch{Rows: 1000, Bytes: 1 << 30}}
 			for settled := 0; settled < dead; {
-				reply, err := outbox.Exchange(t.Context(), request)
+				response, err := term.RoundTrip(t.Context(), request)
 				if err != nil {
 					t.Fatal(err)
 				}
 				settled += len(request.Settled)
 				request.Settled = nil
-				for _, row := range reply.Rows {
+				for _, row := range response.Rows {
 					request.Settled = append(request.Settled, Settled{Seqs: []int64{row.Seq}})
 					request.Fetch.Highest = row.Seq
 				}
 			}
 
 			// Where a writer holds it, the floor rises only after a while, and with traffic.
-			for deadline := time.Now().Add(20 * time.Second); outbox.floor.at < dead; {
+			for deadline := time.Now().Add(20 * time.Second); term.floor.at < dead; {
 				if time.Now().After(deadline) {
-					t.Fatalf("the floor is at %d, want it above the %d dead", outbox.floor.at, dead)
+					t.Fatalf("the floor is at %d, want it above the %d dead", term.floor.at, dead)
 				}
 				if _, err := producer.Exec(t.Context(), `insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) values ('t', 'a', 'i', 'e', '')`); err != nil {
 					t.Fatal(err)
 				}
-				time.Sleep(observeEvery) // An exchange observes no more often.
+				time.Sleep(observeEvery) // A round trip observes no more often.
 				for range 2 {
-					reply, err := outbox.Exchange(t.Context(), request)
+					response, err := term.RoundTrip(t.Context(), request)
 					if err != nil {
 						t.Fatal(err)
 					}
 					request.Settled = nil
-					for _, row := range reply.Rows {
+					for _, row := range response.Rows {
 						request.Settled = append(request.Settled, Settled{Seqs: []int64{row.Seq}})
 						request.Fetch.Highest = row.Seq
 					}
@@ -193,8 +197,8 @@ func TestFloorSkipsTheDead(t *testing.T) {
 			}
 			request.Settled = nil
 
-			at := outbox.floor.at
-			if _, err := outbox.Exchange(t.Context(), request); err != nil {
+			at := term.floor.at
+			if _, err := term.RoundTrip(t.Context(), request); err != nil {
 				t.Fatal(err)
 			}
 			if start, ok := fetch.args[0].(int64); !ok || start != at {
@@ -225,7 +229,7 @@ func execute(t *testing.T, dsn, sql string, args ...any) *pgx.Conn {
 	return conn
 }
 
-// lastFetch notes the statement by which an exchange fetches.
+// lastFetch notes the statement by which a round trip fetches.
 type lastFetch struct {
 	sql  string
 	args []any

@@ -34,21 +34,25 @@ func TestFloorPassesStrangersOnly(t *testing.T) {
 			execute(t, dsn, insert) // So that a producer's seq is not the first.
 			execute(t, dsn, tt.open)
 
+			term, err := outbox.Begin(t.Context(), "s", "me", 0)
+			if err != nil {
+				t.Fatal(err)
+			}
 			request := Request{Fetch: &Fetch{Rows: 10, Bytes: 1 << 20}}
-			for deadline := time.Now().Add(500 * time.Millisecond); time.Now().Before(deadline) && outbox.floor.at <= 2; {
+			for deadline := time.Now().Add(500 * time.Millisecond); time.Now().Before(deadline) && term.floor.at <= 2; {
 				execute(t, dsn, insert)
-				reply, err := outbox.Exchange(t.Context(), request)
+				response, err := term.RoundTrip(t.Context(), request)
 				if err != nil {
 					t.Fatal(err)
 				}
 				request.Settled = nil
-				for _, row := range reply.Rows {
+				for _, row := range response.Rows {
 					request.Settled = append(request.Settled, Settled{Seqs: []int64{row.Seq}})
 					request.Fetch.Highest = row.Seq
 				}
 			}
-			if passed := outbox.floor.at > 2; passed != tt.passes {
-				t.Errorf("the floor is at %d; it passes: %v, want %v", outbox.floor.at, passed, tt.passes)
+			if passed := term.floor.at > 2; passed != tt.passes {
+				t.Errorf("the floor is at %d; it passes: %v, want %v", term.floor.at, passed, tt.passes)
 			}
 		})
 	}

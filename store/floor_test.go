@@ -236,7 +236,7 @@ type reader struct {
 	versions map[string]int // The last one seen of each aggregate.
 }
 
-// read makes one exchange that settles a part of what is in hand.
+// read makes one round trip that settles a part of what is in hand.
 func (r *reader) read(t *testing.T) {
 	t.Helper()
 	rand.Shuffle(len(r.held), func(i, j int) { r.held[i], r.held[j] = r.held[j], r.held[i] })
@@ -247,11 +247,11 @@ func (r *reader) read(t *testing.T) {
 	settled := slices.Clone(r.held[:n])
 	r.held = slices.Delete(r.held, 0, n)
 
-	reply := r.f.exchange(t, store.Request{Settled: settledSeqs(settled), Fetch: &store.Fetch{Rows: 50, Bytes: 1 << 20, Held: r.held, Highest: r.highest}})
-	if got := seqs(reply.Rows); !slices.IsSorted(got) {
+	response := r.f.roundTrip(t, store.Request{Settled: settledSeqs(settled), Fetch: &store.Fetch{Rows: 50, Bytes: 1 << 20, Held: r.held, Highest: r.highest}})
+	if got := seqs(response.Rows); !slices.IsSorted(got) {
 		t.Errorf("page %v is not in seq order", got)
 	}
-	for _, row := range reply.Rows {
+	for _, row := range response.Rows {
 		if r.seen[row.ID]++; r.seen[row.ID] > 1 {
 			t.Errorf("seq %d was seen again", row.Seq)
 		}

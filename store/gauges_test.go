@@ -29,7 +29,7 @@ func TestGauges(t *testing.T) {
 
 	f.begin(t)
 	f.insert(t, event("1"), event("2"), event("2"), event("3"), event("3"), event("4"))
-	f.exchange(t, store.Request{
+	f.roundTrip(t, store.Request{
 		Settled: settledSeqs([]int64{1}),
 		Dead:    []store.Failure{{Ref: store.Ref{Seq: 2, ID: f.id(t, 2)}, Attempts: 1, Reason: "refused"}},
 		Failed:  []store.Failure{{Ref: store.Ref{Seq: 4, ID: f.id(t, 4)}, Attempts: 1, Wait: time.Minute}, {Ref: store.Ref{Seq: 5, ID: f.id(t, 5)}, Attempts: 1, Wait: time.Minute}},

@@ -9,23 +9,23 @@ import (
 	"github.com/go-outbox/go-outbox/store"
 )
 
-// raise exchanges until the floor has passed all that is in the table but for what a fetch leaves out.
+// raise makes round trips until the floor has passed all that is in the table but for what a fetch leaves out.
 func (f *fixture) raise(t *testing.T, above int64, kinds, ids []string) {
 	t.Helper()
 	fetch := &store.Fetch{Rows: 100, Bytes: 1 << 20, BlockedTypes: kinds, BlockedIDs: ids}
 	for deadline := time.Now().Add(20 * time.Second); ; {
 		f.insert(t, event("filler"))
-		reply := f.exchange(t, store.Request{Fetch: fetch})
+		response := f.roundTrip(t, store.Request{Fetch: fetch})
 		var seqs []int64
-		for _, row := range reply.Rows {
+		for _, row := range response.Rows {
 			seqs = append(seqs, row.Seq)
 			fetch.Highest = max(fetch.Highest, row.Seq)
 		}
-		if reply = f.exchange(t, store.Request{Settled: []store.Settled{{Seqs: seqs}}, Fetch: fetch}); reply.Floor > above {
+		if response = f.roundTrip(t, store.Request{Settled: []store.Settled{{Seqs: seqs}}, Fetch: fetch}); response.Floor > above {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("the floor stays at %d, want above %d", reply.Floor, above)
+			t.Fatalf("the floor stays at %d, want above %d", response.Floor, above)
 		}
 	}
 }
@@ -33,7 +33,7 @@ func (f *fixture) raise(t *testing.T, above int64, kinds, ids []string) {
 // seqsOf fetches from a seq on and returns the seqs of an aggregate's rows.
 func (f *fixture) seqsOf(t *testing.T, id string, from int64) (seqs []int64) {
 	t.Helper()
-	for _, row := range f.exchange(t, store.Request{Fetch: &store.Fetch{Rows: 100, Bytes: 1 << 20, Back: true, BackTo: from}}).Rows {
+	for _, row := range f.roundTrip(t, store.Request{Fetch: &store.Fetch{Rows: 100, Bytes: 1 << 20, Back: true, BackTo: from}}).Rows {
 		if row.AggregateID == id {
 			seqs = append(seqs, row.Seq)
 		}
@@ -72,7 +72,7 @@ func TestLateRowOfABlockedAggregate(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.insert(t, event("x"))
-	blockedAt := f.exchange(t, store.Request{Fetch: &store.Fetch{Rows: 100, Bytes: 1 << 20}}).Floor
+	blockedAt := f.roundTrip(t, store.Request{Fetch: &store.Fetch{Rows: 100, Bytes: 1 << 20}}).Floor
 	refused := query[int64](t, f, `update outbox set retry_at = now() + interval '1 second' where aggregate_id = 'x' returning seq`)
 	if err := late.Commit(t.Context()); err != nil {
 		t.Fatal(err)
@@ -80,7 +80,7 @@ func TestLateRowOfABlockedAggregate(t *testing.T) {
 	f.insert(t, event("x"))
 	kinds, ids := []string{"User"}, []string{"x"}
 	f.raise(t, refused+1, kinds, ids)
-	f.exchange(t, store.Request{Checkpoint: 1, ScanFrom: &blockedAt})
+	f.roundTrip(t, store.Request{Checkpoint: 1, ScanFrom: &blockedAt})
 	for what, from := range map[string]int64{"in this term": blockedAt, "in the next": query[int64](t, f, `select scan_from from outbox_relay`)} {
 		if got := f.seqsOf(t, "x", from); len(got) != 3 || got[0] >= refused {
 			t.Errorf("%s: got rows %v, want three, the first of them below %d", what, got, refused)
@@ -116,19 +116,19 @@ func TestLateRowOfAHeldAggregate(t *testing.T) {
 			f.insert(t, event("x"))
 			refused := query[int64](t, f, `select seq from outbox where aggregate_id = 'x'`)
 			id := query[[16]byte](t, f, `select id from outbox where aggregate_id = 'x'`)
-			f.exchange(t, store.Request{Dead: []store.Failure{{Ref: store.Ref{Seq: refused, ID: id}, Attempts: 1, Reason: "refused"}}})
+			f.roundTrip(t, store.Request{Dead: []store.Failure{{Ref: store.Ref{Seq: refused, ID: id}, Attempts: 1, Reason: "refused"}}})
 			if err := late.Commit(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			f.raise(t, refused, nil, nil)
-			f.exchange(t, store.Request{Checkpoint: 1})
+			f.roundTrip(t, store.Request{Checkpoint: 1})
 			if n, err := take(t, f.Outbox, refused); err != nil || n != 1 {
 				t.Fatalf("%d were taken, error %v", n, err)
 			}
 			if from := query[int64](t, f, `select scan_from from outbox_relay`); from >= refused {
 				t.Errorf("the next term looks from %d on, want below %d", from, refused)
 			}
-			rows := f.exchange(t, store.Request{Fetch: &store.Fetch{Rows: 100, Bytes: 1 << 20, Highest: refused + 1000}}).Rows
+			rows := f.roundTrip(t, store.Request{Fetch: &store.Fetch{Rows: 100, Bytes: 1 << 20, Highest: refused + 1000}}).Rows
 			if len(rows) == 0 || rows[0].Seq >= refused || rows[0].AggregateID != "x" {
 				t.Errorf("the next fetch has %+v, want first the row below %d", rows, refused)
 			}
@@ -156,11 +156,11 @@ func TestHeldAggregateGoesOnUnheard(t *testing.T) {
 				if _, err := f.Begin(t.Context(), "S", "one", 0); err != nil {
 					t.Fatal(err)
 				}
-				f.exchange(t, store.Request{Dead: []store.Failure{{Ref: store.Ref{Seq: 1}, Attempts: 1, Reason: "refused"}}})
+				f.roundTrip(t, store.Request{Dead: []store.Failure{{Ref: store.Ref{Seq: 1}, Attempts: 1, Reason: "refused"}}})
 				// So many others are held that this one is not left out by name: its name is too long for that, too.
 				f.exec(t, `update outbox set aggregate_id = repeat('x', 300); update outbox_dead set aggregate_id = repeat('x', 300)`)
 				f.raise(t, 2, nil, nil)
-				f.exchange(t, store.Request{Checkpoint: 5})
+				f.roundTrip(t, store.Request{Checkpoint: 5})
 				f.raise(t, 10, nil, nil) // What is recorded is below it, as it mostly is.
 				f.insert(t, event("y"))
 				f.exec(t, `insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) values ('t', 'User', repeat('x', 300), 'E', 'x')`)
@@ -175,7 +175,7 @@ func TestHeldAggregateGoesOnUnheard(t *testing.T) {
 				}
 				var got []int64
 				request := store.Request{Checkpoint: checkpoint, Fetch: &store.Fetch{Rows: 100, Bytes: 1 << 20, Highest: 1000}}
-				for _, row := range f.exchange(t, request).Rows {
+				for _, row := range f.roundTrip(t, request).Rows {
 					if row.AggregateType == "User" && len(row.AggregateID) == 300 {
 						got = append(got, row.Seq)
 					}
@@ -185,7 +185,7 @@ func TestHeldAggregateGoesOnUnheard(t *testing.T) {
 					t.Errorf("the fetch has rows %v of the aggregate, want %v", got, want)
 				}
 				// Once is enough: the next fetches begin where they did before.
-				from := f.exchange(t, store.Request{Fetch: &store.Fetch{Rows: 100, Bytes: 1 << 20, Held: got, Highest: 1000}}).Floor
+				from := f.roundTrip(t, store.Request{Fetch: &store.Fetch{Rows: 100, Bytes: 1 << 20, Held: got, Highest: 1000}}).Floor
 				if len(want) > 0 && from > want[0] {
 					t.Errorf("the floor is %d, above row %d, which is held", from, want[0])
 				}
@@ -203,15 +203,15 @@ func TestGoBackAndStay(t *testing.T) {
 	f.insert(t, event("hot"), event("hot"), event("hot"))
 	kinds, ids := []string{"User"}, []string{"hot"}
 	f.raise(t, 3, kinds, ids)
-	before := f.exchange(t, store.Request{Fetch: &store.Fetch{Rows: 100, Bytes: 1 << 20, BlockedTypes: kinds, BlockedIDs: ids}}).Floor
-	reply := f.exchange(t, store.Request{Fetch: &store.Fetch{Rows: 2, Bytes: 1 << 20, Back: true, BackTo: 2, Stay: true}})
-	if len(reply.Rows) != 2 || reply.Rows[0].Seq != 2 || reply.Rows[1].Seq != 3 || !reply.Full {
-		t.Errorf("got %+v, want rows 2 and 3", reply.Rows)
+	before := f.roundTrip(t, store.Request{Fetch: &store.Fetch{Rows: 100, Bytes: 1 << 20, BlockedTypes: kinds, BlockedIDs: ids}}).Floor
+	response := f.roundTrip(t, store.Request{Fetch: &store.Fetch{Rows: 2, Bytes: 1 << 20, Back: true, BackTo: 2, Stay: true}})
+	if len(response.Rows) != 2 || response.Rows[0].Seq != 2 || response.Rows[1].Seq != 3 || !response.Full {
+		t.Errorf("got %+v, want rows 2 and 3", response.Rows)
 	}
-	if reply.Floor < before {
-		t.Errorf("the floor was %d and is %d", before, reply.Floor)
+	if response.Floor < before {
+		t.Errorf("the floor was %d and is %d", before, response.Floor)
 	}
-	if again := f.exchange(t, store.Request{Fetch: &store.Fetch{Rows: 100, Bytes: 1 << 20}}); slices.ContainsFunc(again.Rows, func(r store.Row) bool { return r.AggregateID == "hot" }) {
+	if again := f.roundTrip(t, store.Request{Fetch: &store.Fetch{Rows: 100, Bytes: 1 << 20}}); slices.ContainsFunc(again.Rows, func(r store.Row) bool { return r.AggregateID == "hot" }) {
 		t.Errorf("the next fetch begins below the floor: %+v", again.Rows)
 	}
 }
@@ -224,14 +224,14 @@ func TestPutBackIsTold(t *testing.T) {
 	}
 	f.insert(t, event("x"))
 	seq, id := query[int64](t, f, `select seq from outbox`), query[[16]byte](t, f, `select id from outbox`)
-	f.exchange(t, store.Request{Dead: []store.Failure{{Ref: store.Ref{Seq: seq, ID: id}, Attempts: 1, Reason: "refused"}}})
+	f.roundTrip(t, store.Request{Dead: []store.Failure{{Ref: store.Ref{Seq: seq, ID: id}, Attempts: 1, Reason: "refused"}}})
 	kinds, ids := []string{"User"}, []string{"x"}
 	f.raise(t, seq+2, kinds, ids)
 	if n, err := f.Requeue(t.Context(), store.DeadKey{Seq: seq}); err != nil || n != 1 {
 		t.Fatalf("%d were put back, error %v", n, err)
 	}
-	reply := f.exchange(t, store.Request{Fetch: &store.Fetch{Rows: 100, Bytes: 1 << 20, BlockedTypes: kinds, BlockedIDs: ids, Highest: seq + 1000}})
-	if reply.Floor > seq {
-		t.Errorf("row %d was put back, and the reply's floor is %d", seq, reply.Floor)
+	response := f.roundTrip(t, store.Request{Fetch: &store.Fetch{Rows: 100, Bytes: 1 << 20, BlockedTypes: kinds, BlockedIDs: ids, Highest: seq + 1000}})
+	if response.Floor > seq {
+		t.Errorf("row %d was put back, and the response's floor is %d", seq, response.Floor)
 	}
 }

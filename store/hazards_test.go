@@ -109,7 +109,7 @@ func TestHazardsOfARole(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	g := &fixture{open(t, f.dsn+"&user="+role, store.Options{}), f.dsn, f.conn}
+	g := &fixture{Outbox: open(t, f.dsn+"&user="+role, store.Options{}), dsn: f.dsn, conn: f.conn}
 	if got := g.hazard(t, "connections"); got.Severity != store.Doubtful || !strings.Contains(got.Text, "connection limit 4`") {
 		t.Errorf("got %+v", got)
 	}

@@ -90,19 +90,17 @@ func TestImpostorsAreNeverCalled(t *testing.T) {
 	use(roleDSN, dsn)
 }
 
-// useLocks exchanges until the relay looks at the locks of a transaction that holds back the others.
+// useLocks makes round trips until the relay looks at the locks of a transaction that holds back the others.
 func useLocks(t *testing.T, outbox *store.Outbox, holder *pgx.Conn) {
 	t.Helper()
 	if _, err := holder.Exec(t.Context(), `begin; select pg_current_xact_id()`); err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _, _ = holder.Exec(t.Context(), `rollback`) }()
-	if _, err := outbox.Begin(t.Context(), "EVENTS", "me", 0); err != nil {
-		t.Fatal(err)
-	}
+	term := begin(t, outbox, "EVENTS")
 	for i := range 3 {
 		time.Sleep(20 * time.Millisecond) // More than it bears with such a transaction.
-		_, err := outbox.Exchange(t.Context(), store.Request{Checkpoint: uint64(i) + 5, Fetch: &store.Fetch{Rows: 10, Bytes: 1 << 20, Highest: 1000}})
+		_, err := term.RoundTrip(t.Context(), store.Request{Checkpoint: uint64(i) + 5, Fetch: &store.Fetch{Rows: 10, Bytes: 1 << 20, Highest: 1000}})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -39,7 +39,7 @@ func TestInspect(t *testing.T) {
 	term := f.begin(t)
 	f.putBack(t, nil, store.Checkpoint{Created: created, Sequence: 7, Before: 5})
 	f.insert(t, event("1"), event("2"), event("3"), event("4"))
-	f.exchange(t, store.Request{Settled: settledSeqs([]int64{1}), Dead: []store.Failure{{Ref: store.Ref{Seq: 2}, Attempts: 1, Reason: "refused"}}})
+	f.roundTrip(t, store.Request{Settled: settledSeqs([]int64{1}), Dead: []store.Failure{{Ref: store.Ref{Seq: 2}, Attempts: 1, Reason: "refused"}}})
 	f.exec(t, `update outbox set created_at = created_at - interval '1 hour' where seq = 3`)
 	err := f.Session().Do(t.Context(), func(ctx context.Context, conn *pgx.Conn) error {
 		_, err := conn.Exec(ctx, `select pg_advisory_lock(17, $1)`, f.Table().LockKey())
@@ -54,7 +54,7 @@ func TestInspect(t *testing.T) {
 		t.Fatalf("the terms are %+v, want the latest, and before it the former stream's", found.Terms)
 	}
 	latest := found.Terms[0]
-	if latest.Stream != "s" || latest.Outbox != term.Outbox || latest.Number != 1 || latest.Leader != "me" || time.Since(latest.Since).Abs() > time.Minute ||
+	if latest.Stream != "s" || latest.Outbox != term.OutboxID || latest.Number != 1 || latest.Leader != "me" || time.Since(latest.Since).Abs() > time.Minute ||
 		latest.For < 0 || latest.For > time.Minute || !latest.Checkpoint.Created.Equal(created) || latest.Checkpoint.Sequence != 7 || latest.Checkpoint.Before != 5 {
 		t.Errorf("the latest term is %+v", latest)
 	}

@@ -87,51 +87,51 @@ func atOnce(ctx context.Context, tx pgx.Tx) error {
 	return err
 }
 
-// exchangeOneByOne repeats an exchange that the database refused because of a row. In one transaction it does what can be
+// roundTripOneByOne repeats a round trip that the database refused because of a row. In one transaction it does what can be
 // done and finds the rows that cannot be recorded. It takes a savepoint for each step, so it is slow.
-func (o *Outbox) exchangeOneByOne(ctx context.Context, conn *pgx.Conn, request Request) (reply Reply, err error) {
-	o.ascii = !o.unicode
-	defer func() { o.ascii = false }()
+func (t *Term) roundTripOneByOne(ctx context.Context, conn *pgx.Conn, request Request) (response Response, err error) {
+	t.ascii = !t.unicode
+	defer func() { t.ascii = false }()
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		reply, o.overtaken = Reply{}, false
+		response, t.overtaken = Response{}, false
 		if err := atOnce(ctx, tx); err != nil {
 			return err
 		}
 		for _, s := range request.Settled {
-			if err := o.settleOneByOne(ctx, tx, s, &reply); err != nil {
+			if err := t.settleOneByOne(ctx, tx, s, &response); err != nil {
 				return err
 			}
 		}
 		for _, f := range request.Failed {
-			err := o.try(ctx, tx, func(batch *pgx.Batch) { o.recordFailures(batch, []Failure{f}, nil, new(tally)) })
-			if err := o.keep(ctx, tx, f, err, &reply); err != nil {
+			err := t.try(ctx, tx, func(batch *pgx.Batch) { t.recordFailures(batch, []Failure{f}, nil, new(tally)) })
+			if err := t.keep(ctx, tx, f, err, &response); err != nil {
 				return err
 			}
 		}
 		for _, f := range request.Dead {
-			err := o.recordDead(ctx, tx, f)
-			if err := o.keep(ctx, tx, f, err, &reply); err != nil {
+			err := t.recordDead(ctx, tx, f)
+			if err := t.keep(ctx, tx, f, err, &response); err != nil {
 				return err
 			}
 		}
 		if f := request.Fetch; f != nil {
-			if err := o.fetchOneByOne(ctx, tx, without(*f, reply.Kept), request.Sleep, &reply); err != nil {
+			if err := t.fetchOneByOne(ctx, tx, without(*f, response.Kept), request.Sleep, &response); err != nil {
 				return err
 			}
 		} else if request.Sleep != KeepSleep {
-			if err := o.try(ctx, tx, func(batch *pgx.Batch) { o.observe(batch, request.Sleep, &reply.Asleep, &observation{}) }); err != nil {
+			if err := t.try(ctx, tx, func(batch *pgx.Batch) { t.observe(batch, request.Sleep, &response.Asleep, &observation{}) }); err != nil {
 				return err
 			}
 		}
-		if len(reply.Kept) > 0 {
+		if len(response.Kept) > 0 {
 			return nil // The checkpoint relies on all of the above, so it is not recorded this time.
 		}
 		// No row was to blame, so this may be: nobody else would tell.
-		return o.try(ctx, tx, func(batch *pgx.Batch) { o.recordState(batch, request) })
+		return t.try(ctx, tx, func(batch *pgx.Batch) { t.recordState(batch, request) })
 	})
-	o.floor.doubt()
-	o.complete = false
-	return reply, err
+	t.floor.doubt()
+	t.complete = false
+	return response, err
 }
 
 // without excludes from a page the rows that have just been kept: the relay still holds them.
@@ -147,7 +147,7 @@ func without(f Fetch, kept []Kept) *Fetch {
 // try runs statements in a savepoint. If they fail because of a row, they are undone and the transaction goes on.
 //
 // Many of them, one after the other, may take longer than a statement that is without a sign of life may. Each is a sign.
-func (o *Outbox) try(ctx context.Context, tx pgx.Tx, queue func(batch *pgx.Batch)) error {
+func (t *Term) try(ctx context.Context, tx pgx.Tx, queue func(batch *pgx.Batch)) error {
 	start := time.Now()
 	err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
 		batch := &pgx.Batch{}
@@ -155,32 +155,32 @@ func (o *Outbox) try(ctx context.Context, tx pgx.Tx, queue func(batch *pgx.Batch
 		return tx.SendBatch(ctx, batch).Close()
 	})
 	if err == nil || ofRow(err) {
-		o.session.lived(start, o.session.next.Load())
+		t.outbox.session.lived(start, t.outbox.session.next.Load())
 	}
 	return err
 }
 
 // settleOneByOne removes settled rows. Where that fails it halves them, again and again.
-func (o *Outbox) settleOneByOne(ctx context.Context, tx pgx.Tx, s Settled, reply *Reply) error {
+func (t *Term) settleOneByOne(ctx context.Context, tx pgx.Tx, s Settled, response *Response) error {
 	if len(s.Seqs) == 0 {
 		return nil
 	}
 	var n tally
-	err := o.try(ctx, tx, func(batch *pgx.Batch) {
+	err := t.try(ctx, tx, func(batch *pgx.Batch) {
 		n = tally{}
-		o.removeSettled(batch, &n, s)
+		t.removeSettled(batch, &n, s)
 	})
 	switch {
 	case isSetBack(err):
-		reply.Remaining = o.table.setBack()
+		response.Remaining = t.outbox.table.setBack()
 		return nil
 	case err == nil && n.removed < n.asked:
 		var remaining int
-		if err := tx.QueryRow(ctx, o.queries.remaining, s.Seqs).Scan(&remaining); err != nil {
+		if err := tx.QueryRow(ctx, t.queries.remaining, s.Seqs).Scan(&remaining); err != nil {
 			return err
 		}
 		if remaining > 0 {
-			reply.Remaining = o.table.stillThere(remaining)
+			response.Remaining = t.outbox.table.stillThere(remaining)
 		}
 		return nil
 	case err == nil:
@@ -188,32 +188,32 @@ func (o *Outbox) settleOneByOne(ctx context.Context, tx pgx.Tx, s Settled, reply
 	case !ofRow(err):
 		return err
 	case len(s.Seqs) == 1:
-		reply.Kept = append(reply.Kept, Kept{Ref: Ref{Seq: s.Seqs[0]}, Settle: true, Err: located(err)})
+		response.Kept = append(response.Kept, Kept{Ref: Ref{Seq: s.Seqs[0]}, Settle: true, Err: located(err)})
 		return nil
 	}
 	half := len(s.Seqs) / 2
-	if err := o.settleOneByOne(ctx, tx, Settled{Seqs: s.Seqs[:half], After: s.After, Unarchived: s.Unarchived}, reply); err != nil {
+	if err := t.settleOneByOne(ctx, tx, Settled{Seqs: s.Seqs[:half], After: s.After, Unarchived: s.Unarchived}, response); err != nil {
 		return err
 	}
-	return o.settleOneByOne(ctx, tx, Settled{Seqs: s.Seqs[half:], After: s.After, Unarchived: s.Unarchived}, reply)
+	return t.settleOneByOne(ctx, tx, Settled{Seqs: s.Seqs[half:], After: s.After, Unarchived: s.Unarchived}, response)
 }
 
 // keep handles the error of recording one refused row. If the database does not take the record, keep marks the row, so that
 // it is not fetched again.
-func (o *Outbox) keep(ctx context.Context, tx pgx.Tx, f Failure, err error, reply *Reply) error {
+func (t *Term) keep(ctx context.Context, tx pgx.Tx, f Failure, err error, response *Response) error {
 	if err == nil || !ofRow(err) && !errors.Is(err, errNotMoved) {
 		return err
 	}
 	err = located(err)
 	f.Reason = fmt.Sprintf("%s; and the database did not take the row's dead letter: %v", f.Reason, err)
 	var marked int64
-	marking := o.try(ctx, tx, func(batch *pgx.Batch) {
-		o.giveUp(batch, o.failures([]Failure{f}), &marked)
+	marking := t.try(ctx, tx, func(batch *pgx.Batch) {
+		t.giveUp(batch, t.failures([]Failure{f}), &marked)
 	})
 	if marking != nil && !ofRow(marking) {
 		return marking
 	}
-	reply.Kept = append(reply.Kept, Kept{Ref: f.Ref, Marked: marking == nil && marked > 0, Err: err})
+	response.Kept = append(response.Kept, Kept{Ref: f.Ref, Marked: marking == nil && marked > 0, Err: err})
 	return nil
 }
 
@@ -221,16 +221,16 @@ func (o *Outbox) keep(ctx context.Context, tx pgx.Tx, f Failure, err error, repl
 var errNotMoved = errors.New("a trigger or rule on the outbox or its dead letters kept the row from being moved")
 
 // recordDead moves one given-up row to the dead letters.
-func (o *Outbox) recordDead(ctx context.Context, tx pgx.Tx, f Failure) error {
+func (t *Term) recordDead(ctx context.Context, tx pgx.Tx, f Failure) error {
 	var n tally
-	err := o.try(ctx, tx, func(batch *pgx.Batch) {
+	err := t.try(ctx, tx, func(batch *pgx.Batch) {
 		n = tally{}
-		o.recordFailures(batch, nil, []Failure{f}, &n)
+		t.recordFailures(batch, nil, []Failure{f}, &n)
 	})
 	if err != nil || n.moved == n.dead {
 		return err
 	}
-	left, err := o.notMoved(ctx, tx, []Failure{f})
+	left, err := t.notMoved(ctx, tx, []Failure{f})
 	if err == nil && len(left) > 0 {
 		return errNotMoved
 	}
@@ -238,12 +238,12 @@ func (o *Outbox) recordDead(ctx context.Context, tx pgx.Tx, f Failure) error {
 }
 
 // notMoved returns the given-up rows that are still in the outbox, unmarked.
-func (o *Outbox) notMoved(ctx context.Context, on querier, dead []Failure) (left []Failure, err error) {
+func (t *Term) notMoved(ctx context.Context, on querier, dead []Failure) (left []Failure, err error) {
 	seqs, ids := make([]int64, len(dead)), make([][16]byte, len(dead))
 	for i, f := range dead {
 		seqs[i], ids[i] = f.Seq, f.ID
 	}
-	rows, err := on.Query(ctx, o.queries.notMoved, seqs, ids)
+	rows, err := on.Query(ctx, t.queries.notMoved, seqs, ids)
 	if err != nil {
 		return nil, err
 	}
@@ -252,20 +252,20 @@ func (o *Outbox) notMoved(ctx context.Context, on querier, dead []Failure) (left
 }
 
 // fetchOneByOne reads a page's rows one by one. A row that cannot be read comes back with the reason.
-func (o *Outbox) fetchOneByOne(ctx context.Context, tx pgx.Tx, f *Fetch, sleep SleepChange, reply *Reply) error {
+func (t *Term) fetchOneByOne(ctx context.Context, tx pgx.Tx, f *Fetch, sleep SleepChange, response *Response) error {
 	var (
 		keys    []Ref
 		blocked = 0
-		names   = o.excluded(f)
-		args    = o.pageArgs(f)
+		names   = t.excluded(f)
+		args    = t.pageArgs(f)
 	)
 	if len(names.ids) > 0 {
 		blocked = 1
 		args = append(args, names.types, names.ids)
 	}
-	err := o.try(ctx, tx, func(batch *pgx.Batch) {
-		o.observe(batch, sleep, &reply.Asleep, &observation{})
-		batch.Queue(o.queries.keys[blocked], args...).Query(func(rows pgx.Rows) (err error) {
+	err := t.try(ctx, tx, func(batch *pgx.Batch) {
+		t.observe(batch, sleep, &response.Asleep, &observation{})
+		batch.Queue(t.queries.keys[blocked], args...).Query(func(rows pgx.Rows) (err error) {
 			keys, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (k Ref, err error) {
 				var id *uuid.UUID
 				if err = row.Scan(&k.Seq, &id); id != nil {
@@ -275,13 +275,13 @@ func (o *Outbox) fetchOneByOne(ctx context.Context, tx pgx.Tx, f *Fetch, sleep S
 			})
 			return err
 		})
-		o.queueOvertaken(batch)
+		t.queueOvertaken(batch)
 	})
 	if err != nil {
 		return err
 	}
-	if o.overtaken {
-		reply.Full = true // The next fetch begins further back.
+	if t.overtaken {
+		response.Full = true // The next fetch begins further back.
 		return nil
 	}
 	size, started := 0, time.Now()
@@ -289,7 +289,7 @@ func (o *Outbox) fetchOneByOne(ctx context.Context, tx pgx.Tx, f *Fetch, sleep S
 		if size >= f.Bytes || time.Since(started) > oneByOneShare {
 			break
 		}
-		row, err := o.fetchOne(ctx, tx, f, key)
+		row, err := t.fetchOne(ctx, tx, f, key)
 		switch {
 		case ofRow(err):
 			row = Row{Seq: key.Seq, ID: key.ID, Unfit: "not readable: " + err.Error(), Nameless: true}
@@ -297,19 +297,19 @@ func (o *Outbox) fetchOneByOne(ctx context.Context, tx pgx.Tx, f *Fetch, sleep S
 			return err
 		}
 		size += row.Size()
-		reply.Rows = append(reply.Rows, row)
+		response.Rows = append(response.Rows, row)
 	}
-	reply.Full = len(keys) > 0
+	response.Full = len(keys) > 0
 	return nil
 }
 
 // oneByOneShare is how long one round trip goes on reading rows one by one.
 const oneByOneShare = 200 * time.Millisecond
 
-func (o *Outbox) fetchOne(ctx context.Context, tx pgx.Tx, f *Fetch, key Ref) (row Row, err error) {
+func (t *Term) fetchOne(ctx context.Context, tx pgx.Tx, f *Fetch, key Ref) (row Row, err error) {
 	var read pageRead
-	err = o.try(ctx, tx, func(batch *pgx.Batch) {
-		batch.Queue(o.queries.one, key.Seq, [16]byte(key.ID), f.maxData()).Query(func(rows pgx.Rows) (err error) {
+	err = t.try(ctx, tx, func(batch *pgx.Batch) {
+		batch.Queue(t.queries.one, key.Seq, [16]byte(key.ID), f.maxData()).Query(func(rows pgx.Rows) (err error) {
 			read, err = new(pageSizes).scan(rows, *f)
 			return err
 		})

@@ -44,21 +44,21 @@ func TestOneRowIsKept(t *testing.T) {
 	failure := func(seq int64) store.Failure {
 		return store.Failure{Ref: store.Ref{Seq: seq}, Attempts: 3, Reason: "refused"}
 	}
-	reply := f.exchange(t, store.Request{
+	response := f.roundTrip(t, store.Request{
 		Settled: settledSeqs([]int64{5, 6, 7, 8}), Dead: []store.Failure{failure(20), failure(21)},
 		Checkpoint: 99,
 		Fetch:      &store.Fetch{Rows: 100, Bytes: 1 << 20, Highest: 40},
 	})
-	if got, want := keptSeqs(reply.Kept), []int64{7, 21}; !slices.Equal(got, want) {
-		t.Fatalf("kept are %v (%+v), want %v", got, reply.Kept, want)
+	if got, want := keptSeqs(response.Kept), []int64{7, 21}; !slices.Equal(got, want) {
+		t.Fatalf("kept are %v (%+v), want %v", got, response.Kept, want)
 	}
-	for _, k := range reply.Kept {
+	for _, k := range response.Kept {
 		if k.Settle != (k.Seq == 7) || k.Marked != (k.Seq == 21) || k.Err == nil {
 			t.Errorf("kept is %+v, want 7 as settled and 21 as marked, with what Postgres said", k)
 		}
 	}
 	want := slices.DeleteFunc(between(1, 40), func(seq int64) bool { return slices.Contains([]int64{5, 6, 7, 8, 20, 21}, seq) })
-	if got := seqs(reply.Rows); !slices.Equal(got, want) {
+	if got := seqs(response.Rows); !slices.Equal(got, want) {
 		t.Errorf("fetched are %v, want %v: what is kept is still held, or marked", got, want)
 	}
 	if got := query[int](t, f, `select count(*) from outbox where given_up_at is not null and last_error like '%refused%not insert%'`); got != 1 {
@@ -84,16 +84,16 @@ func between(from, to int64) []int64 {
 func TestDeletedRowsThatAreStillThere(t *testing.T) {
 	f := newFixture(t, store.Options{Retain: time.Hour})
 	f.insert(t, event("1"), event("2"), event("3"))
-	if reply := f.exchange(t, store.Request{Settled: settledSeqs([]int64{1, 99})}); reply.Remaining != nil {
-		t.Errorf("a row that somebody else removed: %v", reply.Remaining)
+	if response := f.roundTrip(t, store.Request{Settled: settledSeqs([]int64{1, 99})}); response.Remaining != nil {
+		t.Errorf("a row that somebody else removed: %v", response.Remaining)
 	}
 	f.exec(t, `
 create function keep() returns trigger language plpgsql as $$ begin return null; end $$;
 create trigger keep before delete on outbox for each row execute function keep()`)
-	if reply := f.exchange(t, store.Request{Settled: settledSeqs([]int64{2})}); !errors.Is(reply.Remaining, store.ErrKept) {
-		t.Errorf("Remaining is %v, want %v", reply.Remaining, store.ErrKept)
+	if response := f.roundTrip(t, store.Request{Settled: settledSeqs([]int64{2})}); !errors.Is(response.Remaining, store.ErrKept) {
+		t.Errorf("Remaining is %v, want %v", response.Remaining, store.ErrKept)
 	}
-	if _, _, err := f.Settle(t.Context(), []store.Ref{{Seq: 3, ID: f.id(t, 3)}}, 1); !errors.Is(err, store.ErrKept) {
+	if _, _, err := f.leader(t).Settle(t.Context(), []store.Ref{{Seq: 3, ID: f.id(t, 3)}}, 1); !errors.Is(err, store.ErrKept) {
 		t.Errorf("Settle: %v, want %v", err, store.ErrKept)
 	}
 }
@@ -106,8 +106,8 @@ func TestArchiveThatKeepsNothing(t *testing.T) {
 create function lose() returns trigger language plpgsql as $$ begin return null; end $$;
 create trigger lose before insert on outbox_published_0 for each row execute function lose()`)
 	f.insert(t, event("1"))
-	if reply := f.exchange(t, store.Request{Settled: settledSeqs([]int64{1})}); !errors.Is(reply.Remaining, store.ErrUnarchived) {
-		t.Errorf("Remaining is %v, want %v", reply.Remaining, store.ErrUnarchived)
+	if response := f.roundTrip(t, store.Request{Settled: settledSeqs([]int64{1})}); !errors.Is(response.Remaining, store.ErrUnarchived) {
+		t.Errorf("Remaining is %v, want %v", response.Remaining, store.ErrUnarchived)
 	}
 }
 
@@ -120,7 +120,7 @@ func TestSettleKeepsOne(t *testing.T) {
 	for seq := range int64(3) {
 		refs = append(refs, store.Ref{Seq: seq + 1, ID: f.id(t, seq+1)})
 	}
-	settled, kept, err := f.Settle(t.Context(), refs, 1)
+	settled, kept, err := f.leader(t).Settle(t.Context(), refs, 1)
 	if err != nil || settled != 2 || !slices.Equal(kept, refs[1:2]) {
 		t.Errorf("got %d settled, %v kept, %v; want 2, and row 2", settled, kept, err)
 	}
@@ -140,9 +140,9 @@ insert into outbox (topic, aggregate_type, aggregate_id, event_type, data, heade
 	f.insert(t, event("7"))
 	var rows []store.Row
 	for highest := int64(0); ; highest = rows[len(rows)-1].Seq {
-		reply := f.exchange(t, store.Request{Fetch: &store.Fetch{Rows: 100, Bytes: 1 << 17, MaxData: 1000, Held: seqs(rows), Highest: highest}})
-		rows = append(rows, reply.Rows...)
-		if !reply.Full {
+		response := f.roundTrip(t, store.Request{Fetch: &store.Fetch{Rows: 100, Bytes: 1 << 17, MaxData: 1000, Held: seqs(rows), Highest: highest}})
+		rows = append(rows, response.Rows...)
+		if !response.Full {
 			break
 		}
 	}
@@ -179,8 +179,8 @@ func TestLargeRowsAreGivenUpInPlace(t *testing.T) {
 	large := event("1")
 	large.Data = make([]byte, 1<<20)
 	f.insert(t, large, event("1"), event("2"))
-	reply := f.exchange(t, store.Request{Dead: []store.Failure{{Ref: store.Ref{Seq: 1}, Attempts: 1, Reason: "too large", Size: 1 << 20}}, Fetch: page(0)})
-	if got, want := seqs(reply.Rows), []int64{3}; !slices.Equal(got, want) {
+	response := f.roundTrip(t, store.Request{Dead: []store.Failure{{Ref: store.Ref{Seq: 1}, Attempts: 1, Reason: "too large", Size: 1 << 20}}, Fetch: page(0)})
+	if got, want := seqs(response.Rows), []int64{3}; !slices.Equal(got, want) {
 		t.Errorf("fetched are %v, want %v: aggregate 1 is held", got, want)
 	}
 	if got := query[string](t, f, `select last_error from outbox where given_up_at is not null`); got != "too large" {
@@ -220,12 +220,12 @@ func TestSequenceSetBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.insert(t, event("1"), event("2"), event("3"))
-	old := f.exchange(t, store.Request{Fetch: page(0)}).Rows
+	old := f.roundTrip(t, store.Request{Fetch: page(0)}).Rows
 	f.exec(t, `truncate outbox restart identity`)
 	f.insert(t, event("new"))
-	reply := f.exchange(t, store.Request{Settled: settledSeqs(seqs(old)), Fetch: page(3)})
-	if got, want := ids(reply.Rows), []string{"new"}; !slices.Equal(got, want) || !errors.Is(reply.Remaining, store.ErrKept) {
-		t.Errorf("got rows %v and %v, want %v and %v", got, reply.Remaining, want, store.ErrKept)
+	response := f.roundTrip(t, store.Request{Settled: settledSeqs(seqs(old)), Fetch: page(3)})
+	if got, want := ids(response.Rows), []string{"new"}; !slices.Equal(got, want) || !errors.Is(response.Remaining, store.ErrKept) {
+		t.Errorf("got rows %v and %v, want %v and %v", got, response.Remaining, want, store.ErrKept)
 	}
 	if n := query[int](t, f, `select count(*) from outbox_published`); n != 0 {
 		t.Errorf("%d events are in the archive that were not settled", n)
@@ -240,10 +240,10 @@ func TestOwnersDivision(t *testing.T) {
 	}
 	f.insert(t, event("1"), event("odd"), event("3"))
 	f.exec(t, `create index on outbox_published_0 ((1 / (octet_length(aggregate_id) - 3)))`)
-	rows := f.exchange(t, store.Request{Fetch: page(0)}).Rows
-	reply := f.exchange(t, store.Request{Settled: settledSeqs(seqs(rows))})
-	if len(reply.Kept) != 1 || reply.Kept[0].Seq != 2 || !reply.Kept[0].Settle || reply.Remaining != nil {
-		t.Errorf("kept are %+v, and remaining %v; want the second row, and nothing else", reply.Kept, reply.Remaining)
+	rows := f.roundTrip(t, store.Request{Fetch: page(0)}).Rows
+	response := f.roundTrip(t, store.Request{Settled: settledSeqs(seqs(rows))})
+	if len(response.Kept) != 1 || response.Kept[0].Seq != 2 || !response.Kept[0].Settle || response.Remaining != nil {
+		t.Errorf("kept are %+v, and remaining %v; want the second row, and nothing else", response.Kept, response.Remaining)
 	}
 	if n := query[int](t, f, `select count(*) from outbox`); n != 1 {
 		t.Errorf("%d rows are in the outbox, want one", n)
@@ -256,7 +256,7 @@ func TestPutBackByID(t *testing.T) {
 	f := newFixture(t, store.Options{Retain: time.Hour, Logger: textLogger(&log)})
 	f.begin(t)
 	f.insert(t, event("1"), event("2"), event("3"))
-	f.exchange(t, store.Request{Settled: settledSeqs([]int64{1, 2, 3})})
+	f.roundTrip(t, store.Request{Settled: settledSeqs([]int64{1, 2, 3})})
 	f.exec(t, `alter sequence outbox_seq_seq restart with 2`)
 	f.insert(t, event("another"))
 	if back := f.putBack(t, f.archived(t, 0), store.Checkpoint{}); back != 2 {
@@ -290,12 +290,12 @@ create table heir_of_the_dead () inherits (outbox_dead)`)
 	if got := ids(f.fetch(t)); !slices.Equal(got, []string{"1", "2", "3"}) {
 		t.Errorf("fetched are %v, want the outbox's own", got)
 	}
-	reply := f.exchange(t, store.Request{
+	response := f.roundTrip(t, store.Request{
 		Settled: settledSeqs([]int64{1}), Dead: []store.Failure{{Ref: store.Ref{Seq: 2}, Attempts: 1, Reason: "refused"}},
 		Failed: []store.Failure{{Ref: store.Ref{Seq: 3}, Attempts: 1, Reason: "refused", Wait: time.Hour}},
 	})
-	if reply.Remaining != nil || len(reply.Kept) > 0 {
-		t.Errorf("something remains: %v, %v", reply.Remaining, reply.Kept)
+	if response.Remaining != nil || len(response.Kept) > 0 {
+		t.Errorf("something remains: %v, %v", response.Remaining, response.Kept)
 	}
 	f.exec(t, `insert into heir_of_the_dead select * from outbox_dead`)
 	if letters, err := f.DeadLetters(t.Context(), store.DeadFilter{}, true); err != nil || len(letters) != 1 {

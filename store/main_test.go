@@ -21,7 +21,8 @@ type fixture struct {
 	*store.Outbox
 
 	dsn  string
-	conn *pgx.Conn // A producer's and an observer's connection.
+	conn *pgx.Conn   // A producer's and an observer's connection.
+	term *store.Term // The latest; nil for none.
 }
 
 func newFixture(tb testing.TB, options store.Options) *fixture {
@@ -44,7 +45,35 @@ func newFixtureAt(tb testing.TB, dsn string, options store.Options) *fixture {
 			tb.Error(err)
 		}
 	})
-	return &fixture{outbox, dsn, connect(tb, dsn)}
+	return &fixture{Outbox: outbox, dsn: dsn, conn: connect(tb, dsn)}
+}
+
+// begin begins a term.
+func begin(tb testing.TB, outbox *store.Outbox, stream string) *store.Term {
+	tb.Helper()
+	term, err := outbox.Begin(tb.Context(), stream, "me", 0)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return term
+}
+
+// Begin is that of Outbox. The term is the fixture's from then on.
+func (f *fixture) Begin(ctx context.Context, stream, leader string, atLeast int64) (*store.Term, error) {
+	term, err := f.Outbox.Begin(ctx, stream, leader, atLeast)
+	if err == nil {
+		f.term = term
+	}
+	return term, err
+}
+
+// leader returns the fixture's term, which it begins if there is none.
+func (f *fixture) leader(tb testing.TB) *store.Term {
+	tb.Helper()
+	if f.term == nil {
+		f.begin(tb)
+	}
+	return f.term
 }
 
 // patience is how long a test waits for what takes milliseconds, on a machine that may be busy with others.
@@ -107,18 +136,18 @@ func (f *fixture) insert(tb testing.TB, events ...store.Event) {
 	}
 }
 
-func (f *fixture) exchange(tb testing.TB, request store.Request) store.Reply {
+func (f *fixture) roundTrip(tb testing.TB, request store.Request) store.Response {
 	tb.Helper()
 	for _, failures := range [][]store.Failure{request.Failed, request.Dead} {
 		for i := range failures {
 			failures[i].ID = f.id(tb, failures[i].Seq)
 		}
 	}
-	reply, err := f.Exchange(tb.Context(), request)
+	response, err := f.leader(tb).RoundTrip(tb.Context(), request)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return reply
+	return response
 }
 
 // id returns the id of the row with this seq; the nil UUID if there is none.
@@ -131,9 +160,9 @@ func (f *fixture) id(tb testing.TB, seq int64) uuid.UUID {
 func (f *fixture) fetch(tb testing.TB) (rows []store.Row) {
 	tb.Helper()
 	for highest := int64(0); ; highest = rows[len(rows)-1].Seq {
-		reply := f.exchange(tb, store.Request{Fetch: &store.Fetch{Rows: 1000, Bytes: 1 << 30, Held: seqs(rows), Highest: highest}})
-		rows = append(rows, reply.Rows...)
-		if !reply.Full {
+		response := f.roundTrip(tb, store.Request{Fetch: &store.Fetch{Rows: 1000, Bytes: 1 << 30, Held: seqs(rows), Highest: highest}})
+		rows = append(rows, response.Rows...)
+		if !response.Full {
 			return rows
 		}
 	}

@@ -103,10 +103,10 @@ type pageRead struct {
 }
 
 // queueFetch queues the fetch of a page.
-func (o *Outbox) queueFetch(batch *pgx.Batch, f *Fetch, into *pageRead) {
-	names, measured := o.excluded(f), 0
-	args := append(o.pageArgs(f), f.Bytes/f.Rows) // So many rows of so many bytes are within bounds.
-	if o.large {
+func (t *Term) queueFetch(batch *pgx.Batch, f *Fetch, into *pageRead) {
+	names, measured := t.excluded(f), 0
+	args := append(t.pageArgs(f), f.Bytes/f.Rows) // So many rows of so many bytes are within bounds.
+	if t.large {
 		measured = 1
 		args[len(args)-1] = f.Bytes
 		args = append(args, f.maxData())
@@ -116,12 +116,12 @@ func (o *Outbox) queueFetch(batch *pgx.Batch, f *Fetch, into *pageRead) {
 		blocked = 1
 		args = append(args, names.types, names.ids)
 	}
-	batch.Queue(o.queries.fetch[measured][blocked], args...).Query(func(rows pgx.Rows) error {
+	batch.Queue(t.queries.fetch[measured][blocked], args...).Query(func(rows pgx.Rows) error {
 		var err error
-		*into, err = o.pageSizes.scan(rows, *f)
+		*into, err = t.pageSizes.scan(rows, *f)
 		return err
 	})
-	o.queueOvertaken(batch)
+	t.queueOvertaken(batch)
 }
 
 // queueOvertaken queues a look, after a fetch, at whether a command has let held aggregates go on before the fetch took its
@@ -129,16 +129,16 @@ func (o *Outbox) queueFetch(batch *pgx.Batch, f *Fetch, into *pageRead) {
 // aggregate's later rows and not the earlier ones, which are below the floor: it has to be repeated, from further back.
 //
 // Every command changes what is recorded as scan_from in its own transaction: see lowerScan.
-func (o *Outbox) queueOvertaken(batch *pgx.Batch) {
-	if !o.holdDead || o.term == 0 {
+func (t *Term) queueOvertaken(batch *pgx.Batch) {
+	if !t.outbox.holdDead {
 		return
 	}
-	batch.Queue(o.queries.scanFrom, o.stream, o.term).Query(func(rows pgx.Rows) error {
+	batch.Queue(t.queries.scanFrom, t.stream, t.Number).Query(func(rows pgx.Rows) error {
 		var now int64
 		_, err := pgx.ForEachRow(rows, []any{&now}, func() error {
-			if now != o.scanFrom {
-				o.scanFrom = now
-				o.goBack(now)
+			if now != t.scanFrom {
+				t.scanFrom = now
+				t.goBack(now)
 			}
 			return nil
 		})
@@ -146,16 +146,16 @@ func (o *Outbox) queueOvertaken(batch *pgx.Batch) {
 	})
 }
 
-// goBack makes the next fetch begin at a seq at the latest, and what an exchange has just fetched void.
-func (o *Outbox) goBack(to int64) {
-	o.back.lower(to)
-	o.overtaken = true
+// goBack makes the next fetch begin at a seq at the latest, and what a round trip has just fetched void.
+func (t *Term) goBack(to int64) {
+	t.outbox.back.lower(to)
+	t.overtaken = true
 }
 
 // pageArgs are the parameters that all queries of a page have in common.
-func (o *Outbox) pageArgs(f *Fetch) []any {
+func (t *Term) pageArgs(f *Fetch) []any {
 	held := keysOf(slices.Concat(f.Held, f.Passed))
-	from := o.floor.at
+	from := t.floor.at
 	if f.Back && f.Stay {
 		from = min(from, f.BackTo)
 	}

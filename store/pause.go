@@ -81,8 +81,8 @@ func (o *Outbox) changePause(ctx context.Context, change func(tx pgx.Tx) error) 
 	})
 }
 
-// Paused returns the pause that this outbox was found in when [Outbox.Exchange] or [Outbox.Stand] last asked; nil if there was
-// none, or neither has been called. Exchange asks twice a second, and whenever a request wants it.
+// Paused returns the pause that this outbox was found in when [Term.RoundTrip] or [Outbox.Stand] last asked; nil if there was
+// none, or neither has been called. RoundTrip asks twice a second, and whenever a request wants it.
 func (o *Outbox) Paused() *Pause { return o.paused.Load() }
 
 func (t Table) selectPause() string {

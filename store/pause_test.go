@@ -53,9 +53,10 @@ func TestPause(t *testing.T) {
 		t.Errorf("Resume returns %+v, %v", ended, err)
 	}
 	stands("")
-	exchange := func(request store.Request) {
+	var term *store.Term
+	roundTrip := func(request store.Request) {
 		t.Helper()
-		if _, err := relay.Exchange(t.Context(), request); err != nil {
+		if _, err := term.RoundTrip(t.Context(), request); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -63,15 +64,16 @@ func TestPause(t *testing.T) {
 	if err := person.Pause(t.Context(), "third", "bob"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := relay.Begin(t.Context(), "S", "r", 0); err != nil {
+	term, err = relay.Begin(t.Context(), "S", "r", 0)
+	if err != nil {
 		t.Fatal(err)
 	}
-	exchange(fetch) // The first round trip of a term asks.
+	roundTrip(fetch) // The first round trip of a term asks.
 	expectPause(t, relay, "third")
 	if _, err := person.Resume(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	exchange(store.Request{AskPause: true})
+	roundTrip(store.Request{AskPause: true})
 	expectPause(t, relay, "")
 
 	// Whoever listens asks at once, and others soon.
@@ -82,12 +84,12 @@ func TestPause(t *testing.T) {
 			t.Cleanup(stop)
 			go func() { _ = relay.Listen(listening, func() { heard <- struct{}{} }) }()
 			<-heard // It has connected.
-			exchange(store.Request{AskPause: true})
+			roundTrip(store.Request{AskPause: true})
 			if err := person.Pause(t.Context(), "fourth", "bob"); err != nil {
 				t.Fatal(err)
 			}
 			<-heard
-			exchange(fetch)
+			roundTrip(fetch)
 			expectPause(t, relay, "fourth")
 			continue
 		}
@@ -96,7 +98,7 @@ func TestPause(t *testing.T) {
 		}
 		began := time.Now()
 		for relay.Paused() == nil && time.Since(began) < 5*time.Second {
-			exchange(fetch)
+			roundTrip(fetch)
 		}
 		expectPause(t, relay, "fourth")
 		if took := time.Since(began); took > 2*time.Second {

@@ -67,12 +67,9 @@ func TestPoolerIsRefused(t *testing.T) {
 		return relabel(client, server)
 	}), store.Options{})
 
-	_, err = pooler.Exchange(t.Context(), store.Request{Fetch: page(0)})
+	_, err = pooler.Begin(t.Context(), "s", "me", 0)
 	if !errors.Is(err, store.ErrPooler) || !store.Fatal(err) || !strings.Contains(err.Error(), "connect to the server itself") {
-		t.Errorf("exchange: got %v, want a fatal ErrPooler that says what to do", err)
-	}
-	if _, err := pooler.Begin(t.Context(), "s", "me", 0); !errors.Is(err, store.ErrPooler) {
-		t.Errorf("begin: got %v, want ErrPooler", err)
+		t.Errorf("begin: got %v, want a fatal ErrPooler that says what to do", err)
 	}
 	if _, generation := pooler.Session().LastRoundTrip(); generation != 0 {
 		t.Errorf("got generation %d, want none", generation)
@@ -127,8 +124,8 @@ func TestRefusedStartIsExplained(t *testing.T) {
 				return protocol.Flush()
 			})
 			outbox := open(t, dsn, store.Options{})
-			_, exchange := outbox.Exchange(t.Context(), store.Request{Fetch: page(0)})
-			for operation, err := range map[string]error{"exchange": exchange, "check": outbox.Check(t.Context())} {
+			_, begin := outbox.Begin(t.Context(), "s", "me", 0)
+			for operation, err := range map[string]error{"begin": begin, "check": outbox.Check(t.Context())} {
 				if err == nil || !strings.Contains(err.Error(), tt.text) || !strings.Contains(err.Error(), "refused by Postgres") {
 					t.Errorf("%s: got %v, want one that tells %q", operation, err, tt.text)
 					continue

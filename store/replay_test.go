@@ -32,8 +32,8 @@ func library(t *testing.T) (f *fixture, events []store.Row) {
 	for i := range events {
 		settled = append(settled, store.Settled{Seqs: []int64{events[i].Seq}, After: uint64(10 * (i + 1))})
 	}
-	f.exchange(t, store.Request{Settled: settled, Checkpoint: 100})
-	f.exchange(t, store.Request{Checkpoint: 101})
+	f.roundTrip(t, store.Request{Settled: settled, Checkpoint: 100})
+	f.roundTrip(t, store.Request{Checkpoint: 101})
 	f.exec(t, `update outbox_published set published_at = clock_timestamp() - (4 - seq) * interval '1 hour'`)
 	return f, events
 }
@@ -113,7 +113,7 @@ func TestReplay(t *testing.T) {
 	if got := f.replay(t, store.ReplayFilter{Topic: "none"}, false); got != 0 {
 		t.Errorf("replayed %d events of no topic", got)
 	}
-	if _, err := f.Exchange(t.Context(), store.Request{Fetch: &store.Fetch{Rows: 1, Bytes: 1}}); err != nil {
+	if _, err := f.leader(t).RoundTrip(t.Context(), store.Request{Fetch: &store.Fetch{Rows: 1, Bytes: 1}}); err != nil {
 		t.Errorf("a replay of nothing ended the term: %v", err)
 	}
 
@@ -124,8 +124,8 @@ func TestReplay(t *testing.T) {
 		t.Errorf("the archive has %v, want %v", got, want)
 	}
 	// The leader must not publish what it has not looked for.
-	if reply, err := f.Exchange(t.Context(), store.Request{Fetch: &store.Fetch{Rows: 1000, Bytes: 1 << 30}}); err == nil {
-		t.Errorf("the term goes on, and has fetched %v", seqs(reply.Rows))
+	if response, err := f.leader(t).RoundTrip(t.Context(), store.Request{Fetch: &store.Fetch{Rows: 1000, Bytes: 1 << 30}}); err == nil {
+		t.Errorf("the term goes on, and has fetched %v", seqs(response.Rows))
 	}
 	term := f.begin(t)
 	if got := term.Checkpoint; got.Before != 20 || got.Sequence != 101 {
@@ -146,7 +146,7 @@ func TestReplay(t *testing.T) {
 	if got := f.replay(t, store.ReplayFilter{Topic: "orders"}, false); got != 0 {
 		t.Errorf("replayed %d events that wait, want 0", got)
 	}
-	f.exchange(t, store.Request{Settled: []store.Settled{{Seqs: []int64{2, 3, 4}, After: 200}}})
+	f.roundTrip(t, store.Request{Settled: []store.Settled{{Seqs: []int64{2, 3, 4}, After: 200}}})
 	if got := f.inArchive(t); !slices.Equal(got, before) {
 		t.Errorf("at last the archive has %v, want %v", got, before)
 	}
@@ -249,8 +249,8 @@ select exists (select from pg_stat_activity where datname = current_database() a
 	if err := await(t, "replay", replayed); err != nil {
 		t.Fatal(err)
 	}
-	if reply, err := f.Exchange(t.Context(), store.Request{Fetch: &store.Fetch{Rows: 1000, Bytes: 1 << 30}}); err == nil {
-		t.Errorf("the term goes on, and has fetched %v", seqs(reply.Rows))
+	if response, err := f.leader(t).RoundTrip(t.Context(), store.Request{Fetch: &store.Fetch{Rows: 1000, Bytes: 1 << 30}}); err == nil {
+		t.Errorf("the term goes on, and has fetched %v", seqs(response.Rows))
 	}
 	if got := f.begin(t).Checkpoint.Before; got != 10 {
 		t.Errorf("the next term begins with the checkpoint %d, want 10", got)
@@ -314,7 +314,7 @@ func TestReplayByOtherRoles(t *testing.T) {
 	if err := f.Close(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	leader := &fixture{open(t, f.dsn+"&user="+relay, store.Options{Retain: time.Hour}), f.dsn, f.conn}
+	leader := &fixture{Outbox: open(t, f.dsn+"&user="+relay, store.Options{Retain: time.Hour}), dsn: f.dsn, conn: f.conn}
 	t.Cleanup(func() { _ = leader.Close(context.WithoutCancel(t.Context())) })
 	leader.begin(t)
 

@@ -53,7 +53,7 @@ func (s *sleeper) wake() {
 // sleep makes one attempt to fall asleep, with the fetch that belongs to it.
 func (s *sleeper) sleep(tb testing.TB) bool {
 	tb.Helper()
-	return s.exchange(tb, store.Request{Sleep: store.FallAsleep, Fetch: page(0)}).Asleep
+	return s.roundTrip(tb, store.Request{Sleep: store.FallAsleep, Fetch: page(0)}).Asleep
 }
 
 // quiet verifies that what do does notifies nobody: notifications are delivered in the order of the commits, so
@@ -95,9 +95,9 @@ func TestInsertWakesTheSleeping(t *testing.T) {
 	s.exec(t, `insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) select 't', 'a', n::text, 'e', '' from generate_series(1, 10) n`)
 	await(t, "wake-up by plain SQL", s.woken)
 
-	reply := s.exchange(t, store.Request{Sleep: store.WakeUp, Fetch: page(0)})
-	if reply.Asleep || len(reply.Rows) != 12 {
-		t.Errorf("after waking up: got asleep %v and %d rows, want awake and 12", reply.Asleep, len(reply.Rows))
+	response := s.roundTrip(t, store.Request{Sleep: store.WakeUp, Fetch: page(0)})
+	if response.Asleep || len(response.Rows) != 12 {
+		t.Errorf("after waking up: got asleep %v and %d rows, want awake and 12", response.Asleep, len(response.Rows))
 	}
 	s.quiet(t, "while the relay is awake", func() { s.insert(t, event("3")) })
 }
@@ -134,7 +134,7 @@ func TestKeepSleepKeepsIt(t *testing.T) {
 	t.Parallel()
 	s := listen(t, newFixture(t, store.Options{}))
 	s.sleep(t)
-	s.exchange(t, store.Request{Fetch: page(0)}) // A poll.
+	s.roundTrip(t, store.Request{Fetch: page(0)}) // A poll.
 	s.insert(t, event("1"))
 	await(t, "wake-up by an insert after a poll", s.woken)
 }
@@ -176,14 +176,14 @@ func TestOpenInsertKeepsAwake(t *testing.T) {
 			} else if _, err := conn.Exec(t.Context(), tt.end); err != nil {
 				t.Fatal(err)
 			}
-			var reply store.Reply
+			var response store.Response
 			eventually(t, "the relay can fall asleep", func() bool {
-				reply = s.exchange(t, store.Request{Sleep: store.FallAsleep, Fetch: page(0)})
-				return reply.Asleep
+				response = s.roundTrip(t, store.Request{Sleep: store.FallAsleep, Fetch: page(0)})
+				return response.Asleep
 			})
 			// The fetch that comes with falling asleep sees what kept it awake.
-			if len(reply.Rows) != tt.want {
-				t.Errorf("when it fell asleep it saw %d rows, want %d", len(reply.Rows), tt.want)
+			if len(response.Rows) != tt.want {
+				t.Errorf("when it fell asleep it saw %d rows, want %d", len(response.Rows), tt.want)
 			}
 		})
 	}
@@ -317,10 +317,10 @@ func (c *consumer) step(t *testing.T, deadline time.Time) {
 			return
 		}
 	}
-	reply := c.exchange(t, request)
-	c.asleep = reply.Asleep
-	c.settled = seqs(reply.Rows)
-	for _, row := range reply.Rows {
+	response := c.roundTrip(t, request)
+	c.asleep = response.Asleep
+	c.settled = seqs(response.Rows)
+	for _, row := range response.Rows {
 		c.highest = max(c.highest, row.Seq)
 		if c.seen[row.ID] {
 			t.Errorf("seq %d was seen again", row.Seq)
@@ -340,15 +340,15 @@ func TestPreparedTransactions(t *testing.T) {
 		}
 	}
 	prepare("one")
-	if f.exchange(t, store.Request{Sleep: store.FallAsleep, Fetch: page(0)}).Asleep {
+	if f.roundTrip(t, store.Request{Sleep: store.FallAsleep, Fetch: page(0)}).Asleep {
 		t.Fatal("fell asleep over a prepared insert")
 	}
 	f.exec(t, `commit prepared 'one'`)
-	reply := f.exchange(t, store.Request{Sleep: store.FallAsleep, Fetch: page(0)})
-	if !reply.Asleep || len(reply.Rows) != 1 {
-		t.Errorf("after its commit: got asleep %v and %d rows, want true and 1", reply.Asleep, len(reply.Rows))
+	response := f.roundTrip(t, store.Request{Sleep: store.FallAsleep, Fetch: page(0)})
+	if !response.Asleep || len(response.Rows) != 1 {
+		t.Errorf("after its commit: got asleep %v and %d rows, want true and 1", response.Asleep, len(response.Rows))
 	}
-	f.exchange(t, store.Request{Sleep: store.WakeUp, Settled: settledSeqs(seqs(reply.Rows))})
+	f.roundTrip(t, store.Request{Sleep: store.WakeUp, Settled: settledSeqs(seqs(response.Rows))})
 
 	// The floor stays below it, whoever else is in the way.
 	if _, err := connect(t, f.dsn).Exec(t.Context(), `begin; select pg_current_xact_id()`); err != nil {
@@ -408,23 +408,23 @@ func TestRequeueIsSeenBelowTheFloor(t *testing.T) {
 			if !tt.options.HoldDead {
 				settled = []int64{2}
 			}
-			s.exchange(t, store.Request{Settled: settledSeqs(settled), Dead: []store.Failure{{Ref: store.Ref{Seq: 1}, Attempts: 3, Reason: "refused"}}})
+			s.roundTrip(t, store.Request{Settled: settledSeqs(settled), Dead: []store.Failure{{Ref: store.Ref{Seq: 1}, Attempts: 3, Reason: "refused"}}})
 			// Other events come and go, and the floor rises.
 			highest := int64(2)
 			for range 6 {
 				s.insert(t, event("2"))
-				rows := s.exchange(t, store.Request{Fetch: page(highest)}).Rows
+				rows := s.roundTrip(t, store.Request{Fetch: page(highest)}).Rows
 				if len(rows) != 1 {
 					t.Fatalf("got %v, want only what was just inserted", seqs(rows))
 				}
 				highest = rows[0].Seq
-				s.exchange(t, store.Request{Settled: settledSeqs([]int64{highest}), Fetch: page(highest, highest)})
+				s.roundTrip(t, store.Request{Settled: settledSeqs([]int64{highest}), Fetch: page(highest, highest)})
 			}
 			if n, err := tt.decide(s.fixture); n != 1 || err != nil {
 				t.Fatalf("got %d letters and error %v, want 1", n, err)
 			}
 			await(t, "wake-up", s.woken)
-			if got := seqs(s.exchange(t, store.Request{Fetch: page(highest)}).Rows); !slices.Equal(got, tt.want) {
+			if got := seqs(s.roundTrip(t, store.Request{Fetch: page(highest)}).Rows); !slices.Equal(got, tt.want) {
 				t.Errorf("got %v, want %v", got, tt.want)
 			}
 		})

@@ -41,18 +41,19 @@ func TestArchiveIsReadFromAPlaceOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = o.Close(context.WithoutCancel(t.Context())) })
-	if _, err := o.Begin(t.Context(), "S", "me", 0); err != nil {
+	term, err := o.Begin(t.Context(), "S", "me", 0)
+	if err != nil {
 		t.Fatal(err)
 	}
 	const events = 50_000
 	execute(t, dsn, `insert into outbox_published (part, stream, after, seq, id, topic, aggregate_type, aggregate_id, event_type, data, created_at)
 		select 0, 'S', i / 100, i, gen_random_uuid(), 't', 'A', '1', 'E', repeat('x', 100)::bytea, now() from generate_series(1, 50000) i`)
-	o.unsummarized.Store(events)
-	if err := o.summarize(t.Context()); err != nil {
+	term.unsummarized.Store(events)
+	if err := term.summarize(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	for from, want := range map[uint64]int{0: events, events/100 - 1: 101} {
-		got, err := o.Archive(t.Context(), from)
+		got, err := term.Archive(t.Context(), from)
 		if err != nil || len(got) != want {
 			t.Errorf("from %d: got %d events, error %v; want %d", from, len(got), err, want)
 		}

@@ -54,7 +54,7 @@ func (b *back) take() (to int64, ok bool) {
 // do not fire, and rows whose producers chose the seq. The next fetch begins at the lowest of them, and Sweep calls wake. It
 // also keeps the archive's index up to date, and removes dead letters that are older than Options.DeadRetain. A look that takes long holds nobody up: it has a connection of its own. Sweep
 // blocks until ctx ends.
-func (o *Outbox) Sweep(ctx context.Context, wake func()) {
+func (t *Term) Sweep(ctx context.Context, wake func()) {
 	timer := time.NewTimer(sweepEvery)
 	defer timer.Stop()
 	took := time.Duration(0)
@@ -66,19 +66,19 @@ func (o *Outbox) Sweep(ctx context.Context, wake func()) {
 		case <-timer.C:
 		}
 		start := time.Now()
-		found, err := o.sweep(ctx, took < sweepBrief)
+		found, err := t.sweep(ctx, took < sweepBrief)
 		took = time.Since(start)
 		switch {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
-			o.back.lower(math.MinInt64) // The session has to do it.
+			t.outbox.back.lower(math.MinInt64) // The session has to do it.
 		case found:
 			wake()
 		}
-		o.expireDead(ctx, &letters)
-		if err := o.summarize(ctx); err != nil && ctx.Err() == nil {
-			o.log.LogAttrs(ctx, slog.LevelDebug, "could not summarize the archive", slog.Any("error", err)) // Recoveries read more.
+		t.outbox.expireDead(ctx, &letters)
+		if err := t.summarize(ctx); err != nil && ctx.Err() == nil {
+			t.outbox.log.LogAttrs(ctx, slog.LevelDebug, "could not summarize the archive", slog.Any("error", err)) // Recoveries read more.
 		}
 		timer.Reset(max(sweepEvery, sweepShare*took))
 	}
@@ -87,17 +87,17 @@ func (o *Outbox) Sweep(ctx context.Context, wake func()) {
 // sweep looks for the lowest row below the floor that could be published now: its aggregate is neither blocked until a later
 // attempt nor held back by a dead letter. If there is such a row, the next fetch begins there. A look that is expected to be
 // brief uses the session, which costs no connection. If it takes longer, it is repeated on a connection of its own.
-func (o *Outbox) sweep(ctx context.Context, brief bool) (found bool, err error) {
-	floor := o.floorSeen.Load()
+func (t *Term) sweep(ctx context.Context, brief bool) (found bool, err error) {
+	floor := t.floorSeen.Load()
 	if floor == math.MinInt64 {
 		return false, nil
 	}
 	if brief {
-		err = o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
-			if err := o.inTerm(); err != nil {
+		err = t.outbox.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
+			if err := t.inTerm(); err != nil {
 				return err
 			}
-			found, err = o.sweepOn(ctx, conn, floor, 2*sweepBrief)
+			found, err = t.sweepOn(ctx, conn, floor, 2*sweepBrief)
 			return err
 		})
 		var refusal *pgconn.PgError
@@ -107,24 +107,24 @@ func (o *Outbox) sweep(ctx context.Context, brief bool) (found bool, err error) 
 	}
 	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()
-	err = o.with(ctx, func(conn *pgx.Conn) error {
-		found, err = o.sweepOn(ctx, conn, floor, sweepTimeout)
+	err = t.outbox.with(ctx, func(conn *pgx.Conn) error {
+		found, err = t.sweepOn(ctx, conn, floor, sweepTimeout)
 		return err
 	})
 	return found, err
 }
 
-func (o *Outbox) sweepOn(ctx context.Context, conn *pgx.Conn, floor int64, timeout time.Duration) (found bool, err error) {
+func (t *Term) sweepOn(ctx context.Context, conn *pgx.Conn, floor int64, timeout time.Duration) (found bool, err error) {
 	var (
 		seq   int64
-		known = o.held.Load()
+		known = t.outbox.held.Load()
 		held  *names
 		batch = &pgx.Batch{}
 	)
-	if o.holdDead { // Read before the rows: an aggregate that goes on meanwhile is then still left out by name.
-		o.queueHeld(batch, &held)
+	if t.outbox.holdDead { // Read before the rows: an aggregate that goes on meanwhile is then still left out by name.
+		t.outbox.queueHeld(batch, &held)
 	}
-	batch.Queue(o.stragglers(), floor).Query(func(rows pgx.Rows) error {
+	batch.Queue(t.outbox.stragglers(), floor).Query(func(rows pgx.Rows) error {
 		_, err := pgx.ForEachRow(rows, []any{&seq}, func() error { found = true; return nil })
 		return err
 	})
@@ -138,10 +138,10 @@ func (o *Outbox) sweepOn(ctx context.Context, conn *pgx.Conn, floor int64, timeo
 		return false, err
 	}
 	if found {
-		o.back.lower(seq)
+		t.outbox.back.lower(seq)
 	}
 	if held != nil {
-		o.held.CompareAndSwap(known, held) // Unless it has changed meanwhile, as by someMayGoOn.
+		t.outbox.held.CompareAndSwap(known, held) // Unless it has changed meanwhile, as by someMayGoOn.
 	}
 	return found, nil
 }
@@ -214,8 +214,8 @@ select aggregate_type, aggregate_id
 func (o *Outbox) someMayGoOn() { o.held.Store(&names{}) }
 
 // excluded are the aggregates that a page leaves out by name.
-func (o *Outbox) excluded(f *Fetch) names {
-	held := o.leftOut
+func (t *Term) excluded(f *Fetch) names {
+	held := t.leftOut
 	if held == nil || len(held.ids) == 0 {
 		return names{f.BlockedTypes, f.BlockedIDs}
 	}

@@ -30,19 +30,23 @@ func TestSweep(t *testing.T) {
 		execute(t, dsn, `update outbox set given_up_at = now(), last_error = 'refused' where seq = 12`)
 		execute(t, dsn, `insert into outbox_dead (seq, id, topic, aggregate_type, aggregate_id, event_type, data, created_at, attempts, last_error)
 			values (1, gen_random_uuid(), 't', 'A', 'held', 'E', '', now(), 1, 'refused')`)
+		term, err := o.Begin(t.Context(), "S", "me", 0)
+		if err != nil {
+			t.Fatal(err)
+		}
 		sweep := func(want int64) {
 			t.Helper()
 			for _, brief := range []bool{false, true} {
-				found, err := o.sweep(t.Context(), brief)
+				found, err := term.sweep(t.Context(), brief)
 				seq, lowered := o.back.take()
 				if err != nil || found != (want > 0) || lowered != found || found && seq != want {
 					t.Errorf("hold %v, brief %v: got %v, %d, %v; want %d", hold, brief, found, seq, err, want)
 				}
 			}
 		}
-		o.floorSeen.Store(math.MinInt64)
+		term.floorSeen.Store(math.MinInt64)
 		sweep(0)
-		o.floorSeen.Store(100)
+		term.floorSeen.Store(100)
 		if hold {
 			sweep(0)
 		} else {
@@ -65,9 +69,10 @@ func TestScanFrom(t *testing.T) {
 	if err := o.Migrate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	var term *Term
 	begin := func() {
 		t.Helper()
-		if _, err := o.Begin(t.Context(), "S", "me", 0); err != nil {
+		if term, err = o.Begin(t.Context(), "S", "me", 0); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -79,34 +84,34 @@ func TestScanFrom(t *testing.T) {
 		for range turns {
 			execute(t, dsn, `insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) values ('t', 'A', '1', 'E', '')`)
 			checkpoint++
-			request := Request{Checkpoint: checkpoint, Fetch: &Fetch{Rows: 100, Bytes: 1 << 20, Highest: o.drawn}}
+			request := Request{Checkpoint: checkpoint, Fetch: &Fetch{Rows: 100, Bytes: 1 << 20, Highest: term.drawn}}
 			if len(settled) > 0 {
 				request.Settled = []Settled{{Seqs: settled}}
 			}
-			reply, err := o.Exchange(t.Context(), request)
+			response, err := term.RoundTrip(t.Context(), request)
 			if err != nil {
 				t.Fatal(err)
 			}
 			settled = nil
-			for _, row := range reply.Rows {
+			for _, row := range response.Rows {
 				settled = append(settled, row.Seq)
 			}
 		}
-		if _, err := o.Exchange(t.Context(), Request{Settled: []Settled{{Seqs: settled}}}); err != nil {
+		if _, err := term.RoundTrip(t.Context(), Request{Settled: []Settled{{Seqs: settled}}}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	deadline := time.Now().Add(20 * time.Second)
-	for o.scanFrom < 3 {
+	for term.scanFrom < 3 {
 		work(3)
 		if time.Now().After(deadline) {
-			t.Fatalf("the table says that scans begin at %d, the floor is at %d", o.scanFrom, o.floor.at)
+			t.Fatalf("the table says that scans begin at %d, the floor is at %d", term.scanFrom, term.floor.at)
 		}
 	}
-	at := o.scanFrom
+	at := term.scanFrom
 	begin()
-	if o.floor.at != at {
-		t.Errorf("the next term begins at %d, want %d", o.floor.at, at)
+	if term.floor.at != at {
+		t.Errorf("the next term begins at %d, want %d", term.floor.at, at)
 	}
 	execute(t, dsn, `insert into outbox (seq, topic, aggregate_type, aggregate_id, event_type, data) overriding system value values (1, 't', 'A', '1', 'E', '')`)
 	execute(t, dsn, `update outbox_relay set scan_from = least(scan_from, 1)`)
@@ -124,8 +129,8 @@ func TestScanFrom(t *testing.T) {
 		t.Error("the row below the floor is not fetched along with the checkpoint that meets the lowering", err)
 	}
 	begin()
-	if o.floor.at > 1 {
-		t.Errorf("the next term begins at %d, want 1", o.floor.at)
+	if term.floor.at > 1 {
+		t.Errorf("the next term begins at %d, want 1", term.floor.at)
 	}
 }
 
@@ -141,7 +146,8 @@ func TestFloorPassesManyRowsAtOnce(t *testing.T) {
 	if err := o.Migrate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := o.Begin(t.Context(), "S", "me", 0); err != nil {
+	term, err := o.Begin(t.Context(), "S", "me", 0)
+	if err != nil {
 		t.Fatal(err)
 	}
 	execute(t, dsn, `insert into outbox_dead (seq, id, topic, aggregate_type, aggregate_id, event_type, data, created_at, attempts, last_error)
@@ -149,27 +155,27 @@ func TestFloorPassesManyRowsAtOnce(t *testing.T) {
 	execute(t, dsn, `insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) select 't', 'A', 'held', 'E', '' from generate_series(1, 1000)`)
 	fetch := func() {
 		t.Helper()
-		if reply, err := o.Exchange(t.Context(), Request{Fetch: &Fetch{Rows: 10, Bytes: 1 << 20}}); err != nil || len(reply.Rows) > 0 {
-			t.Fatalf("got %d rows, %v; want none", len(reply.Rows), err)
+		if response, err := term.RoundTrip(t.Context(), Request{Fetch: &Fetch{Rows: 10, Bytes: 1 << 20}}); err != nil || len(response.Rows) > 0 {
+			t.Fatalf("got %d rows, %v; want none", len(response.Rows), err)
 		}
 	}
 	fetch()
-	if o.floor.at > 0 {
-		t.Fatalf("after a fast fetch that wrote nothing the floor is at %d, want 0", o.floor.at)
+	if term.floor.at > 0 {
+		t.Fatalf("after a fast fetch that wrote nothing the floor is at %d, want 0", term.floor.at)
 	}
-	o.took = time.Minute
+	term.took = time.Minute
 	execute(t, dsn, `begin; insert into outbox (topic, aggregate_type, aggregate_id, event_type, data) values ('t', 'A', 'held', 'E', '')`)
 	fetch()
-	if o.floor.at > 0 {
-		t.Fatalf("beside a producer the floor is at %d, want 0", o.floor.at)
+	if term.floor.at > 0 {
+		t.Fatalf("beside a producer the floor is at %d, want 0", term.floor.at)
 	}
 	execute(t, dsn, `select pg_terminate_backend(pid) from pg_stat_activity where state = 'idle in transaction' and datname = current_database()`)
-	for deadline := time.Now().Add(20 * time.Second); o.floor.at <= 1000 && time.Now().Before(deadline); {
-		o.took = time.Minute
+	for deadline := time.Now().Add(20 * time.Second); term.floor.at <= 1000 && time.Now().Before(deadline); {
+		term.took = time.Minute
 		fetch()
 	}
-	if o.floor.at <= 1000 {
-		t.Errorf("after a slow fetch the floor is at %d, want it above the 1000 rows", o.floor.at)
+	if term.floor.at <= 1000 {
+		t.Errorf("after a slow fetch the floor is at %d, want it above the 1000 rows", term.floor.at)
 	}
 }
 
@@ -184,7 +190,11 @@ func TestSweepDoesNotHoldTheSession(t *testing.T) {
 	if err := o.Migrate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	o.floorSeen.Store(100)
+	term, err := o.Begin(t.Context(), "S", "me", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	term.floorSeen.Store(100)
 	locker, err := pgx.Connect(t.Context(), dsn)
 	if err != nil {
 		t.Fatal(err)
@@ -207,7 +217,7 @@ func TestSweepDoesNotHoldTheSession(t *testing.T) {
 	}
 	done := make(chan error, 1)
 	go func() {
-		_, err := o.sweep(t.Context(), true)
+		_, err := term.sweep(t.Context(), true)
 		done <- err
 	}()
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
@@ -253,10 +263,11 @@ func TestClockSetBack(t *testing.T) {
 			t.Fatal(err)
 		}
 		execute(t, dsn, `update outbox_relay set part_since = `+since+`, leader_since = `+since)
-		if _, err := o.Begin(t.Context(), "S", "me", 0); err != nil {
+		term, err := o.Begin(t.Context(), "S", "me", 0)
+		if err != nil {
 			t.Fatal(err)
 		}
-		if left := time.Until(o.archive.filled); left > time.Minute || left < -time.Minute {
+		if left := time.Until(term.archive.filled); left > time.Minute || left < -time.Minute {
 			t.Errorf("%s: the part is filled for another %v", since, left)
 		}
 	}

@@ -41,7 +41,7 @@ func TestTermBeginsAwake(t *testing.T) {
 }
 
 // The lock went with the session. A leader that does not know yet must not go on writing on another one.
-func TestExchangeEndsWithItsSession(t *testing.T) {
+func TestRoundTripEndsWithItsSession(t *testing.T) {
 	f := newFixture(t, store.Options{})
 	f.insert(t, event("1"))
 	if _, err := f.Begin(t.Context(), "s", "me", 0); err != nil {
@@ -52,18 +52,34 @@ func TestExchangeEndsWithItsSession(t *testing.T) {
 	if err := f.Session().Do(t.Context(), func(ctx context.Context, conn *pgx.Conn) error { return conn.Ping(ctx) }); err == nil {
 		t.Fatal("the session is still there")
 	}
-	reply, err := f.Exchange(t.Context(), store.Request{Settled: settledSeqs([]int64{1}), Sleep: store.FallAsleep, Fetch: page(0)})
+	response, err := f.leader(t).RoundTrip(t.Context(), store.Request{Settled: settledSeqs([]int64{1}), Sleep: store.FallAsleep, Fetch: page(0)})
 	if err == nil {
-		t.Errorf("an exchange without the leader's lock succeeded: %+v, left are %v", reply, f.inserted(t))
+		t.Errorf("a round trip without the leader's lock succeeded: %+v, left are %v", response, f.inserted(t))
 	}
 }
 
-// Whatever the broker said is recorded; an exchange that fails for it would fail for ever.
+// Whoever still has an earlier term of the same session can do nothing with it: there is one leader.
+func TestNextTermEndsTheFormer(t *testing.T) {
+	f := newFixture(t, store.Options{Retain: time.Hour})
+	f.insert(t, event("1"))
+	former, next := f.begin(t), f.begin(t)
+	if response, err := former.RoundTrip(t.Context(), store.Request{Settled: settledSeqs([]int64{1})}); err == nil {
+		t.Errorf("a round trip of the former term succeeded: %+v, left are %v", response, f.inserted(t))
+	}
+	if n, _, err := former.Settle(t.Context(), []store.Ref{{Seq: 1, ID: f.id(t, 1)}}, 1); err == nil {
+		t.Errorf("the former term settled %d rows", n)
+	}
+	if response, err := next.RoundTrip(t.Context(), store.Request{Fetch: page(0)}); err != nil || len(response.Rows) != 1 {
+		t.Errorf("the next term got %d rows, %v; want 1", len(response.Rows), err)
+	}
+}
+
+// Whatever the broker said is recorded; a round trip that fails for it would fail for ever.
 func TestAnyReasonIsRecorded(t *testing.T) {
 	f := newFixture(t, store.Options{})
 	f.insert(t, event("1"), event("2"))
 	reason := "refused \x00 \xff"
-	_, err := f.Exchange(t.Context(), store.Request{
+	_, err := f.leader(t).RoundTrip(t.Context(), store.Request{
 		Failed: []store.Failure{{Ref: store.Ref{Seq: 1}, Attempts: 1, Wait: time.Hour, Reason: reason}},
 		Dead:   []store.Failure{{Ref: store.Ref{Seq: 2}, Attempts: 3, Reason: reason}},
 	})
@@ -72,12 +88,12 @@ func TestAnyReasonIsRecorded(t *testing.T) {
 	}
 }
 
-func TestEmptyExchangeIsNoProofOfLife(t *testing.T) {
+func TestEmptyRoundTripIsNoProofOfLife(t *testing.T) {
 	f := newFixture(t, store.Options{})
 	f.fetch(t)
 	before, _ := f.Session().LastRoundTrip()
 	f.terminate(t, query[uint32](t, f, `select pid from pg_stat_activity where datname = current_database() and application_name = 'outbox-relay'`))
-	f.exchange(t, store.Request{})
+	f.roundTrip(t, store.Request{})
 	if after, _ := f.Session().LastRoundTrip(); !after.Equal(before) {
 		t.Errorf("the server was asked nothing and is gone, and yet the last round trip began %v after the last real one", after.Sub(before))
 	}

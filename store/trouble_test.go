@@ -17,7 +17,7 @@ func TestTroubleIsRecorded(t *testing.T) {
 	}
 	report := func(reason string, since time.Duration) {
 		t.Helper()
-		if err := f.Report(t.Context(), reason, since); err != nil {
+		if err := f.leader(t).Report(t.Context(), reason, since); err != nil {
 			t.Fatal(err)
 		}
 	}

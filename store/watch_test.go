@@ -230,7 +230,7 @@ func frozenWatch(t *testing.T) (w *watching, pid uint32, done <-chan error, ends
 	t.Helper()
 	f := newFixture(t, store.Options{})
 	l, dsn := newLine(t, f.dsn)
-	w = watched(t, &fixture{open(t, dsn, store.Options{}), f.dsn, f.conn})
+	w = watched(t, &fixture{Outbox: open(t, dsn, store.Options{}), dsn: f.dsn, conn: f.conn})
 	pid = backend(t, w.Session())
 	done = w.patiently(t, `select pg_sleep(2)`)
 	eventually(t, "the statement runs", func() bool {
@@ -292,7 +292,7 @@ func TestWatchByAnOrdinaryRole(t *testing.T) {
 	})
 	outbox := open(t, f.dsn+"&user="+role, store.Options{})
 	t.Cleanup(func() { _ = outbox.Close(context.WithoutCancel(t.Context())) })
-	w := watched(t, &fixture{outbox, f.dsn, f.conn})
+	w := watched(t, &fixture{Outbox: outbox, dsn: f.dsn, conn: f.conn})
 	f.exec(t, `set application_name = 'migration'; begin; lock table outbox in access exclusive mode`)
 	alter := connect(t, f.dsn+"&application_name=alter")
 	altered := make(chan error, 1)

@@ -28,7 +28,7 @@ func BenchmarkBounds(b *testing.B) {
 					w := harness.NewWorld(tb, harness.Options{NoNATS: true})
 					w.CommandWith([]string{"OUTBOX_NATS_URL=nats://127.0.0.1:1"}, "migrate")
 					fill(w, w.Connect(), load)
-					return exchangeAll(w, load, retain)
+					return roundTrips(w, load, retain)
 				})
 			}
 			report(b, float64(load.events*b.N)/took.Seconds(), "events/s")
@@ -52,21 +52,22 @@ func BenchmarkBounds(b *testing.B) {
 	}
 }
 
-// exchangeAll fetches and settles a backlog, a page in each round trip, as if it had been published.
-func exchangeAll(w *harness.World, load backlog, retain time.Duration) time.Duration {
+// roundTrips fetches and settles a backlog, a page in each round trip, as if it had been published.
+func roundTrips(w *harness.World, load backlog, retain time.Duration) time.Duration {
 	w.Helper()
 	outbox, err := store.Open(w.DSN, store.Options{Retain: retain})
 	if err != nil {
 		w.Fatal(err)
 	}
 	defer outbox.Close(context.WithoutCancel(w.Context()))
-	if _, err := outbox.Begin(w.Context(), "OUTBOX", "bench", 0); err != nil {
+	term, err := outbox.Begin(w.Context(), "OUTBOX", "bench", 0)
+	if err != nil {
 		w.Fatal(err)
 	}
 	start := time.Now()
 	request := store.Request{Fetch: &store.Fetch{Rows: relay.DefaultBatchSize, Bytes: relay.DefaultBatchBytes}}
 	for settled := 0; settled < load.events; {
-		reply, err := outbox.Exchange(w.Context(), request)
+		response, err := term.RoundTrip(w.Context(), request)
 		if err != nil {
 			w.Fatal(err)
 		}
@@ -74,9 +75,9 @@ func exchangeAll(w *harness.World, load backlog, retain time.Duration) time.Dura
 			settled += len(s.Seqs)
 		}
 		request.Settled = nil
-		if len(reply.Rows) > 0 {
-			seqs := make([]int64, len(reply.Rows))
-			for i, row := range reply.Rows {
+		if len(response.Rows) > 0 {
+			seqs := make([]int64, len(response.Rows))
+			for i, row := range response.Rows {
 				seqs[i] = row.Seq
 			}
 			request.Settled = []store.Settled{{Seqs: seqs}}
@@ -101,10 +102,14 @@ func publishAll(w *harness.World, load backlog, batches bool) time.Duration {
 	if _, err := sender.Open(w.Context()); err != nil {
 		w.Fatal(err)
 	}
+	session, _, err := sender.Begin(w.Context(), "bench", 1, true)
+	if err != nil {
+		w.Fatal(err)
+	}
 	const window = 4096
-	limit, send := window, sender.Publish
+	limit, send := window, session.Publish
 	if batches {
-		limit, send = sender.Pipeline(), sender.PublishInOrder
+		limit, send = session.BatchWindow(), session.PublishOrdered
 	}
 	event := stream.Event{Topic: "bench", AggregateType: "Account", EventType: "Changed", Data: make([]byte, load.size), CreatedAt: time.Now()}
 	ids := make([]string, load.aggregates)
@@ -125,9 +130,9 @@ func publishAll(w *harness.World, load backlog, batches bool) time.Duration {
 		switch {
 		case !batches:
 		case sent == load.events:
-			sender.Finish()
+			session.Finish()
 		default:
-			sender.Flush()
+			session.Flush()
 		}
 		<-sender.Outcomes()
 		var trouble *stream.Error

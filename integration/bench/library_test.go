@@ -94,9 +94,9 @@ func (l *library) drain(withoutReader bool, retain time.Duration) time.Duration 
 	if err != nil {
 		l.Fatal(err)
 	}
-	var broker relay.Publisher = opened
+	broker := relay.PublisherOf(opened)
 	if withoutReader {
-		broker = windowOnly{opened}
+		broker = windowOnly{broker}
 	}
 	ready := make(chan time.Time, 1)
 	begun := func() {
@@ -109,7 +109,7 @@ func (l *library) drain(withoutReader bool, retain time.Duration) time.Duration 
 	if withoutReader {
 		hooks = relay.Hooks{Elected: func(int64) { begun() }}
 	}
-	r, err := relay.Assemble(relay.Parts{Store: outbox, Publisher: broker, Elector: election.Always{}}, relay.Options{Hooks: hooks})
+	r, err := relay.Assemble(relay.Parts{Store: relay.StoreOf(outbox), Publisher: broker, Elector: election.Always{}}, relay.Options{Hooks: hooks})
 	if err != nil {
 		l.Fatal(err)
 	}

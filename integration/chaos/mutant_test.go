@@ -24,6 +24,7 @@ import (
 	"github.com/go-outbox/go-outbox/relay"
 	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream"
+	"github.com/go-outbox/go-outbox/stream/history"
 	"github.com/go-outbox/go-outbox/stream/publisher"
 )
 
@@ -318,9 +319,9 @@ func stoppedBetweenEvents(v *verdict, program string) {
 	if err != nil {
 		v.Fatal(err)
 	}
-	stopping := &stoppingPublisher{Publisher: sender, after: 10, stopped: make(chan struct{}), thawed: make(chan struct{})}
+	stopping := &stoppingPublisher{Publisher: relay.PublisherOf(sender), after: 10, stopped: make(chan struct{}), thawed: make(chan struct{})}
 	elector := relay.AdvisoryLock(outbox, relay.DefaultAdvisoryLock, nil)
-	stopped, err := relay.Assemble(relay.Parts{Store: outbox, Publisher: stopping, Elector: elector}, relay.Options{})
+	stopped, err := relay.Assemble(relay.Parts{Store: relay.StoreOf(outbox), Publisher: stopping, Elector: elector}, relay.Options{})
 	if err != nil {
 		v.Fatal(err)
 	}
@@ -345,17 +346,29 @@ func stoppedBetweenEvents(v *verdict, program string) {
 
 // stoppingPublisher behaves like the publisher of a process that is frozen after it has sent some events, until it is thawed.
 type stoppingPublisher struct {
-	*publisher.Publisher
+	relay.Publisher
 
 	after           int
 	stopped, thawed chan struct{}
 }
 
-func (p *stoppingPublisher) Publish(event *stream.Event) error {
-	err := p.Publisher.Publish(event)
-	if p.after--; p.after == 0 {
-		close(p.stopped)
-		<-p.thawed
+func (p *stoppingPublisher) Begin(ctx context.Context, outbox string, term int64, first bool) (relay.Session, history.Fence, error) {
+	session, fence, err := p.Publisher.Begin(ctx, outbox, term, first)
+	return stoppingSession{session, p}, fence, err
+}
+
+// stoppingSession is a session of a stoppingPublisher.
+type stoppingSession struct {
+	relay.Session
+
+	p *stoppingPublisher
+}
+
+func (s stoppingSession) Publish(event *stream.Event) error {
+	err := s.Session.Publish(event)
+	if s.p.after--; s.p.after == 0 {
+		close(s.p.stopped)
+		<-s.p.thawed
 	}
 	return err
 }
@@ -433,6 +446,7 @@ func neverCommitted(v *verdict, _ string) {
 type aPublisher struct {
 	testing.TB
 	*publisher.Publisher
+	*publisher.Session
 }
 
 func opened(v *verdict, options publisher.Options) aPublisher {
@@ -448,7 +462,11 @@ func opened(v *verdict, options publisher.Options) aPublisher {
 		_, err = p.Open(ctx)
 		return err == nil
 	})
-	return aPublisher{v, p}
+	session, _, err := p.Begin(v.Context(), "one", 1, true)
+	if err != nil {
+		v.Fatal(err)
+	}
+	return aPublisher{v, p, session}
 }
 
 // outcomeOf waits for the outcome of an event.

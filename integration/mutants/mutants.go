@@ -157,7 +157,7 @@ func All() []Mutant {
 			Name:    "delete-by-key",
 			Without: "what is published is removed by range",
 			Edits: []Edit{{
-				File: "store/exchange.go",
+				File: "store/roundtrip.go",
 				Old:  "inBitmap: t.removal(inBitmap, ` and o.seq <= `+goesOn(\"$2\", \"$4\"), 3),",
 				New:  "inBitmap: t.removal(`o.seq <= $2 and $1::bigint <= $2::bigint and $3::bytea is not null`, ` and $4::bigint is not null`, 3),",
 			}},

@@ -33,7 +33,7 @@ func New(registerer prometheus.Registerer) (relay.Hooks, error) {
 		Paused:    func(fault *stream.Error) { m.pauses.begin(fault, time.Now()) },
 		Resumed:   func() { m.pauses.end(time.Now()) },
 		Recovered: m.onRecovered,
-		Exchanged: m.onExchanged,
+		RoundTrip: m.onRoundTrip,
 		Database:  m.onFinding,
 		Kept:      func(store.Kept) { m.kept.Inc() },
 		Twice:     func(relay.Twice) { m.repeatedIDs.Inc() },
@@ -163,7 +163,7 @@ func (m *metrics) onResigned(reason relay.EndReason) {
 func (m *metrics) onPublished(p relay.Published) {
 	m.published.Add(float64(p.Events))
 	m.duplicates.Add(float64(p.Duplicates))
-	if p.InOrder {
+	if p.Ordered {
 		m.batched.Add(float64(p.Events))
 	}
 	m.bytes.Add(float64(p.Bytes))
@@ -198,7 +198,7 @@ func (m *metrics) onRecovered(r relay.Recovered) {
 	}
 }
 
-func (m *metrics) onExchanged(e relay.Exchanged) {
+func (m *metrics) onRoundTrip(e relay.RoundTrip) {
 	m.roundTrips.Inc()
 	m.roundTrip.Observe(e.Took.Seconds())
 	if e.Err != nil {

@@ -30,7 +30,7 @@ func TestCountersFollowTheHooks(t *testing.T) {
 	expect(t, registry, `outbox_relay_leader 0`, `outbox_relay_term 0`, `outbox_relay_paused 0`, `outbox_relay_published_total 0`)
 
 	hooks.Elected(7)
-	hooks.Exchanged(relay.Exchanged{Fetched: 5, Took: 3 * time.Millisecond})
+	hooks.RoundTrip(relay.RoundTrip{Fetched: 5, Took: 3 * time.Millisecond})
 	hooks.Published(relay.Published{Events: 3, Duplicates: 1, Bytes: 70, Ack: 30 * time.Millisecond, Created: []time.Time{time.Now()}})
 	hooks.Refused(relay.Refused{Attempts: 1, Err: errors.New("too large")})
 	for _, err := range []error{
@@ -39,7 +39,7 @@ func TestCountersFollowTheHooks(t *testing.T) {
 	} {
 		hooks.Refused(relay.Refused{Attempts: 2, Dead: true, Err: err})
 	}
-	hooks.Exchanged(relay.Exchanged{Settled: 3, Fetched: 2, Asleep: true, Took: 40 * time.Millisecond})
+	hooks.RoundTrip(relay.RoundTrip{Settled: 3, Fetched: 2, Asleep: true, Took: 40 * time.Millisecond})
 	expect(t, registry, `outbox_relay_leader 1`, `outbox_relay_term 7`,
 		`outbox_relay_published_total 3`, `outbox_relay_duplicates_total 1`,
 		`outbox_relay_refused_total 4`, `outbox_relay_dead_total{reason="unfit"} 1`, `outbox_relay_dead_total{reason="attempts"} 1`, `outbox_relay_dead_total{reason="permanent"} 1`,
@@ -52,7 +52,7 @@ func TestCountersFollowTheHooks(t *testing.T) {
 
 	const made, stopped = `outbox_relay_leadership_lost_total{reason="made_way"}`, `outbox_relay_leadership_lost_total{reason="stopped"}`
 	expect(t, registry, `outbox_relay_elections_total 1`, made+` 0`, stopped+` 0`)
-	hooks.Exchanged(relay.Exchanged{Took: time.Second, Err: errors.New("no answer")})
+	hooks.RoundTrip(relay.RoundTrip{Took: time.Second, Err: errors.New("no answer")})
 	hooks.Resigned(relay.EndMadeWay)
 	expect(t, registry, `outbox_relay_leader 0`, `outbox_relay_term 7`, `outbox_relay_elections_total 1`, made+` 1`, stopped+` 0`, `outbox_relay_round_trip_errors_total 1`)
 }

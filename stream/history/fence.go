@@ -30,7 +30,7 @@ type Fence struct {
 	Sequence uint64
 
 	// Absent says that there is no such message: the outbox has never published to the
-	// stream (Unfenced), or the stream would not keep it (Consumed).
+	// stream (FirstFence), or the stream would not keep it (Consumed).
 	Absent bool
 
 	// Subject is the outbox's control subject; empty if the stream keeps no fences.
@@ -79,10 +79,10 @@ func (e *DeposedError) Error() string {
 	return fmt.Sprintf("the stream has seen term %d, after our term %d", e.Term, e.Ours)
 }
 
-// Unfenced is Fence for an outbox that has never published to the stream. There is
+// FirstFence is Fence for an outbox that has never published to the stream. There is
 // nothing to fence off, so it stores no message. Ordered batches can begin as long as
 // nobody else has put up a fence.
-func (h *History) Unfenced(ctx context.Context, outbox string, term int64) (f Fence, err error) {
+func (h *History) FirstFence(ctx context.Context, outbox string, term int64) (f Fence, err error) {
 	ctx, done := h.connection.Ask(ctx)
 	defer done(&err)
 	conn, subject, err := h.control(outbox)

@@ -12,7 +12,6 @@ import (
 
 	"github.com/go-outbox/go-outbox/stream"
 	"github.com/go-outbox/go-outbox/stream/history"
-	"github.com/go-outbox/go-outbox/stream/publisher"
 	"github.com/go-outbox/go-outbox/stream/publisher/publishertest"
 	"github.com/go-outbox/go-outbox/stream/streamtest"
 )
@@ -29,15 +28,15 @@ func last(t *testing.T, js jetstream.JetStream) uint64 {
 
 // What a leader of an earlier term has yet to begin is refused as a whole, whether or not it had a fence of its own.
 func TestFenceRefusesEarlierTerms(t *testing.T) {
-	for name, begin := range map[string]func(t *testing.T, p *publisher.Publisher) error{
-		"fenced": func(t *testing.T, p *publisher.Publisher) error {
+	for name, begin := range map[string]func(t *testing.T, p *publishertest.Publisher) error{
+		"fenced": func(t *testing.T, p *publishertest.Publisher) error {
 			t.Helper()
 			_, err := p.Fence(t.Context(), publishertest.Outbox, 1)
 			return err
 		},
-		"unfenced": func(t *testing.T, p *publisher.Publisher) error {
+		"first": func(t *testing.T, p *publishertest.Publisher) error {
 			t.Helper()
-			f, err := p.Unfenced(t.Context(), publishertest.Outbox, 1)
+			f, err := p.FirstFence(t.Context(), publishertest.Outbox, 1)
 			if err == nil && f.Sequence != 0 {
 				err = fmt.Errorf("it stands at %d, want the end of an empty stream", f.Sequence)
 			}
@@ -46,11 +45,11 @@ func TestFenceRefusesEarlierTerms(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			server := streamtest.Start(t)
-			former, latter := publishertest.Open(t, server), publishertest.Open(t, server)
+			former, latter := publishertest.Connect(t, server), publishertest.Connect(t, server)
 			if err := begin(t, former); err != nil {
 				t.Fatal(err)
 			}
-			publishertest.SendInOrder(t, former, publishertest.Event(1), publishertest.Event(2))
+			publishertest.SendOrdered(t, former, publishertest.Event(1), publishertest.Event(2))
 			former.Finish()
 			publishertest.Collect(t, former, 2)
 
@@ -58,14 +57,14 @@ func TestFenceRefusesEarlierTerms(t *testing.T) {
 			if got := last(t, server.JetStream(t)); begun.Sequence != got {
 				t.Errorf("the fence stands at %d, the stream ends at %d", begun.Sequence, got)
 			}
-			publishertest.SendInOrder(t, former, publishertest.Event(3), publishertest.Event(4))
+			publishertest.SendOrdered(t, former, publishertest.Event(3), publishertest.Event(4))
 			former.Finish()
 			for seq, o := range publishertest.Collect(t, former, 2) {
 				if o.Err == nil {
 					t.Errorf("event %d of the former term is stored", seq)
 				}
 			}
-			publishertest.SendInOrder(t, latter, publishertest.Event(3))
+			publishertest.SendOrdered(t, latter, publishertest.Event(3))
 			latter.Finish()
 			if o := publishertest.Collect(t, latter, 1)[3]; o.Err != nil {
 				t.Errorf("event 3 of the latter term: %v", o.Err)
@@ -83,21 +82,21 @@ func TestFenceRefusesEarlierTerms(t *testing.T) {
 }
 
 // The first term of an outbox writes nothing but events; and it sees if it is not the first.
-func TestUnfenced(t *testing.T) {
+func TestFirstFence(t *testing.T) {
 	server := streamtest.Start(t)
-	p := publishertest.Open(t, server)
-	if _, err := p.Unfenced(t.Context(), publishertest.Outbox, 1); err != nil {
+	p := publishertest.Connect(t, server)
+	if _, err := p.FirstFence(t.Context(), publishertest.Outbox, 1); err != nil {
 		t.Fatal(err)
 	}
 	if got := last(t, server.JetStream(t)); got != 0 {
 		t.Errorf("the stream ends at %d, want nothing in it", got)
 	}
 	publishertest.Fence(t, p, 5)
-	if f, err := p.Unfenced(t.Context(), publishertest.Outbox, 6); err != nil || f.Sequence != 2 {
+	if f, err := p.FirstFence(t.Context(), publishertest.Outbox, 6); err != nil || f.Sequence != 2 {
 		t.Errorf("after a fence: %+v, %v, want another one, at 2", f, err)
 	}
 	var deposed *history.DeposedError
-	if _, err := p.Unfenced(t.Context(), publishertest.Outbox, 1); !errors.As(err, &deposed) {
+	if _, err := p.FirstFence(t.Context(), publishertest.Outbox, 1); !errors.As(err, &deposed) {
 		t.Errorf("after a later term's: %v, want a DeposedError", err)
 	}
 }
@@ -121,7 +120,7 @@ func TestControlSubject(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			p := publishertest.Open(t, server)
+			p := publishertest.Connect(t, server)
 			f := publishertest.Fence(t, p, 1)
 			str, err := js.Stream(t.Context(), "OUTBOX")
 			if err != nil {
@@ -134,7 +133,7 @@ func TestControlSubject(t *testing.T) {
 			if _, err := stream.Decode(msg.Header, msg.Data); !errors.Is(err, stream.ErrNoEvent) {
 				t.Errorf("Decode: %v, want ErrNoEvent", err)
 			}
-			publishertest.SendInOrder(t, p, publishertest.Event(1))
+			publishertest.SendOrdered(t, p, publishertest.Event(1))
 			p.Finish()
 			publishertest.Collect(t, p, 1)
 			if got := publishertest.Scan(t, p, 0, publishertest.Fence(t, p, 2)); fmt.Sprint(got) != "[1]" {
@@ -149,7 +148,7 @@ func TestFencesAtATime(t *testing.T) {
 	server := streamtest.Start(t)
 	results := make(chan error, 10)
 	for term := range cap(results) {
-		p := publishertest.Open(t, server)
+		p := publishertest.Connect(t, server)
 		go func() {
 			_, err := p.Fence(t.Context(), publishertest.Outbox, int64(term+1))
 			results <- err
@@ -190,9 +189,9 @@ func TestForeignMessagesOnTheControlSubject(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			p := publishertest.Open(t, server)
+			p := publishertest.Connect(t, server)
 			disturb()
-			f, err := p.Unfenced(t.Context(), publishertest.Outbox, 1)
+			f, err := p.FirstFence(t.Context(), publishertest.Outbox, 1)
 			if err != nil || f.Sequence != 2 || f.Former != 0 || !strings.Contains(f.Warning, "`nats stream rmm OUTBOX 1`") {
 				t.Fatalf("after a foreign message: %+v, %v, want a fence at 2 and a warning", f, err)
 			}
@@ -200,7 +199,7 @@ func TestForeignMessagesOnTheControlSubject(t *testing.T) {
 				t.Errorf("after a fence: %+v, want no warning", f)
 			}
 			disturb()
-			publishertest.SendInOrder(t, p, publishertest.Event(1))
+			publishertest.SendOrdered(t, p, publishertest.Event(1))
 			p.Finish()
 			if o := publishertest.Collect(t, p, 1)[1]; o.Err == nil {
 				t.Error("a batch begins, although the last message on the control subject is not our fence")
@@ -210,7 +209,7 @@ func TestForeignMessagesOnTheControlSubject(t *testing.T) {
 			}
 			disturb()
 			disturb()
-			later := publishertest.Open(t, server)
+			later := publishertest.Connect(t, server)
 			if f := publishertest.Fence(t, later, 7); f.Former != 5 {
 				t.Errorf("another term: %+v, want the former fence at 5", f)
 			}
@@ -219,10 +218,10 @@ func TestForeignMessagesOnTheControlSubject(t *testing.T) {
 			if _, err := p.Fence(t.Context(), publishertest.Outbox, 1); !errors.As(err, &deposed) || deposed.Term != 7 {
 				t.Errorf("the former term: %v, want that it is deposed by term 7", err)
 			}
-			if _, err := publishertest.Open(t, server).Unfenced(t.Context(), publishertest.Outbox, 6); !errors.As(err, &deposed) || deposed.Term != 7 {
+			if _, err := publishertest.Connect(t, server).FirstFence(t.Context(), publishertest.Outbox, 6); !errors.As(err, &deposed) || deposed.Term != 7 {
 				t.Errorf("a term that begins: %v, want that it is deposed by term 7", err)
 			}
-			publishertest.SendInOrder(t, later, publishertest.Event(2))
+			publishertest.SendOrdered(t, later, publishertest.Event(2))
 			later.Finish()
 			publishertest.Collect(t, later, 1)
 		})
@@ -233,7 +232,7 @@ func TestForeignMessagesOnTheControlSubject(t *testing.T) {
 func TestRollupOnTheControlSubject(t *testing.T) {
 	server := streamtest.Start(t)
 	js := server.JetStream(t)
-	p := publishertest.Open(t, server)
+	p := publishertest.Connect(t, server)
 	str, err := js.Stream(t.Context(), "OUTBOX")
 	if err != nil {
 		t.Fatal(err)

@@ -33,7 +33,7 @@ type History struct {
 
 	config  jetstream.StreamConfig // The stream's, as Opened told it.
 	fence   uint64                 // The sequence of the latest fence of ours; 0 for none.
-	subject string                 // Its subject; empty before Fence or Unfenced, and if the stream keeps no fences.
+	subject string                 // Its subject; empty before Fence or FirstFence, and if the stream keeps no fences.
 }
 
 // New returns the history of the stream that setup names. Of the options only the

@@ -17,22 +17,23 @@ import (
 func BenchmarkScan(b *testing.B) {
 	const events = 300_000
 	server := streamtest.Start(b)
-	p, err := publisher.New(publisher.Options{Connect: stream.ConnectOptions{URL: server.URL()}, Setup: stream.Setup{Stream: "OUTBOX", Create: true}})
+	opened, err := publisher.New(publisher.Options{Connect: stream.ConnectOptions{URL: server.URL()}, Setup: stream.Setup{Stream: "OUTBOX", Create: true}})
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(p.Close)
-	if _, err := p.Open(b.Context()); err != nil {
+	b.Cleanup(opened.Close)
+	if _, err := opened.Open(b.Context()); err != nil {
 		b.Fatal(err)
 	}
+	p := publishertest.Begin(b, opened)
 	known := 0
 	for sent := range events {
 		ev := publishertest.Event(int64(sent + 1))
 		ev.Data = make([]byte, 256)
-		if err := p.PublishInOrder(ev); err != nil {
+		if err := p.PublishOrdered(ev); err != nil {
 			b.Fatal(err)
 		}
-		for sent-known >= p.Pipeline()-1 || sent == events-1 && known < events {
+		for sent-known >= p.BatchWindow()-1 || sent == events-1 && known < events {
 			if sent == events-1 {
 				p.Finish()
 			}
@@ -51,7 +52,7 @@ func BenchmarkScan(b *testing.B) {
 		for b.Loop() {
 			begun := time.Now()
 			found := 0
-			if err := p.Scan(b.Context(), 0, end, func(f history.Found) error {
+			if err := p.History().Scan(b.Context(), 0, end, func(f history.Found) error {
 				if f.Event {
 					found++
 				}

@@ -155,7 +155,7 @@ func TestScanWithinLimits(t *testing.T) {
 			publishertest.Fence(t, p, 1)
 			const n = 10_500
 			for seq := int64(1); seq <= n; seq++ {
-				publishertest.SendInOrder(t, p, publishertest.Event(seq))
+				publishertest.SendOrdered(t, p, publishertest.Event(seq))
 				if seq%1500 == 0 {
 					p.Finish()
 					publishertest.Collect(t, p, 1500)
@@ -163,7 +163,7 @@ func TestScanWithinLimits(t *testing.T) {
 			}
 			end := publishertest.Fence(t, p, 1)
 			if tt.want != "" {
-				err := p.Scan(t.Context(), 0, end, func(history.Found) error { return nil })
+				err := p.History().Scan(t.Context(), 0, end, func(history.Found) error { return nil })
 				var fault *stream.Error
 				if !errors.As(err, &fault) || fault.Fault != stream.FaultSetup || !strings.Contains(err.Error(), tt.want) {
 					t.Errorf("got %v, want a set-up fault with %q", err, tt.want)

@@ -12,7 +12,6 @@ import (
 
 	"github.com/go-outbox/go-outbox/stream"
 	"github.com/go-outbox/go-outbox/stream/history"
-	"github.com/go-outbox/go-outbox/stream/publisher"
 	"github.com/go-outbox/go-outbox/stream/publisher/publishertest"
 	"github.com/go-outbox/go-outbox/stream/streamtest"
 )
@@ -22,14 +21,14 @@ func TestScan(t *testing.T) {
 	p := publishertest.Open(t, server)
 	first := publishertest.Fence(t, p, 1)
 	for seq := range int64(3000) {
-		publishertest.SendInOrder(t, p, publishertest.Event(seq+1))
+		publishertest.SendOrdered(t, p, publishertest.Event(seq+1))
 		if (seq+1)%1000 == 0 {
 			p.Finish()
 			publishertest.Collect(t, p, 1000)
 		}
 	}
 	second := publishertest.Fence(t, p, 1)
-	publishertest.SendInOrder(t, p, publishertest.Event(3001))
+	publishertest.SendOrdered(t, p, publishertest.Event(3001))
 	p.Finish()
 	publishertest.Collect(t, p, 1)
 
@@ -47,7 +46,7 @@ func TestScan(t *testing.T) {
 		t.Errorf("from the fence on: %v, want nothing", got)
 	}
 	stop := errors.New("stop")
-	if err := p.Scan(t.Context(), 0, second, func(history.Found) error { return stop }); !errors.Is(err, stop) {
+	if err := p.History().Scan(t.Context(), 0, second, func(history.Found) error { return stop }); !errors.Is(err, stop) {
 		t.Errorf("Scan returned %v, want the error of visit", err)
 	}
 	// A fence that is not there any more does not hold it up for longer than its context allows.
@@ -55,14 +54,14 @@ func TestScan(t *testing.T) {
 	defer cancel()
 	beyond := history.Fence{Sequence: second.Sequence + 100}
 	var fault *stream.Error
-	if err := p.Scan(ctx, 0, beyond, func(history.Found) error { return nil }); !errors.As(err, &fault) || fault.Fault != stream.FaultWeather {
+	if err := p.History().Scan(ctx, 0, beyond, func(history.Found) error { return nil }); !errors.As(err, &fault) || fault.Fault != stream.FaultWeather {
 		t.Errorf("to a fence that is not there: %v, want weather", err)
 	}
 }
 
 // Verify tells whatever the stream may have lost.
 func TestVerify(t *testing.T) {
-	publish := func(t *testing.T, p *publisher.Publisher, seqs ...int64) {
+	publish := func(t *testing.T, p *publishertest.Publisher, seqs ...int64) {
 		t.Helper()
 		for _, seq := range seqs {
 			if err := p.Publish(publishertest.Event(seq)); err != nil {
@@ -71,19 +70,19 @@ func TestVerify(t *testing.T) {
 		}
 		publishertest.Collect(t, p, len(seqs))
 	}
-	nothing := func(*testing.T, jetstream.JetStream, *publisher.Publisher) {}
+	nothing := func(*testing.T, jetstream.JetStream, *publishertest.Publisher) {}
 	for _, test := range []struct {
 		name   string
-		change func(t *testing.T, js jetstream.JetStream, p *publisher.Publisher)
+		change func(t *testing.T, js jetstream.JetStream, p *publishertest.Publisher)
 		acked  uint64
 		want   string // In the error; empty for none.
 	}{
 		{name: "nothing happened", change: nothing},
-		{name: "more was published", acked: 4, change: func(t *testing.T, _ jetstream.JetStream, p *publisher.Publisher) {
+		{name: "more was published", acked: 4, change: func(t *testing.T, _ jetstream.JetStream, p *publishertest.Publisher) {
 			t.Helper()
 			publish(t, p, 4)
 		}},
-		{name: "created anew", want: "was created anew", change: func(t *testing.T, js jetstream.JetStream, p *publisher.Publisher) {
+		{name: "created anew", want: "was created anew", change: func(t *testing.T, js jetstream.JetStream, p *publishertest.Publisher) {
 			t.Helper()
 			if err := js.DeleteStream(t.Context(), "OUTBOX"); err != nil {
 				t.Fatal(err)
@@ -94,7 +93,7 @@ func TestVerify(t *testing.T) {
 			publish(t, p, 1, 2, 3)
 		}},
 		{name: "less was stored than acknowledged", acked: 9, want: "although it acknowledged 9", change: nothing},
-		{name: "purged", change: func(t *testing.T, js jetstream.JetStream, _ *publisher.Publisher) {
+		{name: "purged", change: func(t *testing.T, js jetstream.JetStream, _ *publishertest.Publisher) {
 			t.Helper()
 			str, err := js.Stream(t.Context(), "OUTBOX")
 			if err != nil {

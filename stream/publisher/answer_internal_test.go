@@ -25,6 +25,7 @@ func deafPublisher(tb testing.TB) *Publisher {
 	if err != nil {
 		tb.Fatal(err)
 	}
+	p.session = &Session{p: p}
 	p.link = link{conn: &nats.Conn{}, dialer: &wire.Dialer{}, replies: "_INBOX.1."}
 	p.known.highest, p.known.proved = 100, time.Now()
 	p.batches.taken, p.batches.flow, p.limits.maxPayload, p.limits.maxMessage = true, batchFlow, 1<<20, 1000
@@ -43,18 +44,18 @@ func deafPublisher(tb testing.TB) *Publisher {
 // sent is the reply subject of an event that was sent by itself.
 func sent(tb testing.TB, p *Publisher, seq int64) string {
 	tb.Helper()
-	_, _, reply, _, err := p.expect(seq, sizesOf(2000, 300), 0)
+	_, _, reply, _, err := p.expect(p.session, seq, sizesOf(2000, 300), 0)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	return reply
 }
 
-// sentInOrder is the reply subject of an event that was sent in an ordered batch.
-func sentInOrder(tb testing.TB, p *Publisher, seq int64) (b *batch, reply string) {
+// sentOrdered is the reply subject of an event that was sent in an ordered batch.
+func sentOrdered(tb testing.TB, p *Publisher, seq int64) (b *batch, reply string) {
 	tb.Helper()
 	p.latest = latest{head: 300, mark: 1}
-	b, _, err := p.enter(seq, 2000)
+	b, _, err := p.enter(p.session, seq, 2000)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -194,9 +195,9 @@ func TestAnswerToAnEvent(t *testing.T) {
 				t.Errorf("lost is %v, and trouble %v; want %v of both", got, trouble, test.lost)
 			}
 			// What is lost is put back before anything else is sent.
-			_, _, _, _, err := p.expect(2, sizes{}, 0)
-			if _, _, errInOrder := p.enter(2, 1); (err != nil) != test.lost || (errInOrder != nil) != test.lost || err != nil && stream.Classify(err).Ambiguous() {
-				t.Errorf("the next event: %v, in order %v", err, errInOrder)
+			_, _, _, _, err := p.expect(p.session, 2, sizes{}, 0)
+			if _, _, errOrdered := p.enter(p.session, 2, 1); (err != nil) != test.lost || (errOrdered != nil) != test.lost || err != nil && stream.Classify(err).Ambiguous() {
+				t.Errorf("the next event: %v, in an ordered batch %v", err, errOrdered)
 			}
 		})
 	}
@@ -239,7 +240,7 @@ func TestAnswerToABatch(t *testing.T) {
 			var b *batch
 			var reply string
 			for seq := range int64(3) {
-				b, reply = sentInOrder(t, p, seq)
+				b, reply = sentOrdered(t, p, seq)
 			}
 			p.answered(&nats.Msg{Subject: reply, Data: []byte(strings.ReplaceAll(test.data, "ID", b.id))})
 			outcomes, trouble := p.Collect(nil)
@@ -266,7 +267,7 @@ func TestAnswerToABatch(t *testing.T) {
 			if skipped != (test.stored == 3) {
 				t.Errorf("got trouble %v", trouble)
 			}
-			if skipped && p.Pipeline() != 0 {
+			if skipped && p.session.BatchWindow() != 0 {
 				t.Error("ordered batches go on, which do not tell who is skipped")
 			}
 		})
@@ -276,7 +277,7 @@ func TestAnswerToABatch(t *testing.T) {
 // An answer that does not count, after all of a batch has been acknowledged, is trouble.
 func TestAnswerAfterTheLastFlowAck(t *testing.T) {
 	p := deafPublisher(t)
-	b, reply := sentInOrder(t, p, 1)
+	b, reply := sentOrdered(t, p, 1)
 	p.answered(&nats.Msg{Subject: reply, Data: []byte(`{"type":"ack","seq":1,"msgs":1}`)})
 	p.answered(&nats.Msg{Subject: reply, Data: []byte(`{"stream":"OTHER","seq":103,"batch":"` + b.id + `","count":1}`)})
 	outcomes, trouble := p.Collect(nil)
@@ -288,9 +289,9 @@ func TestAnswerAfterTheLastFlowAck(t *testing.T) {
 // How many messages the server acknowledges at once is not more than it was asked to.
 func TestFlowIsBounded(t *testing.T) {
 	p := deafPublisher(t)
-	_, reply := sentInOrder(t, p, 1)
+	_, reply := sentOrdered(t, p, 1)
 	p.answered(&nats.Msg{Subject: reply, Data: []byte(`{"type":"ack","seq":0,"msgs":18446744073709551615}`)})
-	if got := p.Pipeline(); got <= 0 || got > batchFlow*batchAcks {
+	if got := p.session.BatchWindow(); got <= 0 || got > batchFlow*batchAcks {
 		t.Errorf("%d events may be in flight", got)
 	}
 }
@@ -301,9 +302,9 @@ func TestRefusalTellsTheSizes(t *testing.T) {
 	want := "payload of 2000 bytes with 300 bytes of headers exceeds the stream's max_msg_size of 1000"
 	p := deafPublisher(t)
 	p.answered(&nats.Msg{Subject: sent(t, p, 1), Data: []byte(refusal)})
-	sentInOrder(t, p, 2)
-	_, reply := sentInOrder(t, p, 3)
-	p.Flush()
+	sentOrdered(t, p, 2)
+	_, reply := sentOrdered(t, p, 3)
+	p.session.Flush()
 	p.answered(&nats.Msg{Subject: reply, Data: []byte(`{"type":"err","seq":2,"error":{"code":400,"err_code":10054}}`)})
 	p.mu.Lock()
 	p.batches.end(p.batches.open, p.batches.open.fault)
@@ -369,7 +370,7 @@ func FuzzAnswers(f *testing.F) {
 		var b *batch
 		var reply string
 		for seq := int64(1); seq <= 3; seq++ {
-			b, reply = sentInOrder(t, p, seq)
+			b, reply = sentOrdered(t, p, seq)
 		}
 		for _, data := range [][]byte{first, second} {
 			data = bytes.ReplaceAll(data, []byte("ID"), []byte(b.id))

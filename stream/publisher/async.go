@@ -15,14 +15,15 @@ import (
 
 // Publish sends an event by itself and returns without waiting: Collect returns its
 // outcome. If Publish returns an error, a *stream.Error, nothing was sent.
-func (p *Publisher) Publish(ev *stream.Event) error {
+func (s *Session) Publish(ev *stream.Event) error {
+	p := s.p
 	msg, err := p.encoder.Message(ev, "")
 	if err != nil {
 		return stream.Classify(err)
 	}
 	p.latest = latest{p.encoder.HeadSize(), subjectMark(msg.Subject)}
 	head := p.latest.head
-	conn, token, reply, first, err := p.expect(ev.Seq, sizesOf(len(ev.Data), head), p.latest.mark)
+	conn, token, reply, first, err := p.expect(s, ev.Seq, sizesOf(len(ev.Data), head), p.latest.mark)
 	if err != nil {
 		return err
 	}
@@ -44,11 +45,14 @@ func (p *Publisher) Publish(ev *stream.Event) error {
 // expect notes the pending acknowledgement of an event before the event is sent.
 // First says that this event must find out whether the stream still is the one that
 // is known.
-func (p *Publisher) expect(seq int64, of sizes, mark uint64) (conn *nats.Conn, token uint64, reply string, first bool, err error) {
+func (p *Publisher) expect(s *Session, seq int64, of sizes, mark uint64) (conn *nats.Conn, token uint64, reply string, first bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.known.lost != nil {
+	switch {
+	case p.known.lost != nil:
 		return nil, 0, "", false, p.known.withheld()
+	case p.session != s && p.link.conn != nil:
+		return nil, 0, "", false, errSessionOver
 	}
 	now := time.Now()
 	// Before 2.14 a server takes the fence's subject for the event's own.

@@ -13,7 +13,7 @@ func TestBatchFollowsOneThatIsEnding(t *testing.T) {
 	p := deafPublisher(t)
 	publish := func(seq int64) *batch {
 		t.Helper()
-		b, _, _ := p.enter(seq, 1)
+		b, _, _ := p.enter(p.session, seq, 1)
 		return b
 	}
 	first := publish(1)

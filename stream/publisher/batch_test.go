@@ -16,13 +16,13 @@ import (
 func TestBatch(t *testing.T) {
 	server := streamtest.Start(t)
 	p := publishertest.Open(t, server)
-	if p.Pipeline() == 0 {
+	if p.BatchWindow() == 0 {
 		t.Fatal("no ordered batches on a stream of our own")
 	}
 	next := 1
 	for _, n := range []int{1, 2, 499, 500, 501, 1700} {
 		for range n {
-			publishertest.SendInOrder(t, p, publishertest.Event(int64(next)))
+			publishertest.SendOrdered(t, p, publishertest.Event(int64(next)))
 			next++
 		}
 		p.Finish()
@@ -38,7 +38,7 @@ func TestBatch(t *testing.T) {
 
 	// The same again: all are duplicates, and acknowledged.
 	for seq := range int64(600) {
-		publishertest.SendInOrder(t, p, publishertest.Event(seq+1))
+		publishertest.SendOrdered(t, p, publishertest.Event(seq+1))
 	}
 	p.Finish()
 	for seq, o := range publishertest.Collect(t, p, 600) {
@@ -86,7 +86,7 @@ func TestBatchStops(t *testing.T) {
 				if seq == tt.at {
 					ev = tt.stop(seq)
 				}
-				publishertest.SendInOrder(t, p, ev)
+				publishertest.SendOrdered(t, p, ev)
 			}
 			p.Finish()
 			for seq, o := range publishertest.Collect(t, p, 6) {
@@ -104,7 +104,7 @@ func TestBatchStops(t *testing.T) {
 			}
 			// And a further batch works.
 			if tt.fault == stream.FaultRow {
-				publishertest.SendInOrder(t, p, publishertest.Event(7))
+				publishertest.SendOrdered(t, p, publishertest.Event(7))
 				p.Finish()
 				if o := publishertest.Collect(t, p, 1)[7]; o.Err != nil {
 					t.Error(o.Err)
@@ -118,13 +118,13 @@ func TestBatchStops(t *testing.T) {
 func TestBatchLocalRefusal(t *testing.T) {
 	server := streamtest.Start(t, streamtest.MaxPayload(1000))
 	p := publishertest.Open(t, server)
-	publishertest.SendInOrder(t, p, publishertest.Event(1))
+	publishertest.SendOrdered(t, p, publishertest.Event(1))
 	large := publishertest.Event(2)
 	large.Data = make([]byte, 2000)
-	if err := p.PublishInOrder(large); err == nil || stream.Classify(err).Fault != stream.FaultRow {
+	if err := p.PublishOrdered(large); err == nil || stream.Classify(err).Fault != stream.FaultRow {
 		t.Errorf("got %v, want the row's fault", err)
 	}
-	publishertest.SendInOrder(t, p, publishertest.Event(3))
+	publishertest.SendOrdered(t, p, publishertest.Event(3))
 	p.Finish()
 	for seq, o := range publishertest.Collect(t, p, 2) {
 		if o.Err != nil {
@@ -141,7 +141,7 @@ func TestBatchServerStops(t *testing.T) {
 	server := streamtest.Start(t)
 	p := publishertest.Open(t, server)
 	for seq := range int64(700) {
-		publishertest.SendInOrder(t, p, publishertest.Event(seq+1))
+		publishertest.SendOrdered(t, p, publishertest.Event(seq+1))
 	}
 	server.Stop()
 	open, refused := []int64{}, 0
@@ -173,7 +173,7 @@ func TestBatchServerStops(t *testing.T) {
 		}
 	}
 	for _, seq := range open {
-		publishertest.SendInOrder(t, p, publishertest.Event(seq))
+		publishertest.SendOrdered(t, p, publishertest.Event(seq))
 	}
 	p.Finish()
 	for seq, o := range publishertest.Collect(t, p, len(open)) {
@@ -201,7 +201,7 @@ func TestBatchFallsBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	for seq := range int64(3) {
-		publishertest.SendInOrder(t, p, publishertest.Event(seq+1))
+		publishertest.SendOrdered(t, p, publishertest.Event(seq+1))
 	}
 	p.Finish()
 	for seq, o := range publishertest.Collect(t, p, 3) {
@@ -209,7 +209,7 @@ func TestBatchFallsBack(t *testing.T) {
 			t.Errorf("event %d: %v, retry %v; want it to be sent again at once", seq, o.Err, o.Retry)
 		}
 	}
-	if n := p.Pipeline(); n != 0 {
+	if n := p.BatchWindow(); n != 0 {
 		t.Errorf("%d events may be in flight in a batch, which the stream does not take", n)
 	}
 	for seq := range int64(3) {

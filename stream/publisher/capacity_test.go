@@ -55,7 +55,10 @@ func TestLimitsAreToldInWords(t *testing.T) {
 		change(&config)
 		return &config
 	}
-	fill := func(ctx context.Context, p *publisher.Publisher) error { // Until it is refused, as the relay does: and then opened anew.
+	fill := func(ctx context.Context, p *publishertest.Publisher) error { // Until it is refused, as the relay does: and then opened anew.
+		if _, err := p.FirstFence(ctx, "x", 1); err != nil {
+			return err
+		}
 		var fault *stream.Error
 		for seq := int64(1); seq <= 40 && fault == nil; seq++ {
 			ev := of(seq, "1")
@@ -90,7 +93,7 @@ func TestLimitsAreToldInWords(t *testing.T) {
 		}
 		return outcomes[0].Err
 	}
-	fence := func(ctx context.Context, p *publisher.Publisher) error {
+	fence := func(ctx context.Context, p *publishertest.Publisher) error {
 		for range 10 {
 			if _, err := p.Fence(ctx, "x", 1); err != nil {
 				return err
@@ -98,7 +101,7 @@ func TestLimitsAreToldInWords(t *testing.T) {
 		}
 		return nil
 	}
-	consumer := func(ctx context.Context, p *publisher.Publisher) error {
+	consumer := func(ctx context.Context, p *publishertest.Publisher) error {
 		var last history.Fence
 		for range 3 {
 			var err error
@@ -106,13 +109,13 @@ func TestLimitsAreToldInWords(t *testing.T) {
 				return err
 			}
 		}
-		return p.Scan(ctx, 0, last, func(history.Found) error { return nil })
+		return p.History().Scan(ctx, 0, last, func(history.Found) error { return nil })
 	}
 	for name, tt := range map[string]struct {
 		server string
 		config *jetstream.StreamConfig // Nil to have it created.
 		window time.Duration
-		do     func(ctx context.Context, p *publisher.Publisher) error // Nil to open only.
+		do     func(ctx context.Context, p *publishertest.Publisher) error // Nil to open only.
 		fault  stream.Fault
 		want   string
 	}{
@@ -193,7 +196,7 @@ func TestLimitsAreToldInWords(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				err = tt.do(ctx, p)
+				err = tt.do(ctx, &publishertest.Publisher{Publisher: p})
 			}
 			var fault *stream.Error
 			if !errors.As(err, &fault) || !strings.Contains(err.Error(), tt.want) || fault.Fault != tt.fault || fault.Permanent {

@@ -146,32 +146,32 @@ func TestEveryWaitEndsWithItsContext(t *testing.T) {
 			srv := streamtest.Start(t)
 			for _, call := range []struct {
 				name string
-				do   func(ctx context.Context, p *publisher.Publisher, f history.Fence) error
+				do   func(ctx context.Context, p *publishertest.Publisher, f history.Fence) error
 			}{
-				{"Open", func(ctx context.Context, p *publisher.Publisher, _ history.Fence) error {
+				{"Open", func(ctx context.Context, p *publishertest.Publisher, _ history.Fence) error {
 					_, err := p.Open(ctx)
 					return err
 				}},
-				{"Scan", func(ctx context.Context, p *publisher.Publisher, f history.Fence) error {
-					return p.Scan(ctx, 0, f, func(history.Found) error { return nil })
+				{"Scan", func(ctx context.Context, p *publishertest.Publisher, f history.Fence) error {
+					return p.History().Scan(ctx, 0, f, func(history.Found) error { return nil })
 				}},
-				{"Scan under way", func(ctx context.Context, p *publisher.Publisher, f history.Fence) error {
+				{"Scan under way", func(ctx context.Context, p *publishertest.Publisher, f history.Fence) error {
 					f.Sequence += 100
-					return p.Scan(ctx, 0, f, func(history.Found) error { return nil })
+					return p.History().Scan(ctx, 0, f, func(history.Found) error { return nil })
 				}},
-				{"Verify", func(ctx context.Context, p *publisher.Publisher, _ history.Fence) error {
+				{"Verify", func(ctx context.Context, p *publishertest.Publisher, _ history.Fence) error {
 					_, err := p.Verify(ctx, history.State{}, 0)
 					return err
 				}},
-				{"Fence", func(ctx context.Context, p *publisher.Publisher, _ history.Fence) error {
+				{"Fence", func(ctx context.Context, p *publishertest.Publisher, _ history.Fence) error {
 					_, err := p.Fence(ctx, "o", 2)
 					return err
 				}},
-				{"Unfenced", func(ctx context.Context, p *publisher.Publisher, _ history.Fence) error {
-					_, err := p.Unfenced(ctx, "o", 2)
+				{"FirstFence", func(ctx context.Context, p *publishertest.Publisher, _ history.Fence) error {
+					_, err := p.FirstFence(ctx, "o", 2)
 					return err
 				}},
-				{"Find", func(ctx context.Context, p *publisher.Publisher, _ history.Fence) error {
+				{"Find", func(ctx context.Context, p *publishertest.Publisher, _ history.Fence) error {
 					_, err := p.Find(ctx, 1)
 					return err
 				}},
@@ -181,16 +181,17 @@ func TestEveryWaitEndsWithItsContext(t *testing.T) {
 						srv.Restart()
 					}
 					hole := newBlackHole(t, srv)
-					p, err := publisher.New(publisher.Options{
+					opened, err := publisher.New(publisher.Options{
 						Connect: stream.ConnectOptions{URL: hole.URL()}, Setup: stream.Setup{Stream: "OUTBOX", Create: true},
 					})
 					if err != nil {
 						t.Fatal(err)
 					}
-					t.Cleanup(p.Close)
-					if _, err := p.Open(t.Context()); err != nil {
+					t.Cleanup(opened.Close)
+					if _, err := opened.Open(t.Context()); err != nil {
 						t.Fatal(err)
 					}
+					p := publishertest.Begin(t, opened)
 					if err := p.Publish(publishertest.Event(1)); err != nil {
 						t.Fatal(err)
 					}

@@ -12,19 +12,25 @@
 //   - Nothing is sent after the lease has ended (Guard), or buffered for later while
 //     there is no connection.
 //
+// # The order of calls
+//
+// Open, then Begin, which puts up the fence, then what the [Session] has. Nothing can be
+// published before the fence: the methods are the session's. Begin and Close end the
+// session before.
+//
 // # Two ways to send
 //
 //   - Each event by itself (Publish), without waiting for the answers. If one event
 //     fails, the stream stores later ones all the same. So a caller that keeps an
 //     order sends an event only when the outcome of its predecessor is known. This
 //     works with every server that has JetStream.
-//   - In an ordered batch (PublishInOrder), by the fast-ingest protocol of ADR-50. It
+//   - In an ordered batch (PublishOrdered), by the fast-ingest protocol of ADR-50. It
 //     needs nats-server 2.14 and a stream with allow_batched, as stream.Setup creates it.
 //     The stream stores all events before a failed one and none after it, so the
 //     caller need not wait for outcomes. One acknowledgement covers hundreds of
 //     events, which makes this way the faster one for a backlog. The messages are
 //     written to the connection past nats.go (package stream/wire), at a third of the cost, with or
-//     without TLS; over a WebSocket they go through nats.go. Pipeline tells whether ordered
+//     without TLS; over a WebSocket they go through nats.go. BatchWindow tells whether ordered
 //     batches can be used now. They cannot for some seconds in a cluster after a batch
 //     ended badly, nor for a minute after the server refused a batch as such.
 //
@@ -36,7 +42,7 @@
 // A Publisher is closed, open, or must be opened again. Open connects and ensures the
 // stream; after trouble, and after an outcome whose fault is not the row's, Open tells whether
 // publishing can go on. From a [stream.LostError] on nothing is sent until the stream is
-// opened or fenced again. Close may come at any time, also to end a call that waits for the network.
+// opened, or another session begins. Close may come at any time, also to end a call that waits for the network.
 //
 // # Failures
 //

@@ -61,11 +61,11 @@ func TestBatchTellsThatItSkipped(t *testing.T) {
 			srv := streamtest.Start(t)
 			p := publishertest.Open(t, srv)
 			for _, seq := range test.known {
-				publishertest.SendInOrder(t, p, publishertest.Event(seq))
+				publishertest.SendOrdered(t, p, publishertest.Event(seq))
 			}
 			p.Finish()
 			publishertest.Collect(t, p, len(test.known))
-			publishertest.SendInOrder(t, p, test.sent...)
+			publishertest.SendOrdered(t, p, test.sent...)
 			p.Finish()
 			outcomes, trouble := collectAll(t, p, len(test.sent), test.skips)
 			for _, o := range outcomes {
@@ -80,7 +80,7 @@ func TestBatchTellsThatItSkipped(t *testing.T) {
 			case test.skips && (trouble == nil || !errors.As(trouble, &skipped) || skipped.Most != test.most || skipped.Events != uint64(len(test.sent))):
 				t.Errorf("got %v, want at most %d of %d", trouble, test.most, len(test.sent))
 			}
-			if got := p.Pipeline() == 0; got != test.skips {
+			if got := p.BatchWindow() == 0; got != test.skips {
 				t.Errorf("batches rest is %v, want %v", got, test.skips)
 			}
 		})
@@ -88,7 +88,7 @@ func TestBatchTellsThatItSkipped(t *testing.T) {
 }
 
 // collectAll waits for n outcomes, and for trouble if there is to be some.
-func collectAll(t *testing.T, p *publisher.Publisher, n int, troubled bool) (outcomes []publisher.Outcome, trouble *stream.Error) {
+func collectAll(t *testing.T, p *publishertest.Publisher, n int, troubled bool) (outcomes []publisher.Outcome, trouble *stream.Error) {
 	t.Helper()
 	streamtest.Eventually(t, func() bool {
 		some, again := p.Collect(nil)
@@ -123,7 +123,7 @@ func TestNoFalseAlarms(t *testing.T) {
 		}
 		first, trouble := collectAll(t, p, 5, false)
 		for range 700 {
-			publishertest.SendInOrder(t, p, next())
+			publishertest.SendOrdered(t, p, next())
 		}
 		p.Finish()
 		second, again := collectAll(t, p, 700, false)

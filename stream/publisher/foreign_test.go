@@ -9,7 +9,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/go-outbox/go-outbox/stream"
-	"github.com/go-outbox/go-outbox/stream/publisher"
 	"github.com/go-outbox/go-outbox/stream/publisher/publishertest"
 	"github.com/go-outbox/go-outbox/stream/streamtest"
 )
@@ -37,11 +36,14 @@ func replaceStream(t *testing.T, js jetstream.JetStream, name string, messages i
 }
 
 // deafPublisher is a publisher that does not hear that its stream was deleted, and its server.
-func deafPublisher(t *testing.T) (*publisher.Publisher, *streamtest.Server) {
+func deafPublisher(t *testing.T) (*publishertest.Publisher, *streamtest.Server) {
 	t.Helper()
 	srv := streamtest.Start(t, withoutPermission(nil, []string{"$JS.EVENT.>"}))
 	p := restricted(t, srv, true)
 	if _, err := p.Open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.FirstFence(t.Context(), publishertest.Outbox, 1); err != nil {
 		t.Fatal(err)
 	}
 	return p, srv
@@ -49,13 +51,13 @@ func deafPublisher(t *testing.T) (*publisher.Publisher, *streamtest.Server) {
 
 // What another stream answers settles nothing, and is the set-up's fault; a batch is not even stored there.
 func TestAnotherStreamAnswers(t *testing.T) {
-	for way, inOrder := range map[string]bool{"by itself": false, "in order": true} {
+	for way, ordered := range map[string]bool{"by itself": false, "in an ordered batch": true} {
 		t.Run(way, func(t *testing.T) {
 			p, srv := deafPublisher(t)
 			js := srv.JetStream(t)
 			send := p.Publish
-			if inOrder {
-				send = p.PublishInOrder
+			if ordered {
+				send = p.PublishOrdered
 			}
 			replaceStream(t, js, "OTHER", 0)
 			for seq := range int64(3) {
@@ -69,7 +71,7 @@ func TestAnotherStreamAnswers(t *testing.T) {
 					t.Errorf("event %d: %+v, want doubt, and that another stream answers", seq, o)
 				}
 			}
-			if n := len(srv.Messages(t, "OTHER")); inOrder && n > 0 {
+			if n := len(srv.Messages(t, "OTHER")); ordered && n > 0 {
 				t.Errorf("the other stream holds %d messages of the batch", n)
 			}
 		})
@@ -110,12 +112,12 @@ func TestStreamReplacedIsTold(t *testing.T) {
 
 // A stream that was created anew acknowledges a sequence that the former one had given, and nothing is sent after that.
 func TestStreamCreatedAnew(t *testing.T) {
-	for way, inOrder := range map[string]bool{"by itself": false, "in order": true} {
+	for way, ordered := range map[string]bool{"by itself": false, "in an ordered batch": true} {
 		t.Run(way, func(t *testing.T) {
 			p, srv := deafPublisher(t)
 			send := p.Publish
-			if inOrder {
-				send = p.PublishInOrder
+			if ordered {
+				send = p.PublishOrdered
 			}
 			for seq := range int64(5) {
 				if err := send(publishertest.Event(seq)); err != nil {
@@ -155,15 +157,15 @@ func TestStreamCreatedAnew(t *testing.T) {
 // A stream that was replaced while nothing was published stores nothing of what comes next if it has no fence of ours,
 // however far it has got, and one event at most if it has.
 func TestStreamReplacedWhileIdle(t *testing.T) {
-	for way, inOrder := range map[string]bool{"by itself": false, "in order": true} {
+	for way, ordered := range map[string]bool{"by itself": false, "in an ordered batch": true} {
 		for name, messages := range map[string]int{"empty": 0, "ahead": 50} {
 			t.Run(way+", "+name, func(t *testing.T) {
 				t.Parallel()
 				p, srv := deafPublisher(t)
 				publishertest.Fence(t, p, 1)
 				send := p.Publish
-				if inOrder {
-					send = p.PublishInOrder
+				if ordered {
+					send = p.PublishOrdered
 				}
 				for seq := range int64(5) {
 					if err := send(publishertest.Event(seq)); err != nil {
@@ -198,6 +200,13 @@ func TestStreamReplacedWhileIdle(t *testing.T) {
 				if p.Alone() {
 					t.Error("an event is to go alone just after the fence")
 				}
+				if err := send(publishertest.Event(5)); err == nil || stream.Classify(err).Ambiguous() {
+					t.Errorf("the session before that fence: %v, want that it does not send", err)
+				}
+				send = p.Publish
+				if ordered {
+					send = p.PublishOrdered
+				}
 				if err := send(publishertest.Event(5)); err != nil {
 					t.Fatal(err)
 				}
@@ -211,17 +220,17 @@ func TestStreamReplacedWhileIdle(t *testing.T) {
 }
 
 // Without a fence, no batch begins after idleness before an event by itself was acknowledged.
-func TestUnfencedBatchAfterIdleness(t *testing.T) {
+func TestFirstFenceBatchAfterIdleness(t *testing.T) {
 	srv := streamtest.Start(t)
 	p := publishertest.Open(t, srv)
-	if _, err := p.Unfenced(t.Context(), publishertest.Outbox, 1); err != nil {
+	if _, err := p.FirstFence(t.Context(), publishertest.Outbox, 1); err != nil {
 		t.Fatal(err)
 	}
-	if p.Pipeline() == 0 {
+	if p.BatchWindow() == 0 {
 		t.Fatal("no batch may begin")
 	}
 	streamtest.Eventually(t, p.Alone)
-	if p.Pipeline() != 0 {
+	if p.BatchWindow() != 0 {
 		t.Error("a batch may begin")
 	}
 	if err := p.Publish(publishertest.Event(1)); err != nil {
@@ -230,7 +239,7 @@ func TestUnfencedBatchAfterIdleness(t *testing.T) {
 	if o := publishertest.Collect(t, p, 1)[1]; o.Err != nil {
 		t.Error(o.Err)
 	}
-	if p.Alone() || p.Pipeline() == 0 {
+	if p.Alone() || p.BatchWindow() == 0 {
 		t.Error("after an acknowledgement, no batch may begin")
 	}
 }

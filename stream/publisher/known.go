@@ -60,7 +60,7 @@ type known struct {
 	lost    *stream.Error // Why it must be read back first: it is not the one that was known. Nil if it is.
 	proved  time.Time     // When it last was the one that was known.
 	fence   uint64        // The sequence of our fence; 0 if there is no fence.
-	subject string        // The fence's subject; empty before Fence or Unfenced, and if the stream keeps no fences.
+	subject string        // The fence's subject; empty before Begin, and if the stream keeps no fences.
 }
 
 // opened notes that the stream is as Open has found it. After trouble, the caller reads
@@ -121,8 +121,9 @@ func (k *known) unproven(now time.Time) bool { return now.Sub(k.proved) > proveA
 // Alone reports whether the next event must go alone, so that all others wait for
 // its outcome: nothing has been acknowledged for some time, and this event finds out
 // whether the stream still is the one that is known. It does not concern ordered
-// batches, see Pipeline.
-func (p *Publisher) Alone() bool {
+// batches, see BatchWindow.
+func (s *Session) Alone() bool {
+	p := s.p
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.known.unproven(time.Now())
@@ -131,7 +132,8 @@ func (p *Publisher) Alone() bool {
 // VerifyFirst reports whether the stream must be verified before the next event is
 // sent: it may be another one by now, and the event itself would find that out only
 // by being stored.
-func (p *Publisher) VerifyFirst() bool {
+func (s *Session) VerifyFirst() bool {
+	p := s.p
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.known.unproven(time.Now()) && (!p.known.looks || p.known.fence == 0)

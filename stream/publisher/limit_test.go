@@ -52,15 +52,15 @@ func TestMaxData(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			srv := streamtest.Start(t, streamtest.MaxPayload(test.maxPayload))
 			limitedStream(t, srv.JetStream(t), test.maxMsgSize)
-			p, err := publisher.New(publisher.Options{Connect: stream.ConnectOptions{URL: srv.URL()}})
+			opened, err := publisher.New(publisher.Options{Connect: stream.ConnectOptions{URL: srv.URL()}})
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Cleanup(p.Close)
-			if got := p.MaxData(); got != 0 {
+			t.Cleanup(opened.Close)
+			if got := opened.MaxData(); got != 0 {
 				t.Errorf("before Open it is %d, want 0", got)
 			}
-			_, err = p.Open(t.Context())
+			_, err = opened.Open(t.Context())
 			if name == "tiny" { // Not even headers fit.
 				if fault := stream.Classify(err); err == nil || fault.Fault != stream.FaultSetup || !strings.Contains(err.Error(), "takes messages of at most 10 bytes (max_msg_size)") {
 					t.Errorf("opened with %v, want a fault of the set-up", err)
@@ -70,16 +70,17 @@ func TestMaxData(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			most := p.MaxData()
+			most := opened.MaxData()
+			p := publishertest.Begin(t, opened)
 			// It does not fit into a batch's first message, which has more headers; but by itself.
-			for i, send := range []func(*stream.Event) error{p.PublishInOrder, p.Publish} {
+			for i, send := range []func(*stream.Event) error{p.PublishOrdered, p.Publish} {
 				if err := send(smallest(most)); err != nil {
 					t.Fatalf("a payload of %d bytes: %v", most, err)
 				}
 				if o := publishertest.Collect(t, p, 1)[0]; i == 0 && !o.Retry || i == 1 && o.Err != nil {
 					t.Errorf("a payload of %d bytes: %v, retry %v", most, o.Err, o.Retry)
 				}
-				if p.Pipeline() != 0 {
+				if p.BatchWindow() != 0 {
 					t.Error("it is to be sent in a batch again")
 				}
 			}
@@ -150,15 +151,15 @@ func TestTooLargeIsPermanent(t *testing.T) {
 			return ev
 		}(), want: []string{"headers of 65", " bytes exceed the 64512 that a message can carry"}},
 	} {
-		for way, inOrder := range map[string]bool{"by itself": false, "in order": true} {
+		for way, ordered := range map[string]bool{"by itself": false, "in an ordered batch": true} {
 			t.Run(name+", "+way, func(t *testing.T) {
 				srv := streamtest.Start(t, streamtest.MaxPayload(test.maxPayload))
 				limitedStream(t, srv.JetStream(t), test.maxMsgSize)
 				p := publishertest.Open(t, srv)
 				send, n := p.Publish, 1
-				if inOrder {
-					send, n = p.PublishInOrder, 2
-					publishertest.SendInOrder(t, p, publishertest.Event(2))
+				if ordered {
+					send, n = p.PublishOrdered, 2
+					publishertest.SendOrdered(t, p, publishertest.Event(2))
 				}
 				err := send(test.event)
 				p.Finish()
@@ -189,7 +190,7 @@ func TestTooLargeIsPermanent(t *testing.T) {
 // A server that lowers its max_payload tells nobody, and closes the connection of who sends more. Then the publisher
 // connects anew, knows the limit, and goes on.
 func TestMaxPayloadLoweredByReload(t *testing.T) {
-	for way, inOrder := range map[string]bool{"by itself": false, "in order": true} {
+	for way, ordered := range map[string]bool{"by itself": false, "in an ordered batch": true} {
 		t.Run(way, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "nats.conf")
 			configure := func(maxPayload string) {
@@ -214,24 +215,25 @@ func TestMaxPayloadLoweredByReload(t *testing.T) {
 			if !srv.ReadyForConnections(10 * time.Second) {
 				t.Fatal("the server does not start")
 			}
-			p, err := publisher.New(publisher.Options{
+			opened, err := publisher.New(publisher.Options{
 				Connect: stream.ConnectOptions{URL: srv.ClientURL()}, Setup: stream.Setup{Stream: "OUTBOX", Create: true},
 			})
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Cleanup(p.Close)
-			if _, err := p.Open(t.Context()); err != nil {
+			t.Cleanup(opened.Close)
+			if _, err := opened.Open(t.Context()); err != nil {
 				t.Fatal(err)
 			}
+			p := publishertest.Begin(t, opened)
 			lowered := options.Clone()
 			lowered.MaxPayload = 10_000
 			if err := srv.ReloadOptions(lowered); err != nil {
 				t.Fatal(err)
 			}
 			send := p.Publish
-			if inOrder {
-				send = p.PublishInOrder
+			if ordered {
+				send = p.PublishOrdered
 			}
 			if err := send(sized(50_000)); err != nil {
 				t.Fatal(err)

@@ -7,7 +7,7 @@ import (
 	"github.com/go-outbox/go-outbox/stream"
 )
 
-// An Outcome is what became of one event that Publish or PublishInOrder took.
+// An Outcome is what became of one event that Publish or PublishOrdered took.
 type Outcome struct {
 	// Seq is the event's Seq. Any number may be one.
 	Seq int64

@@ -33,7 +33,7 @@ func withoutPermission(publish, subscribe []string) func(*server.Options) {
 	}
 }
 
-func restricted(t *testing.T, srv *streamtest.Server, create bool) *publisher.Publisher {
+func restricted(t *testing.T, srv *streamtest.Server, create bool) *publishertest.Publisher {
 	t.Helper()
 	p, err := publisher.New(publisher.Options{
 		Connect: stream.ConnectOptions{URL: strings.Replace(srv.URL(), "://", "://relay:relay@", 1)},
@@ -43,7 +43,7 @@ func restricted(t *testing.T, srv *streamtest.Server, create bool) *publisher.Pu
 		t.Fatal(err)
 	}
 	t.Cleanup(p.Close)
-	return p
+	return &publishertest.Publisher{Publisher: p}
 }
 
 // of makes an event of an aggregate, whose subject is outbox.t.A.<aggregate>.
@@ -66,7 +66,7 @@ func createStream(t *testing.T, srv *streamtest.Server) {
 // batch can be sent again at once.
 func TestAnEventsSubjectIsDenied(t *testing.T) {
 	for _, denied := range [][]int64{{1}, {4}, {6}, {1, 2}, {3, 5}, {1, 2, 3, 4, 5, 6}} {
-		for way, inOrder := range map[string]bool{"by itself": false, "in order": true} {
+		for way, ordered := range map[string]bool{"by itself": false, "in an ordered batch": true} {
 			t.Run(fmt.Sprintf("%s %v", way, denied), func(t *testing.T) {
 				srv := streamtest.Start(t, withoutPermission([]string{"outbox.t.A.denied"}, nil))
 				createStream(t, srv)
@@ -74,14 +74,12 @@ func TestAnEventsSubjectIsDenied(t *testing.T) {
 				if _, err := p.Open(t.Context()); err != nil {
 					t.Fatal(err)
 				}
-				fence, err := p.Fence(t.Context(), "x", 1)
-				if err != nil {
+				if _, err := p.Fence(t.Context(), "x", 1); err != nil {
 					t.Fatal(err)
 				}
-				_ = fence
 				send := p.Publish
-				if inOrder {
-					send = p.PublishInOrder
+				if ordered {
+					send = p.PublishOrdered
 				}
 				start := time.Now()
 				var want []string
@@ -89,7 +87,7 @@ func TestAnEventsSubjectIsDenied(t *testing.T) {
 					aggregate := "allowed"
 					if slices.Contains(denied, seq) {
 						aggregate = "denied"
-					} else if !inOrder || seq < denied[0] {
+					} else if !ordered || seq < denied[0] {
 						want = append(want, fmt.Sprint(seq))
 					}
 					if err := send(of(seq, aggregate)); err != nil {
@@ -99,9 +97,9 @@ func TestAnEventsSubjectIsDenied(t *testing.T) {
 				p.Finish()
 				for seq, o := range publishertest.Collect(t, p, 6) {
 					var permission *stream.PermissionError
-					first := seq == denied[0] || !inOrder && slices.Contains(denied, seq)
+					first := seq == denied[0] || !ordered && slices.Contains(denied, seq)
 					switch {
-					case inOrder && seq > denied[0]:
+					case ordered && seq > denied[0]:
 						if o.Err == nil || !o.Retry || o.Err.Ambiguous() {
 							t.Errorf("event %d, after the denied one: %+v, want that it can be sent again at once", seq, o)
 						}
@@ -120,7 +118,7 @@ func TestAnEventsSubjectIsDenied(t *testing.T) {
 				if got := publishertest.Payloads(t, srv); !slices.Equal(got, want) {
 					t.Errorf("the stream holds %q, want %q", got, want)
 				}
-				if p.Pipeline() != 0 {
+				if p.BatchWindow() != 0 {
 					t.Error("the next events would go in an ordered batch")
 				}
 			})
@@ -130,23 +128,23 @@ func TestAnEventsSubjectIsDenied(t *testing.T) {
 
 // What a request is denied is its error, at once, with the permission to give.
 func TestARequestIsDenied(t *testing.T) {
-	open := func(ctx context.Context, p *publisher.Publisher) error {
+	open := func(ctx context.Context, p *publishertest.Publisher) error {
 		_, err := p.Open(ctx)
 		return err
 	}
-	after := func(next func(ctx context.Context, p *publisher.Publisher) error) func(ctx context.Context, p *publisher.Publisher) error {
-		return func(ctx context.Context, p *publisher.Publisher) error {
+	after := func(next func(ctx context.Context, p *publishertest.Publisher) error) func(ctx context.Context, p *publishertest.Publisher) error {
+		return func(ctx context.Context, p *publishertest.Publisher) error {
 			if err := open(ctx, p); err != nil {
 				return fmt.Errorf("open: %w", err)
 			}
 			return next(ctx, p)
 		}
 	}
-	fence := func(ctx context.Context, p *publisher.Publisher) error {
+	fence := func(ctx context.Context, p *publishertest.Publisher) error {
 		_, err := p.Fence(ctx, "x", 1)
 		return err
 	}
-	scan := func(ctx context.Context, p *publisher.Publisher) error {
+	scan := func(ctx context.Context, p *publishertest.Publisher) error {
 		if err := fence(ctx, p); err != nil {
 			return fmt.Errorf("fence: %w", err)
 		}
@@ -157,12 +155,12 @@ func TestARequestIsDenied(t *testing.T) {
 		if err != nil {
 			return fmt.Errorf("fence: %w", err)
 		}
-		return p.Scan(ctx, 0, f, func(history.Found) error { return nil })
+		return p.History().Scan(ctx, 0, f, func(history.Found) error { return nil })
 	}
 	for name, tt := range map[string]struct {
 		publish, subscribe string
 		absent             bool
-		ask                func(ctx context.Context, p *publisher.Publisher) error
+		ask                func(ctx context.Context, p *publishertest.Publisher) error
 		want               string
 	}{
 		"info":     {"$JS.API.STREAM.INFO.OUTBOX", "", false, open, "publish to $JS.API.STREAM.INFO.OUTBOX: permit it"},

@@ -41,9 +41,9 @@ type Options struct {
 }
 
 // A Publisher sends events without waiting for each answer, and collects the
-// answers: each event by itself (Publish) or in ordered batches (PublishInOrder). Over
-// the same connection it fences off earlier terms and reads back what the stream holds
-// (History). It works with every server that has JetStream, ordered batches with
+// answers. Begin puts up a fence and returns the Session that publishes after it: each
+// event by itself (Publish) or in ordered batches (PublishOrdered). The session also
+// reads back what the stream held before the fence, over the same connection. It works with every server that has JetStream, ordered batches with
 // nats-server 2.14 and later.
 //
 // It retries nothing: a client that repeats a message by itself changes the
@@ -66,9 +66,10 @@ type Publisher struct {
 
 	mu sync.Mutex // Guards the fields below, which the connection's goroutines share.
 
-	guard func() bool // Nil for none.
-	seen  bool        // Open has seen the stream.
-	link  link
+	guard   func() bool // Nil for none.
+	session *Session    // The latest; nil before Begin and after Close.
+	seen    bool        // Open has seen the stream.
+	link    link
 
 	results results
 	known   known
@@ -124,7 +125,7 @@ func New(options Options) (*Publisher, error) {
 func (p *Publisher) Stream() string { return p.options.Setup.Stream }
 
 // Open makes the publisher ready: it connects if there is no connection, and
-// creates the stream or checks its configuration. Call it before the first Publish,
+// creates the stream or checks its configuration. Call it before the first Begin,
 // and again after an outcome with FaultWeather or FaultSetup, to find out whether
 // publishing can go on. The warnings name conditions of the exactly-once claim that
 // do not hold. The error is a *stream.Error.
@@ -174,10 +175,6 @@ func (p *Publisher) open(ctx context.Context) (warnings []stream.Warning, err er
 	return report.Warnings, nil
 }
 
-// Guards reports that the publisher calls the function that Guard sets. Package relay
-// asks, since a publisher that wraps this one may not be able to.
-func (p *Publisher) Guards() bool { return true }
-
 // RequireWindow sets Setup.MinWindow, unless the options did, to what least returns
 // for AckTimeout. It is called before the first Open.
 func (p *Publisher) RequireWindow(least func(ackTimeout time.Duration) time.Duration) {
@@ -199,7 +196,7 @@ func (p *Publisher) Guard(valid func() bool) {
 func (p *Publisher) Outcomes() <-chan struct{} { return p.results.signals }
 
 // Collect appends the outcomes that have become known since the last call. Each
-// event that Publish or PublishInOrder took has exactly one. Trouble is a fault that
+// event that Publish or PublishOrdered took has exactly one. Trouble is a fault that
 // concerns no single event and began since the last call, such as a lost connection;
 // nil for none. After trouble, the stream must be read back before anything else is
 // published.
@@ -250,7 +247,7 @@ func (p *Publisher) deleted(on *wire.Dialer) {
 func (p *Publisher) Close() {
 	p.mu.Lock()
 	former := p.link
-	p.link = link{}
+	p.link, p.session = link{}, nil
 	p.requests.reset()
 	p.history.Forget()
 	p.acks.clear()

@@ -52,22 +52,23 @@ func serverWith(t *testing.T, config string) *server.Server {
 }
 
 // does everything that a relay does with a stream.
-func everything(t *testing.T, options publisher.Options) *publisher.Publisher {
+func everything(t *testing.T, options publisher.Options) *publishertest.Publisher {
 	t.Helper()
-	p, err := publisher.New(options)
+	opened, err := publisher.New(options)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(p.Close)
-	if _, err := p.Open(t.Context()); err != nil {
+	t.Cleanup(opened.Close)
+	if _, err := opened.Open(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	p := &publishertest.Publisher{Publisher: opened}
 	publishertest.Fence(t, p, 1)
 	if err := p.Publish(publishertest.Event(1)); err != nil {
 		t.Fatal(err)
 	}
 	stored := publishertest.Collect(t, p, 1)[1]
-	publishertest.SendInOrder(t, p, publishertest.Event(2), publishertest.Event(3))
+	publishertest.SendOrdered(t, p, publishertest.Event(2), publishertest.Event(3))
 	p.Finish()
 	for seq, o := range publishertest.Collect(t, p, 2) {
 		if o.Err != nil {

@@ -169,6 +169,9 @@ func TestBatchOverAnyConnection(t *testing.T) {
 			if _, err := p.Open(t.Context()); err != nil {
 				t.Fatal(err)
 			}
+			if _, _, err := p.Begin(t.Context(), "o", 1, true); err != nil {
+				t.Fatal(err)
+			}
 			// All the while nats.go sends on the same connection.
 			stop, sending := make(chan struct{}), sync.WaitGroup{}
 			conn := p.requests.Current()
@@ -190,7 +193,7 @@ func TestBatchOverAnyConnection(t *testing.T) {
 					size = sizes[i%10]
 				}
 				ev := stream.Event{Seq: int64(i + 1), ID: uuid.New(), Topic: "t", AggregateType: "A", AggregateID: "1", Data: make([]byte, size), CreatedAt: time.Now()}
-				if err := p.PublishInOrder(&ev); err != nil {
+				if err := p.session.PublishOrdered(&ev); err != nil {
 					t.Fatal(err)
 				}
 				if p.mu.Lock(); i == 0 && p.batches.open.raw != tt.raw {
@@ -198,7 +201,7 @@ func TestBatchOverAnyConnection(t *testing.T) {
 				}
 				p.mu.Unlock()
 			}
-			p.Finish()
+			p.session.Finish()
 			deadline := time.After(15 * time.Second)
 			for done := 0; done < events; {
 				select {
@@ -276,12 +279,15 @@ func batchWithoutLease(t *testing.T, connect stream.ConnectOptions, configure fu
 	if _, err := p.Open(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	if _, _, err := p.Begin(t.Context(), "o", 1, true); err != nil {
+		t.Fatal(err)
+	}
 	ev := stream.Event{Seq: 1, ID: uuid.New(), CreatedAt: time.Now()}
-	if err := p.PublishInOrder(&ev); err != nil {
+	if err := p.session.PublishOrdered(&ev); err != nil {
 		t.Fatal(err)
 	}
 	ended.Store(true)
-	p.Flush()
+	p.session.Flush()
 	var outcomes []Outcome
 	for deadline := time.After(5 * time.Second); len(outcomes) == 0; { // Trouble with the connection may come first.
 		select {

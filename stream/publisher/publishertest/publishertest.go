@@ -19,9 +19,49 @@ import (
 // Outbox is the name of the outbox that Fence puts up fences for.
 const Outbox = "5f6f4e5c-1b5e-4a37-9a1b-0d5f3c1f7a10"
 
-// Open returns a publisher to the stream OUTBOX, which it creates if it is absent. It is
+// Publisher is a publisher with its latest session.
+type Publisher struct {
+	*publisher.Publisher
+	*publisher.Session
+}
+
+// Begin returns an open publisher with a session of an outbox that has never published: there is no fence.
+func Begin(tb testing.TB, p *publisher.Publisher) *Publisher {
+	tb.Helper()
+	begun := &Publisher{Publisher: p}
+	if _, err := begun.FirstFence(tb.Context(), Outbox, 1); err != nil {
+		tb.Fatal(err)
+	}
+	return begun
+}
+
+// Fence puts up a fence, and begins a session after it.
+func (p *Publisher) Fence(ctx context.Context, outbox string, term int64) (history.Fence, error) {
+	return p.begin(ctx, outbox, term, false)
+}
+
+// FirstFence begins a session of an outbox that has never published.
+func (p *Publisher) FirstFence(ctx context.Context, outbox string, term int64) (history.Fence, error) {
+	return p.begin(ctx, outbox, term, true)
+}
+
+func (p *Publisher) begin(ctx context.Context, outbox string, term int64, first bool) (history.Fence, error) {
+	session, fence, err := p.Begin(ctx, outbox, term, first)
+	if err == nil {
+		p.Session = session
+	}
+	return fence, err
+}
+
+// Open returns a publisher to the stream OUTBOX, which it creates if it is absent, with a session (Begin). It is
 // closed when the test ends.
-func Open(tb testing.TB, server *streamtest.Server) *publisher.Publisher {
+func Open(tb testing.TB, server *streamtest.Server) *Publisher {
+	tb.Helper()
+	return Begin(tb, Connect(tb, server).Publisher)
+}
+
+// Connect is Open without a session: Fence or FirstFence begins the first.
+func Connect(tb testing.TB, server *streamtest.Server) *Publisher {
 	tb.Helper()
 	p, err := publisher.New(publisher.Options{
 		Connect: stream.ConnectOptions{URL: server.URL()},
@@ -34,7 +74,7 @@ func Open(tb testing.TB, server *streamtest.Server) *publisher.Publisher {
 	if _, err := p.Open(tb.Context()); err != nil {
 		tb.Fatal(err)
 	}
-	return p
+	return &Publisher{Publisher: p}
 }
 
 // Event returns the event with this seq. The ID depends on the seq only; the payload is the seq as text.
@@ -45,18 +85,18 @@ func Event(seq int64) *stream.Event {
 	}
 }
 
-// SendInOrder publishes events in an ordered batch.
-func SendInOrder(tb testing.TB, p *publisher.Publisher, events ...*stream.Event) {
+// SendOrdered publishes events in an ordered batch.
+func SendOrdered(tb testing.TB, p *Publisher, events ...*stream.Event) {
 	tb.Helper()
 	for _, ev := range events {
-		if err := p.PublishInOrder(ev); err != nil {
+		if err := p.PublishOrdered(ev); err != nil {
 			tb.Fatal(err)
 		}
 	}
 }
 
 // Collect waits for the outcomes of n events, by seq.
-func Collect(tb testing.TB, p *publisher.Publisher, n int) map[int64]publisher.Outcome {
+func Collect(tb testing.TB, p *Publisher, n int) map[int64]publisher.Outcome {
 	tb.Helper()
 	outcomes := make(map[int64]publisher.Outcome, n)
 	deadline := time.After(15 * time.Second)
@@ -97,7 +137,7 @@ func Numbers(n int) []string {
 }
 
 // Fence puts up a fence.
-func Fence(tb testing.TB, p *publisher.Publisher, term int64) history.Fence {
+func Fence(tb testing.TB, p *Publisher, term int64) history.Fence {
 	tb.Helper()
 	f, err := p.Fence(tb.Context(), Outbox, term)
 	if err != nil {
@@ -108,11 +148,11 @@ func Fence(tb testing.TB, p *publisher.Publisher, term int64) history.Fence {
 
 // Scan returns the seqs of the events that are stored after a sequence and before a fence. They must be such as
 // Event makes.
-func Scan(tb testing.TB, p *publisher.Publisher, above uint64, f history.Fence) (seqs []int64) {
+func Scan(tb testing.TB, p *Publisher, above uint64, f history.Fence) (seqs []int64) {
 	tb.Helper()
 	ctx, cancel := context.WithTimeout(tb.Context(), 30*time.Second)
 	defer cancel()
-	err := p.Scan(ctx, above, f, func(found history.Found) error {
+	err := p.History().Scan(ctx, above, f, func(found history.Found) error {
 		if !found.Event {
 			return nil // An earlier fence.
 		}

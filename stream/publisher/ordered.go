@@ -12,16 +12,17 @@ import (
 	"github.com/go-outbox/go-outbox/stream"
 )
 
-// Pipeline returns how many events may be in flight in an ordered batch. It is 0 if
+// BatchWindow returns how many events may be in flight in an ordered batch. It is 0 if
 // no batch can be sent now: the stream does not take batches, plain publishes are
 // due for some time (see the package's doc), or one event must go alone first
-// (Alone). PublishInOrder and Finish send a batch; while one is open, Publish must
+// (Alone). PublishOrdered and Finish send a batch; while one is open, Publish must
 // not be called.
-func (p *Publisher) Pipeline() int {
+func (s *Session) BatchWindow() int {
+	p := s.p
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
-	if !p.batches.taken || p.link.conn == nil || now.Before(p.batches.pausedUntil) || p.known.fence == 0 && p.known.unproven(now) {
+	if !p.batches.taken || p.link.conn == nil || p.session != s || now.Before(p.batches.pausedUntil) || p.known.fence == 0 && p.known.unproven(now) {
 		return 0
 	}
 	if b := p.batches.open; b != nil && b.ending && len(b.pending) > 0 {
@@ -30,15 +31,16 @@ func (p *Publisher) Pipeline() int {
 	return p.batches.flow * batchAcks
 }
 
-// PublishInOrder sends an event in an ordered batch, beginning one if none is
+// PublishOrdered sends an event in an ordered batch, beginning one if none is
 // open, and returns without waiting; it may buffer the event until Flush.
 // The stream stores the events of a batch in the order of sending, and no event
 // after one that it does not store. So the caller need not wait for the outcome of
 // the aggregate's former event. Outcomes become known for many events at once;
-// Finish hastens the last ones. If PublishInOrder returns an error, an *stream.Error, the
+// Finish hastens the last ones. If PublishOrdered returns an error, an *stream.Error, the
 // event was not sent; the batch goes on with the others.
-func (p *Publisher) PublishInOrder(ev *stream.Event) error {
-	b, conn, err := p.enter(ev.Seq, len(ev.Data))
+func (s *Session) PublishOrdered(ev *stream.Event) error {
+	p := s.p
+	b, conn, err := p.enter(s, ev.Seq, len(ev.Data))
 	if b == nil {
 		return err
 	}
@@ -52,7 +54,7 @@ func (p *Publisher) PublishInOrder(ev *stream.Event) error {
 	}
 	fault := p.unsent(b, stream.Classify(err))
 	if errors.Is(err, errDenied) {
-		p.Finish() // The event goes by itself, after the others.
+		s.Finish() // The event goes by itself, after the others.
 	}
 	return fault
 }
@@ -113,9 +115,10 @@ func (p *Publisher) sendMessage(b *batch, ev *stream.Event, conn *nats.Conn) err
 	return nil
 }
 
-// Flush sends the events that PublishInOrder has buffered. If that fails, the
+// Flush sends the events that PublishOrdered has buffered. If that fails, the
 // failure is their outcome.
-func (p *Publisher) Flush() {
+func (s *Session) Flush() {
+	p := s.p
 	p.mu.Lock()
 	b := p.batches.open
 	if b != nil {
@@ -170,7 +173,7 @@ func (p *Publisher) unsent(b *batch, fault *stream.Error) error {
 // enter notes an event that is about to be sent, in the open batch or in a new
 // one. If the event must not be sent, b is nil: then either err says why, or the
 // event has its outcome already.
-func (p *Publisher) enter(seq int64, size int) (b *batch, conn *nats.Conn, err error) {
+func (p *Publisher) enter(s *Session, seq int64, size int) (b *batch, conn *nats.Conn, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
@@ -180,6 +183,8 @@ func (p *Publisher) enter(seq int64, size int) (b *batch, conn *nats.Conn, err e
 		return nil, nil, stream.Classify(nats.ErrInvalidConnection)
 	case p.known.lost != nil:
 		return nil, nil, p.known.withheld()
+	case p.session != s:
+		return nil, nil, errSessionOver
 	}
 	b = p.batches.open
 	// Flow acks may tell all outcomes of a batch before its end is confirmed.
@@ -208,9 +213,10 @@ func (p *Publisher) enter(seq int64, size int) (b *batch, conn *nats.Conn, err e
 }
 
 // Finish ends the open ordered batch, if any, so that the outcomes of all its
-// events become known. PublishInOrder must not be called before they are; it then
+// events become known. PublishOrdered must not be called before they are; it then
 // begins another batch.
-func (p *Publisher) Finish() {
+func (s *Session) Finish() {
+	p := s.p
 	p.mu.Lock()
 	b, conn := p.batches.open, p.link.conn
 	if b == nil || b.ending {

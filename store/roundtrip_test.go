@@ -34,7 +34,7 @@ func TestSettleRemovesWhatItNames(t *testing.T) {
 	f.insert(t, event("1"), event("2"), event("3"), event("4"), event("5"))
 	// 99 is not there, as after a request that is repeated because nobody knows whether it was carried out.
 	for range 2 {
-		f.exchange(t, store.Request{Settled: settledSeqs([]int64{2, 4, 99})})
+		f.roundTrip(t, store.Request{Settled: settledSeqs([]int64{2, 4, 99})})
 		if got, want := f.inserted(t), []int64{1, 3, 5}; !slices.Equal(got, want) {
 			t.Errorf("left are %v, want %v", got, want)
 		}
@@ -62,11 +62,11 @@ select seq, 'users', 'User', '1', 'UserChanged', '' from (
 		rand.Shuffle(len(named), func(i, j int) { named[i], named[j] = named[j], named[i] })
 		middle := slices.IndexFunc(named, func(seq int64) bool { return near == (1_000_000 <= seq && seq < 2_000_000) })
 		named[middle], named[len(named)/2] = named[len(named)/2], named[middle]
-		if got := seqs(f.exchange(t, store.Request{Fetch: page(9_999_999_999, named...)}).Rows); !slices.Equal(got, others) {
+		if got := seqs(f.roundTrip(t, store.Request{Fetch: page(9_999_999_999, named...)}).Rows); !slices.Equal(got, others) {
 			t.Errorf("with %d in the middle of those in hand, fetched %v, want the others, %v", named[len(named)/2], got, others)
 		}
 	}
-	f.exchange(t, store.Request{Settled: settledSeqs(named)})
+	f.roundTrip(t, store.Request{Settled: settledSeqs(named)})
 	if got := f.inserted(t); !slices.Equal(got, others) {
 		t.Errorf("left are %v, want %v", got, others)
 	}
@@ -114,7 +114,7 @@ func TestFetchReturnsEachRowOnce(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if got := seqs(f.exchange(t, step.request).Rows); !slices.Equal(got, step.want) {
+		if got := seqs(f.roundTrip(t, step.request).Rows); !slices.Equal(got, step.want) {
 			t.Errorf("%s: got %v, want %v", step.name, got, step.want)
 		}
 	}
@@ -132,7 +132,7 @@ func TestFetchLeavesBlockedAggregatesOut(t *testing.T) {
 	// The pairs count, not each half on its own.
 	fetch := page(0)
 	fetch.BlockedTypes, fetch.BlockedIDs = []string{"User", "Order"}, []string{"1", "2"}
-	if got, want := seqs(f.exchange(t, store.Request{Fetch: fetch}).Rows), []int64{2, 3}; !slices.Equal(got, want) {
+	if got, want := seqs(f.roundTrip(t, store.Request{Fetch: fetch}).Rows), []int64{2, 3}; !slices.Equal(got, want) {
 		t.Errorf("with User 1 and Order 2 blocked: got %v, want %v", got, want)
 	}
 
@@ -141,14 +141,14 @@ func TestFetchLeavesBlockedAggregatesOut(t *testing.T) {
 	settled := []int64{2, 3}
 	for range 5 {
 		fetch.Highest = highest
-		f.exchange(t, store.Request{Settled: settledSeqs(settled), Fetch: fetch})
+		f.roundTrip(t, store.Request{Settled: settledSeqs(settled), Fetch: fetch})
 		f.insert(t, event("3"))
-		settled = seqs(f.exchange(t, store.Request{Fetch: fetch}).Rows)
+		settled = seqs(f.roundTrip(t, store.Request{Fetch: fetch}).Rows)
 		highest = settled[0]
 	}
 	again := page(highest)
 	again.Back, again.BackTo = true, 1
-	got := f.exchange(t, store.Request{Settled: settledSeqs(settled), Fetch: again}).Rows
+	got := f.roundTrip(t, store.Request{Settled: settledSeqs(settled), Fetch: again}).Rows
 	if want := []int64{1, 4, 5}; !slices.Equal(seqs(got), want) {
 		t.Errorf("after they were unblocked: got %v, want %v", seqs(got), want)
 	}
@@ -188,7 +188,7 @@ func TestPageIsBounded(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(fmt.Sprintf("%d rows, %d bytes after %d", tt.rows, tt.bytes, tt.highest), func(t *testing.T) {
-			got := f.exchange(t, store.Request{Fetch: &store.Fetch{Rows: tt.rows, Bytes: tt.bytes, Highest: tt.highest, Held: tt.held}})
+			got := f.roundTrip(t, store.Request{Fetch: &store.Fetch{Rows: tt.rows, Bytes: tt.bytes, Highest: tt.highest, Held: tt.held}})
 			if len(got.Rows) != tt.want || got.Full != tt.full {
 				t.Errorf("got %d rows, full %v, want %d, %v", len(got.Rows), got.Full, tt.want, tt.full)
 			}
@@ -220,10 +220,10 @@ func TestPagesDrainTheTable(t *testing.T) {
 	fetch := page(0)
 	for full := true; full; {
 		fetch.Rows, fetch.Bytes = 1+rand.IntN(40), 1+rand.IntN(8000)
-		reply := f.exchange(t, store.Request{Fetch: fetch})
-		full = reply.Full
+		response := f.roundTrip(t, store.Request{Fetch: fetch})
+		full = response.Full
 		total := 0
-		for i, row := range reply.Rows {
+		for i, row := range response.Rows {
 			want := events[row.Seq-1]
 			if row.Seq != fetch.Highest+1 || !bytes.Equal(row.Data, want.Data) || row.Topic != want.Topic || row.EventType != want.EventType {
 				t.Fatalf("after seq %d: got seq %d of %d bytes, want the next, as it was inserted", fetch.Highest, row.Seq, len(row.Data))
@@ -235,10 +235,10 @@ func TestPagesDrainTheTable(t *testing.T) {
 			fetch.Highest = row.Seq
 			fetch.Held = append(fetch.Held, row.Seq)
 		}
-		if len(reply.Rows) > fetch.Rows {
-			t.Errorf("got %d rows, want %d at most", len(reply.Rows), fetch.Rows)
+		if len(response.Rows) > fetch.Rows {
+			t.Errorf("got %d rows, want %d at most", len(response.Rows), fetch.Rows)
 		}
-		if full && len(reply.Rows) == 0 {
+		if full && len(response.Rows) == 0 {
 			t.Fatal("got nothing although there is more")
 		}
 	}
@@ -252,7 +252,7 @@ func TestFailedRowsAreMarked(t *testing.T) {
 	f.insert(t, event("1"), event("2"))
 	failure := store.Failure{Ref: store.Ref{Seq: 1}, Attempts: 2, Wait: 90 * time.Minute, Reason: `maximum payload exceeded; ' "`}
 	for range 2 { // Repeating it is harmless.
-		rows := f.exchange(t, store.Request{Failed: []store.Failure{failure}, Fetch: page(0)}).Rows
+		rows := f.roundTrip(t, store.Request{Failed: []store.Failure{failure}, Fetch: page(0)}).Rows
 		if len(rows) != 2 || rows[0].Attempts != 2 || rows[1].Attempts != 0 {
 			t.Fatalf("got %+v, want the first of two rows with 2 attempts and the other with none", rows)
 		}
@@ -298,7 +298,7 @@ func TestBegin(t *testing.T) {
 	wait := func(seq int64, d time.Duration) store.Failure {
 		return store.Failure{Ref: store.Ref{Seq: seq}, Attempts: 1, Wait: d, Reason: "refused"}
 	}
-	f.exchange(t, store.Request{Failed: []store.Failure{wait(1, 0), wait(2, time.Minute), wait(3, 49*time.Hour), wait(4, time.Minute)}})
+	f.roundTrip(t, store.Request{Failed: []store.Failure{wait(1, 0), wait(2, time.Minute), wait(3, 49*time.Hour), wait(4, time.Minute)}})
 	_, blocked := begin("A", "one")
 	slices.SortFunc(blocked, func(a, b store.Blocked) int { return strings.Compare(a.AggregateID, b.AggregateID) })
 	if len(blocked) != 2 {
@@ -335,7 +335,7 @@ func TestDeadRowsKeepEverything(t *testing.T) {
 	before := query[string](t, f, `select (to_jsonb(o) `+kept+`)::text from outbox o where seq = 2`)
 
 	for range 2 { // Repeating it is harmless.
-		f.exchange(t, store.Request{Dead: []store.Failure{{Ref: store.Ref{Seq: 2}, Attempts: 3, Wait: time.Hour, Reason: "too large"}}})
+		f.roundTrip(t, store.Request{Dead: []store.Failure{{Ref: store.Ref{Seq: 2}, Attempts: 3, Wait: time.Hour, Reason: "too large"}}})
 		if after := query[string](t, f, `select (to_jsonb(d) `+kept+`)::text from outbox_dead d`); after != before {
 			t.Errorf("got  %s\nwant %s", after, before)
 		}
@@ -358,7 +358,7 @@ func TestHoldDead(t *testing.T) {
 	t.Run("off", func(t *testing.T) {
 		f := newFixture(t, store.Options{})
 		insert(f)
-		if got, want := seqs(f.exchange(t, store.Request{Dead: burial, Fetch: page(0)}).Rows), []int64{1, 3, 4, 5}; !slices.Equal(got, want) {
+		if got, want := seqs(f.roundTrip(t, store.Request{Dead: burial, Fetch: page(0)}).Rows), []int64{1, 3, 4, 5}; !slices.Equal(got, want) {
 			t.Errorf("got %v, want %v", got, want)
 		}
 	})
@@ -372,7 +372,7 @@ func TestHoldDead(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t, store.Options{HoldDead: true})
 			insert(f)
-			if got, want := seqs(f.exchange(t, store.Request{Dead: burial, Fetch: page(0)}).Rows), []int64{1, 3, 5}; !slices.Equal(got, want) {
+			if got, want := seqs(f.roundTrip(t, store.Request{Dead: burial, Fetch: page(0)}).Rows), []int64{1, 3, 5}; !slices.Equal(got, want) {
 				t.Errorf("while the letter lies there: got %v, want %v", got, want)
 			}
 			if n, err := tt.decide(f); n != 1 || err != nil {
@@ -385,10 +385,11 @@ func TestHoldDead(t *testing.T) {
 	}
 }
 
-// An exchange is one transaction: whichever part fails, the others have not happened.
-func TestFailedExchangeChangesNothing(t *testing.T) {
+// A round trip is one transaction: whichever part fails, the others have not happened.
+func TestFailedRoundTripChangesNothing(t *testing.T) {
 	f := newFixture(t, store.Options{})
 	f.insert(t, event("1"), event("2"), event("3"))
+	f.begin(t)
 	f.exec(t, `alter table outbox_dead rename to taken_away`)
 	request := store.Request{
 		Settled: settledSeqs([]int64{1}),
@@ -396,32 +397,32 @@ func TestFailedExchangeChangesNothing(t *testing.T) {
 		Dead:    []store.Failure{{Ref: store.Ref{Seq: 3, ID: f.id(t, 3)}, Attempts: 3, Reason: "refused"}},
 		Fetch:   page(0),
 	}
-	reply, err := f.Exchange(t.Context(), request)
-	if !errors.Is(err, store.ErrNoTable) || len(reply.Rows) != 0 {
-		t.Errorf("got reply %+v and error %v, want none and that a table is missing", reply, err)
+	response, err := f.leader(t).RoundTrip(t.Context(), request)
+	if !errors.Is(err, store.ErrNoTable) || len(response.Rows) != 0 {
+		t.Errorf("got response %+v and error %v, want none and that a table is missing", response, err)
 	}
 	if got := query[int](t, f, `select count(*) from outbox where attempts = 0 and last_error is null`); got != 3 {
 		t.Errorf("%d rows are as they were, want 3", got)
 	}
 
 	f.exec(t, `alter table taken_away rename to outbox_dead`)
-	if got, want := seqs(f.exchange(t, request).Rows), []int64{2}; !slices.Equal(got, want) {
+	if got, want := seqs(f.roundTrip(t, request).Rows), []int64{2}; !slices.Equal(got, want) {
 		t.Errorf("the same again: got %v, want %v", got, want)
 	}
 }
 
-func TestExchangeWithoutTheTable(t *testing.T) {
+func TestRoundTripWithoutTheTable(t *testing.T) {
 	f := newFixture(t, store.Options{})
 	f.fetch(t)
 	f.exec(t, `drop table outbox cascade`)
-	if _, err := f.Exchange(t.Context(), store.Request{Fetch: page(0)}); !errors.Is(err, store.ErrNoTable) {
+	if _, err := f.leader(t).RoundTrip(t.Context(), store.Request{Fetch: page(0)}); !errors.Is(err, store.ErrNoTable) {
 		t.Errorf("got %v, want ErrNoTable", err)
 	}
 }
 
 // A leader that is told to stop while Postgres is busy does not wait, and the rows of that round trip are as they
 // were or as they should be.
-func TestExchangeEndsWithItsContext(t *testing.T) {
+func TestRoundTripEndsWithItsContext(t *testing.T) {
 	f := newFixture(t, store.Options{})
 	f.insert(t, event("1"))
 	f.fetch(t)
@@ -435,22 +436,23 @@ func TestExchangeEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		_, err := f.Exchange(ctx, store.Request{Settled: settledSeqs([]int64{1})})
+		_, err := f.term.RoundTrip(ctx, store.Request{Settled: settledSeqs([]int64{1})})
 		done <- err
 	}()
 	observer := connect(t, f.dsn)
-	eventually(t, "the exchange waits for the row's lock", func() bool {
+	eventually(t, "the round trip waits for the row's lock", func() bool {
 		waiting, err := collect[int](t, observer, `select pid from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'`)
 		return err == nil && len(waiting) == 1
 	})
 	cancel()
-	if err := await(t, "end of the exchange", done); !errors.Is(err, context.Canceled) {
+	if err := await(t, "end of the round trip", done); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want %v", err, context.Canceled)
 	}
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	f.exchange(t, store.Request{Settled: settledSeqs([]int64{1})})
+	f.begin(t) // The session has ended with the context.
+	f.roundTrip(t, store.Request{Settled: settledSeqs([]int64{1})})
 	if got := f.inserted(t); len(got) != 0 {
 		t.Errorf("left are %v, want none", got)
 	}
@@ -497,9 +499,9 @@ func TestColumnChangesItsType(t *testing.T) {
 			failure := func(i int) []store.Failure {
 				return []store.Failure{{Ref: store.Ref{Seq: rows[i].Seq}, Attempts: 1, Reason: "refused"}}
 			}
-			reply := f.exchange(t, store.Request{Settled: settledSeqs(seqs(rows[:2])), Failed: failure(2), Dead: failure(3), Fetch: page(0)})
-			if len(reply.Kept) > 0 || reply.Remaining != nil {
-				t.Errorf("%s: kept are %+v, and %v", sql, reply.Kept, reply.Remaining)
+			response := f.roundTrip(t, store.Request{Settled: settledSeqs(seqs(rows[:2])), Failed: failure(2), Dead: failure(3), Fetch: page(0)})
+			if len(response.Kept) > 0 || response.Remaining != nil {
+				t.Errorf("%s: kept are %+v, and %v", sql, response.Kept, response.Remaining)
 			}
 			letters, err := f.DeadLetters(t.Context(), store.DeadFilter{}, true)
 			if err != nil || len(letters) != 1 {
@@ -509,10 +511,10 @@ func TestColumnChangesItsType(t *testing.T) {
 				t.Fatalf("%s: %d discarded, error %v", sql, n, err)
 			}
 			f.exec(t, `delete from outbox`)
-			back, err := f.PutBack(t.Context(), f.archived(t, 0), store.Checkpoint{})
+			back, err := f.leader(t).PutBack(t.Context(), f.archived(t, 0), store.Checkpoint{})
 			if err != nil { // The check's trigger was compiled for other types: it takes another session, and so another term.
 				f.begin(t)
-				back, err = f.PutBack(t.Context(), f.archived(t, 0), store.Checkpoint{})
+				back, err = f.leader(t).PutBack(t.Context(), f.archived(t, 0), store.Checkpoint{})
 			}
 			if back != 2 || err != nil {
 				t.Errorf("%s: %d are put back, error %v; want 2", sql, back, err)

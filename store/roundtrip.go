@@ -117,8 +117,8 @@ type Request struct {
 	Fetch    *Fetch // Nil for none.
 }
 
-// Reply is the answer to a [Request].
-type Reply struct {
+// Response is the answer to a [Request].
+type Response struct {
 	// Rows are those visible in one snapshot, in seq order.
 	Rows []Row
 	// Full reports that the page's bound was reached, so there may be more.
@@ -150,7 +150,7 @@ type Kept struct {
 	Err error
 }
 
-// queries are the statements of an exchange with the table's name in them.
+// queries are the statements of a round trip with the table's name in them.
 type queries struct {
 	inBitmap, inList removal // Of rows by seq, close together and not: see keys.
 	byID             removal // Of rows by seq and id.
@@ -277,70 +277,70 @@ select seq, id from only ` + t.outbox() + ` o` + wanted(blocked == 1, 8) + hold 
 	return q
 }
 
-// Exchange records the outcome of publishing and fetches more, in one round trip and one transaction on the
+// RoundTrip records the outcome of publishing and fetches more, in one round trip and one transaction on the
 // session. Only the leader calls it, one at a time. If it fails, nothing of the request has happened, or its
 // outcome is unknown; repeating what was to be recorded is harmless.
 //
-// What the database refuses for a reason of one row's own does not fail it: see [Reply.Kept]. It may take as long as Postgres
+// What the database refuses for a reason of one row's own does not fail it: see [Response.Kept]. It may take as long as Postgres
 // works on it.
-func (o *Outbox) Exchange(ctx context.Context, request Request) (Reply, error) {
+func (t *Term) RoundTrip(ctx context.Context, request Request) (Response, error) {
 	if len(request.Settled)+len(request.Failed)+len(request.Dead) == 0 && request.Checkpoint == 0 && request.MaxPayload == 0 && !request.AskPause && request.Sleep == KeepSleep && request.Fetch == nil {
-		return Reply{}, nil // Nothing is asked, so nothing is learnt about the session.
+		return Response{}, nil // Nothing is asked, so nothing is learnt about the session.
 	}
-	var reply Reply
-	err := o.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
-		if err := o.inTerm(); err != nil {
+	var response Response
+	err := t.outbox.session.DoPatiently(ctx, sessionPatience, func(ctx context.Context, conn *pgx.Conn) error {
+		if err := t.inTerm(); err != nil {
 			return err
 		}
 		if f := request.Fetch; f != nil {
-			o.leftOut = o.held.Load() // Before that: whoever lets an aggregate go on says first where its rows are.
-			o.lowered = math.MaxInt64
-			o.takeBack()
+			t.leftOut = t.outbox.held.Load() // Before that: whoever lets an aggregate go on says first where its rows are.
+			t.lowered = math.MaxInt64
+			t.takeBack()
 			if f.Back && !f.Stay {
-				o.floor.lower(f.BackTo)
+				t.floor.lower(f.BackTo)
 			}
 		}
 		var err error
-		reply, err = o.exchange(ctx, conn, request)
+		response, err = t.roundTrip(ctx, conn, request)
 		for range repeats {
 			if !undone(err) || ctx.Err() != nil {
 				break
 			}
-			reply, err = o.exchange(ctx, conn, request)
+			response, err = t.roundTrip(ctx, conn, request)
 		}
 		settled := request.Settled
 		if isSetBack(err) {
 			request.Settled = nil
-			reply, err = o.exchange(ctx, conn, request)
+			response, err = t.roundTrip(ctx, conn, request)
 		}
 		if ofRow(err) {
-			reply, err = o.exchangeOneByOne(ctx, conn, request)
+			response, err = t.roundTripOneByOne(ctx, conn, request)
 		}
 		if err == nil && len(settled) > 0 && request.Settled == nil {
-			if err = o.countRemaining(ctx, conn, settled, &reply); reply.Remaining != nil {
-				reply.Remaining = o.table.setBack()
+			if err = t.countRemaining(ctx, conn, settled, &response); response.Remaining != nil {
+				response.Remaining = t.outbox.table.setBack()
 			}
 		}
 		if err == nil {
-			reply.Floor = o.floor.at
+			response.Floor = t.floor.at
 			if request.Fetch != nil {
-				reply.Floor = min(reply.Floor, o.lowered) // What the caller leaves out may be among what was put back.
+				response.Floor = min(response.Floor, t.lowered) // What the caller leaves out may be among what was put back.
 			}
-			o.tendArchive(ctx, conn)
+			t.tendArchive(ctx, conn)
 		}
 		return err
 	})
 	if err != nil {
-		return Reply{}, o.explain("exchange with outbox "+o.table.String(), err)
+		return Response{}, t.outbox.explain("round trip to outbox "+t.outbox.table.String(), err)
 	}
-	return reply, nil
+	return response, nil
 }
 
 // takeBack lowers the floor to where rows were put back since the last fetch.
-func (o *Outbox) takeBack() {
-	if to, ok := o.back.take(); ok {
-		o.floor.lower(to)
-		o.lowered = min(o.lowered, to)
+func (t *Term) takeBack() {
+	if to, ok := t.outbox.back.take(); ok {
+		t.floor.lower(to)
+		t.lowered = min(t.lowered, to)
 	}
 }
 
@@ -364,11 +364,17 @@ func isSetBack(err error) bool {
 // errSessionLost ends a term: the lock that made this relay the leader is gone with the session.
 var errSessionLost = errors.New("the session with the leader's lock is gone")
 
-// inTerm returns errSessionLost if a term has begun and the session is no longer that of the term. It is to be called with
+// errTermOver is returned by what is asked of a term after it.
+var errTermOver = errors.New("the term is over: it has ended, or another term of this process has begun since")
+
+// inTerm returns an error if the session is no longer that of the term, or another term has begun on it. It is to be called with
 // the session, inside Do or DoPatiently.
-func (o *Outbox) inTerm() error {
-	if o.generation != 0 && o.generation != o.session.next.Load() {
+func (t *Term) inTerm() error {
+	switch {
+	case t.generation != t.outbox.session.next.Load():
 		return errSessionLost
+	case t.outbox.term != t:
+		return errTermOver
 	}
 	return nil
 }
@@ -377,9 +383,9 @@ func (o *Outbox) inTerm() error {
 const reasonLimit = 2000
 
 // text makes of a reason what the database's text can hold.
-func (o *Outbox) text(reason string) string {
+func (t *Term) text(reason string) string {
 	reason = strings.ToValidUTF8(strings.ReplaceAll(reason, "\x00", `\0`), "\uFFFD")
-	if o.ascii {
+	if t.ascii {
 		reason = strings.Map(func(r rune) rune {
 			if r > unicode.MaxASCII {
 				return '?'
@@ -416,18 +422,18 @@ func adding(into *int64) func(tag pgconn.CommandTag) error {
 }
 
 // remove queues a removal by these keys. The check's parameters are those of the deletion alone.
-func (o *Outbox) remove(batch *pgx.Batch, n *tally, r removal, archive bool, after uint64, keys, check []any) {
-	if o.retain > 0 && archive {
-		o.filling.Store(int32(o.archive.part))
-		batch.Queue(r.archive[o.archive.part], slices.Concat(keys, []any{o.stream, int64(after)})...).Exec(func(tag pgconn.CommandTag) error {
+func (t *Term) remove(batch *pgx.Batch, n *tally, r removal, archive bool, after uint64, keys, check []any) {
+	if t.outbox.retain > 0 && archive {
+		t.filling.Store(int32(t.archive.part))
+		batch.Queue(r.archive[t.archive.part], slices.Concat(keys, []any{t.stream, int64(after)})...).Exec(func(tag pgconn.CommandTag) error {
 			n.archived += tag.RowsAffected()
-			o.unsummarized.Add(tag.RowsAffected())
+			t.unsummarized.Add(tag.RowsAffected())
 			return nil
 		})
 	}
 	batch.Queue(r.remove, slices.Concat(keys, check)...).Exec(func(tag pgconn.CommandTag) error {
 		n.removed += tag.RowsAffected()
-		if o.retain > 0 && archive {
+		if t.outbox.retain > 0 && archive {
 			n.toArchive += tag.RowsAffected()
 		}
 		return nil
@@ -435,14 +441,14 @@ func (o *Outbox) remove(batch *pgx.Batch, n *tally, r removal, archive bool, aft
 }
 
 // removeSettled queues the removal of rows that the stream has stored.
-func (o *Outbox) removeSettled(batch *pgx.Batch, n *tally, s Settled) {
+func (t *Term) removeSettled(batch *pgx.Batch, n *tally, s Settled) {
 	k := keysOf(s.Seqs)
 	n.asked += int64(len(s.Seqs))
 	if len(k.bitmap) > 0 {
-		o.remove(batch, n, o.queries.inBitmap, !s.Unarchived, s.After, []any{k.from, k.to, k.bitmap}, []any{o.drawn})
+		t.remove(batch, n, t.queries.inBitmap, !s.Unarchived, s.After, []any{k.from, k.to, k.bitmap}, []any{t.drawn})
 	}
 	if len(k.list) > 0 {
-		o.remove(batch, n, o.queries.inList, !s.Unarchived, s.After, []any{k.list}, []any{o.drawn})
+		t.remove(batch, n, t.queries.inList, !s.Unarchived, s.After, []any{k.list}, []any{t.drawn})
 	}
 }
 
@@ -455,12 +461,12 @@ type failures struct {
 	reasons  []string
 }
 
-func (o *Outbox) failures(of []Failure) failures {
+func (t *Term) failures(of []Failure) failures {
 	var f failures
 	for _, x := range of {
 		f.seqs, f.ids = append(f.seqs, x.Seq), append(f.ids, x.ID)
 		f.attempts = append(f.attempts, clampAttempts(x.Attempts))
-		f.waits, f.reasons = append(f.waits, x.Wait.Microseconds()), append(f.reasons, o.text(x.Reason))
+		f.waits, f.reasons = append(f.waits, x.Wait.Microseconds()), append(f.reasons, t.text(x.Reason))
 	}
 	return f
 }
@@ -474,53 +480,53 @@ func clampAttempts(n int) int32 { return int32(min(max(n, 0), mostAttempts)) }
 const failuresAtOnce = 500
 
 // recordFailures queues what became of refused rows.
-func (o *Outbox) recordFailures(batch *pgx.Batch, failed, dead []Failure, n *tally) {
+func (t *Term) recordFailures(batch *pgx.Batch, failed, dead []Failure, n *tally) {
 	for chunk := range slices.Chunk(failed, failuresAtOnce) {
-		f := o.failures(chunk)
-		batch.Queue(o.queries.fail, f.seqs, f.ids, f.attempts, f.waits, f.reasons)
+		f := t.failures(chunk)
+		batch.Queue(t.queries.fail, f.seqs, f.ids, f.attempts, f.waits, f.reasons)
 	}
 	for chunk := range slices.Chunk(dead, failuresAtOnce) {
 		large := func(f Failure) bool { return f.Size > largeLetter }
-		if f := o.failures(slices.DeleteFunc(slices.Clone(chunk), large)); len(f.seqs) > 0 {
+		if f := t.failures(slices.DeleteFunc(slices.Clone(chunk), large)); len(f.seqs) > 0 {
 			n.dead += int64(len(f.seqs))
-			batch.Queue(o.queries.copyDead, f.seqs, f.ids, f.attempts, f.reasons)
-			batch.Queue(o.queries.removeDead, f.seqs, f.ids).Exec(adding(&n.moved))
+			batch.Queue(t.queries.copyDead, f.seqs, f.ids, f.attempts, f.reasons)
+			batch.Queue(t.queries.removeDead, f.seqs, f.ids).Exec(adding(&n.moved))
 		}
-		if f := o.failures(slices.DeleteFunc(slices.Clone(chunk), func(f Failure) bool { return !large(f) })); len(f.seqs) > 0 {
+		if f := t.failures(slices.DeleteFunc(slices.Clone(chunk), func(f Failure) bool { return !large(f) })); len(f.seqs) > 0 {
 			n.dead += int64(len(f.seqs))
-			o.giveUp(batch, f, &n.moved)
+			t.giveUp(batch, f, &n.moved)
 		}
 	}
 }
 
 // giveUp queues the marking of rows that stay in the outbox although they are given up, and counts them.
-func (o *Outbox) giveUp(batch *pgx.Batch, f failures, marked *int64) {
-	batch.Queue(o.queries.giveUp, f.seqs, f.ids, f.attempts, f.reasons).Exec(adding(marked))
+func (t *Term) giveUp(batch *pgx.Batch, f failures, marked *int64) {
+	batch.Queue(t.queries.giveUp, f.seqs, f.ids, f.attempts, f.reasons).Exec(adding(marked))
 }
 
 // recordState queues what concerns no row.
-func (o *Outbox) recordState(batch *pgx.Batch, request Request) {
-	o.recordCheckpoint(batch, request)
+func (t *Term) recordState(batch *pgx.Batch, request Request) {
+	t.recordCheckpoint(batch, request)
 	if request.MaxPayload > 0 {
-		batch.Queue(o.queries.maxPayload, int64(request.MaxPayload), o.stream, o.term)
+		batch.Queue(t.queries.maxPayload, int64(request.MaxPayload), t.stream, t.Number)
 	}
 }
 
 // recordCheckpoint queues the checkpoint and with it where the next term's first fetch may begin.
-func (o *Outbox) recordCheckpoint(batch *pgx.Batch, request Request) {
+func (t *Term) recordCheckpoint(batch *pgx.Batch, request Request) {
 	if request.Checkpoint == 0 {
 		return
 	}
-	at := o.floor.at
+	at := t.floor.at
 	if from := request.ScanFrom; from != nil {
 		at = min(at, *from)
 	}
-	batch.Queue(o.queries.checkpoint, int64(request.Checkpoint), o.stream, o.term, at, o.scanFrom).Query(func(rows pgx.Rows) error {
+	batch.Queue(t.queries.checkpoint, int64(request.Checkpoint), t.stream, t.Number, at, t.scanFrom).Query(func(rows pgx.Rows) error {
 		var now int64
 		tag, err := pgx.ForEachRow(rows, []any{&now}, func() error {
-			o.scanFrom = now
+			t.scanFrom = now
 			if now < at {
-				o.goBack(now) // A command has put rows back.
+				t.goBack(now) // A command has put rows back.
 			}
 			return nil
 		})
@@ -531,19 +537,19 @@ func (o *Outbox) recordCheckpoint(batch *pgx.Batch, request Request) {
 	})
 }
 
-// observeEvery is how often an exchange observes, unless it changes the sleep lock. A tenth of a small exchange's time is the
+// observeEvery is how often a round trip observes, unless it changes the sleep lock. A tenth of a small round trip's time is the
 // observation, and a floor that rises a little later costs nothing.
 const observeEvery = 5 * time.Millisecond
 
-// observation is what an exchange learns of the transactions and of the sequence before it fetches.
+// observation is what a round trip learns of the transactions and of the sequence before it fetches.
 type observation struct {
 	xid, xmin uint64
 	drawn     *int64 // Nil if there is no sequence.
 }
 
 // observe queues the change of the sleep lock, and the observation.
-func (o *Outbox) observe(batch *pgx.Batch, sleep SleepChange, asleep *bool, seen *observation) {
-	batch.Queue(o.queries.prelude, int(sleep), o.table.wakeKey()).QueryRow(func(row pgx.Row) error {
+func (t *Term) observe(batch *pgx.Batch, sleep SleepChange, asleep *bool, seen *observation) {
+	batch.Queue(t.queries.prelude, int(sleep), t.outbox.table.wakeKey()).QueryRow(func(row pgx.Row) error {
 		var locked bool
 		if err := row.Scan(&locked, &seen.xid, &seen.xmin, &seen.drawn); err != nil {
 			return fmt.Errorf("sleep lock: %w", err)
@@ -553,9 +559,9 @@ func (o *Outbox) observe(batch *pgx.Batch, sleep SleepChange, asleep *bool, seen
 	})
 }
 
-func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) (Reply, error) {
+func (t *Term) roundTrip(ctx context.Context, conn *pgx.Conn, request Request) (Response, error) {
 	var (
-		reply         Reply
+		response      Response
 		seen          observation
 		read          pageRead
 		noOlderWriter bool
@@ -564,161 +570,161 @@ func (o *Outbox) exchange(ctx context.Context, conn *pgx.Conn, request Request) 
 		batch         = &pgx.Batch{}
 	)
 	for _, s := range request.Settled {
-		o.removeSettled(batch, &n, s)
+		t.removeSettled(batch, &n, s)
 	}
-	o.recordFailures(batch, request.Failed, request.Dead, &n)
-	o.recordState(batch, request)
+	t.recordFailures(batch, request.Failed, request.Dead, &n)
+	t.recordState(batch, request)
 	var (
 		f       = request.Fetch
 		now     = time.Now()
-		observe = request.Sleep != KeepSleep || f != nil && now.Sub(o.observed) >= observeEvery
+		observe = request.Sleep != KeepSleep || f != nil && now.Sub(t.observed) >= observeEvery
 	)
-	o.askPause(batch, request.AskPause, now)
+	t.outbox.askPause(batch, request.AskPause, now)
 	if observe {
-		o.observe(batch, request.Sleep, &reply.Asleep, &seen)
+		t.observe(batch, request.Sleep, &response.Asleep, &seen)
 	}
 	if f != nil {
-		if observe && o.floor.stuck(now) {
-			batch.Queue(o.queries.noOlderWriter, strconv.FormatUint(o.floor.xid&math.MaxUint32, 10)).QueryRow(func(row pgx.Row) error {
+		if observe && t.floor.stuck(now) {
+			batch.Queue(t.queries.noOlderWriter, strconv.FormatUint(t.floor.xid&math.MaxUint32, 10)).QueryRow(func(row pgx.Row) error {
 				return row.Scan(&noOlderWriter)
 			})
 		}
-		if observe && o.took > slowFetch && o.complete {
-			batch.Queue(o.queries.idle).QueryRow(func(row pgx.Row) error { return row.Scan(&idle) })
+		if observe && t.took > slowFetch && t.complete {
+			batch.Queue(t.queries.idle).QueryRow(func(row pgx.Row) error { return row.Scan(&idle) })
 		}
-		o.queueFetch(batch, f, &read)
+		t.queueFetch(batch, f, &read)
 	}
 	start := time.Now()
-	o.overtaken = false
+	t.overtaken = false
 	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
 		if f != nil {
-			o.floor.doubt() // Whatever was recorded about it may not have come to pass.
+			t.floor.doubt() // Whatever was recorded about it may not have come to pass.
 		}
-		return Reply{}, err
+		return Response{}, err
 	}
-	reply.Remaining = o.table.differs(n)
+	response.Remaining = t.outbox.table.differs(n)
 	if n.removed < n.asked {
-		if err := o.countRemaining(ctx, conn, request.Settled, &reply); err != nil {
-			return Reply{}, err
+		if err := t.countRemaining(ctx, conn, request.Settled, &response); err != nil {
+			return Response{}, err
 		}
 	}
 	if n.moved < n.dead {
-		if err := o.keepNotMoved(ctx, conn, request.Dead, &reply); err != nil {
-			return Reply{}, err
+		if err := t.keepNotMoved(ctx, conn, request.Dead, &response); err != nil {
+			return Response{}, err
 		}
 	}
 	if f == nil {
-		return reply, o.noteHeld(ctx, conn, request)
+		return response, t.noteHeld(ctx, conn, request)
 	}
-	o.took = time.Since(start)
-	reply.Rows, reply.Full = read.rows, read.full
-	if len(reply.Kept) > 0 {
-		reply.Rows = slices.DeleteFunc(reply.Rows, reply.keeps)
+	t.took = time.Since(start)
+	response.Rows, response.Full = read.rows, read.full
+	if len(response.Kept) > 0 {
+		response.Rows = slices.DeleteFunc(response.Rows, response.keeps)
 	}
-	unexpected := read.large && !o.large
-	o.large = read.large
-	if o.overtaken || unexpected && len(reply.Rows) == 0 {
-		if o.overtaken {
-			o.takeBack()
-			o.floor.doubt()
-			o.complete = false
+	unexpected := read.large && !t.large
+	t.large = read.large
+	if t.overtaken || unexpected && len(response.Rows) == 0 {
+		if t.overtaken {
+			t.takeBack()
+			t.floor.doubt()
+			t.complete = false
 		}
-		again, err := o.exchange(ctx, conn, Request{Fetch: f})
+		again, err := t.roundTrip(ctx, conn, Request{Fetch: f})
 		if err != nil {
-			return Reply{}, err
+			return Response{}, err
 		}
-		again.Asleep, again.Remaining, again.Kept = reply.Asleep, reply.Remaining, reply.Kept
+		again.Asleep, again.Remaining, again.Kept = response.Asleep, response.Remaining, response.Kept
 		again.Rows = slices.DeleteFunc(again.Rows, again.keeps)
-		return again, o.noteHeld(ctx, conn, request)
+		return again, t.noteHeld(ctx, conn, request)
 	}
 	if noOlderWriter {
 		seen.xmin = math.MaxUint64
 	}
 	if observe {
-		o.observed = now
-		o.passed(seen, f, reply, idle)
+		t.observed = now
+		t.passed(seen, f, response, idle)
 	} else {
-		o.complete = !reply.Full && !o.cached
+		t.complete = !response.Full && !t.cached
 	}
-	return reply, o.noteHeld(ctx, conn, request)
+	return response, t.noteHeld(ctx, conn, request)
 }
 
 // slowFetch is from when on a fetch is slow: there are many rows that it passes over.
 const slowFetch = 100 * time.Millisecond
 
 // noteHeld reads anew which aggregates are held, if there are others now.
-func (o *Outbox) noteHeld(ctx context.Context, conn *pgx.Conn, request Request) error {
+func (t *Term) noteHeld(ctx context.Context, conn *pgx.Conn, request Request) error {
 	if len(request.Dead) == 0 {
 		return nil
 	}
-	return o.readHeld(ctx, conn)
+	return t.outbox.readHeld(ctx, conn)
 }
 
 // passed moves the floor after a fetch.
-func (o *Outbox) passed(seen observation, f *Fetch, reply Reply, idle bool) {
-	if o.cached { // Whoever has numbers in stock may use one below any floor.
-		o.complete = false
+func (t *Term) passed(seen observation, f *Fetch, response Response, idle bool) {
+	if t.cached { // Whoever has numbers in stock may use one below any floor.
+		t.complete = false
 		return
 	}
-	before := o.drawn
+	before := t.drawn
 	if seen.drawn != nil {
-		if *seen.drawn < o.drawn {
-			o.floor = newFloor() // The sequence was set back: new rows appear below.
+		if *seen.drawn < t.drawn {
+			t.floor = newFloor() // The sequence was set back: new rows appear below.
 		}
-		o.drawn = *seen.drawn
+		t.drawn = *seen.drawn
 	}
 	// Of a complete page all that the sequence had given out before is known: it was in it, was passed over, or is held.
 	highest := f.Highest
 	if seen.drawn != nil {
-		if o.complete {
+		if t.complete {
 			highest = before
 		}
-		highest = min(highest, before, o.drawn)
+		highest = min(highest, before, t.drawn)
 	}
-	o.complete = !reply.Full
-	defer func() { o.floorSeen.Store(o.floor.at) }()
-	low, held := lowest(f.Held, reply.Rows)
+	t.complete = !response.Full
+	defer func() { t.floorSeen.Store(t.floor.at) }()
+	low, held := lowest(f.Held, response.Rows)
 	if !held {
 		low = math.MaxInt64
 	}
-	o.floor.advance(seen.xmin, seen.xid, highest, low)
-	if idle && o.complete && seen.drawn != nil {
-		o.floor.pass(min(*seen.drawn, math.MaxInt64-1)+1, low)
+	t.floor.advance(seen.xmin, seen.xid, highest, low)
+	if idle && t.complete && seen.drawn != nil {
+		t.floor.pass(min(*seen.drawn, math.MaxInt64-1)+1, low)
 	}
 }
 
 // countRemaining counts the settled rows that are still there, after fewer rows were removed than asked. Rows that somebody else has
 // deleted are none of the relay's business.
-func (o *Outbox) countRemaining(ctx context.Context, conn *pgx.Conn, settled []Settled, reply *Reply) error {
+func (t *Term) countRemaining(ctx context.Context, conn *pgx.Conn, settled []Settled, response *Response) error {
 	var seqs []int64
 	for _, s := range settled {
 		seqs = append(seqs, s.Seqs...)
 	}
 	var remaining int
-	if err := conn.QueryRow(ctx, o.queries.remaining, seqs).Scan(&remaining); err != nil {
+	if err := conn.QueryRow(ctx, t.queries.remaining, seqs).Scan(&remaining); err != nil {
 		return err
 	}
 	if remaining > 0 {
-		reply.Remaining = o.table.stillThere(remaining)
+		response.Remaining = t.outbox.table.stillThere(remaining)
 	}
 	return nil
 }
 
 // keeps reports whether a row was refused and could not leave the outbox: the fetch has found it there again.
-func (r *Reply) keeps(row Row) bool {
+func (r *Response) keeps(row Row) bool {
 	return slices.ContainsFunc(r.Kept, func(k Kept) bool { return !k.Settle && k.Seq == row.Seq && k.ID == row.ID })
 }
 
 // keepNotMoved marks given-up rows that something in the database, such as a trigger, kept in the outbox. Rows that
 // somebody else has deleted are none of the relay's business.
-func (o *Outbox) keepNotMoved(ctx context.Context, conn *pgx.Conn, dead []Failure, reply *Reply) error {
-	left, err := o.notMoved(ctx, conn, dead)
+func (t *Term) keepNotMoved(ctx context.Context, conn *pgx.Conn, dead []Failure, response *Response) error {
+	left, err := t.notMoved(ctx, conn, dead)
 	if err != nil || len(left) == 0 {
 		return err
 	}
 	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		for _, f := range left {
-			if err := o.keep(ctx, tx, f, errNotMoved, reply); err != nil {
+			if err := t.keep(ctx, tx, f, errNotMoved, response); err != nil {
 				return err
 			}
 		}
@@ -726,7 +732,7 @@ func (o *Outbox) keepNotMoved(ctx context.Context, conn *pgx.Conn, dead []Failur
 	})
 }
 
-// lowest returns the lowest seq that the relay holds after an exchange, if it holds any.
+// lowest returns the lowest seq that the relay holds after a round trip, if it holds any.
 func lowest(held []int64, fetched []Row) (low int64, holds bool) {
 	if len(fetched) > 0 {
 		low, holds = fetched[0].Seq, true
