@@ -114,7 +114,9 @@ func (o *Outbox) Fail(err error) {
 }
 
 // Pause pauses the outbox, as a person does, and Resume ends that. The relays are woken.
-func (o *Outbox) Pause(reason string) { o.setPause(&store.Pause{Reason: reason, Since: time.Now(), Read: time.Now()}) }
+func (o *Outbox) Pause(reason string) {
+	o.setPause(&store.Pause{Reason: reason, Since: time.Now(), Read: time.Now()})
+}
 
 // Resume ends a pause.
 func (o *Outbox) Resume() { o.setPause(nil) }
