@@ -28,7 +28,7 @@ func TestPausedByHand(t *testing.T) {
 	if request := c.mustRoundTrip(t, now); !request.AskPause || request.Fetch != nil {
 		t.Errorf("the round trip is %+v, want only the question", request)
 	}
-	c.answered(store.Reply{}, now)
+	c.answered(store.Response{}, now)
 	if _, due := c.nextRoundTrip(now); due {
 		t.Error("it asks again at once")
 	}
@@ -36,7 +36,7 @@ func TestPausedByHand(t *testing.T) {
 	if request := c.mustRoundTrip(t, now); !request.AskPause {
 		t.Errorf("woken, it asks for %+v", request)
 	}
-	c.answered(store.Reply{}, now)
+	c.answered(store.Response{}, now)
 
 	// An outage ends as if there was nothing to try first.
 	c.circuit.breaker, c.circuit.troubles = breakerHalfOpen, 3
