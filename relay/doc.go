@@ -71,6 +71,7 @@
 //	stopped       Run has returned, or is about to
 //	leading       fetches, publishes, settles; asleep while there is nothing to do
 //	paused        leading, but the broker or the stream is not fit, and the circuit breaker is not closed
+//	              Paused by hand: a person has ordered that nothing be published (store.Outbox.Pause)
 //
 // [Relay.Status] tells which, and why the relay is not ready. A term ends when the lease does, when a round trip
 // to the outbox fails, when the relay is to stop, or when another relay could publish and this one cannot. The next term

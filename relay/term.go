@@ -288,8 +288,8 @@ func (t *term) arm(timer *time.Timer, now time.Time) {
 // have been stopped at any point, for any time. A guarded publisher looks at the lease before it writes. Then looking here
 // now and then is enough, and saves a tenth of the time that an event takes.
 func (t *term) publish(ctx context.Context, now time.Time) {
-	if t.core.heldRows == 0 && t.core.proceeds() {
-		t.resume(ctx) // The event that was to try first has been refused for a reason of its own.
+	if (t.core.heldRows == 0 || t.core.byHand.paused) && t.core.proceeds() {
+		t.resume(ctx) // The event that was to try first has been refused for a reason of its own, or is not to be sent.
 	}
 	if t.session == nil {
 		return

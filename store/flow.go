@@ -12,13 +12,13 @@ import (
 type Flow struct {
 	// Last is how long ago the latest event was recorded as published.
 	Last time.Duration
-	// Rate is how many events a second were published in the past minute or, if they were very many, in a part of it.
+	// Rate is how many events a second were published in the past ten seconds or, if they were very many, in a part of them.
 	Rate float64
 }
 
 const (
 	// flowWindow is the time of which the rate is taken.
-	flowWindow = time.Minute
+	flowWindow = 10 * time.Second
 	// flowPages is how many pages are looked at, at the end of each part of the archive: rows come in the order of their
 	// publishing.
 	flowPages = 512

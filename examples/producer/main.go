@@ -5,11 +5,12 @@
 //	curl --location --request PATCH '127.0.0.1:8080/users/1/verify'
 //
 // It listens on HTTP_ADDR (:8080). The relay takes the settings of outbox-relay, OUTBOX_DATABASE_DSN first of all, except
-// for OUTBOX_HTTP_ADDR: it has no HTTP address of its own here. "producer healthcheck" asks a running producer how it is.
+// for OUTBOX_HTTP_ADDR: it has no HTTP address of its own here, and its metrics are at /metrics. "producer healthcheck" asks a running producer how it is.
 package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -22,12 +23,15 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/go-outbox/go-outbox/config"
 	"github.com/go-outbox/go-outbox/examples/internal/web"
 	"github.com/go-outbox/go-outbox/examples/producer/users"
 	"github.com/go-outbox/go-outbox/relay"
+	"github.com/go-outbox/go-outbox/relay/metrics"
 )
 
 const (
@@ -71,8 +75,18 @@ func run(ctx context.Context, args []string, settings config.Sources, logs io.Wr
 	defer db.Close()
 	relayed := c.RelayConfig()
 	relayed.Connect.Name, relayed.Logger = "producer", log
+	registry := prometheus.NewRegistry()
+	labelled := prometheus.WrapRegistererWith(prometheus.Labels{"stream": c.Stream.Name, "table": c.Table.String()}, registry)
+	if relayed.Hooks, err = metrics.New(labelled); err != nil {
+		return err
+	}
 	relaying, err := relay.New(relayed)
 	if err != nil {
+		return err
+	}
+	gauge := relaying.Outbox().Gauge()
+	defer gauge.Close(ctx)
+	if err := errors.Join(metrics.State(labelled, relaying.Status), metrics.Tables(labelled, gauge), metrics.Build(labelled, "")); err != nil {
 		return err
 	}
 
@@ -94,6 +108,7 @@ func run(ctx context.Context, args []string, settings config.Sources, logs io.Wr
 	mux := http.NewServeMux()
 	mux.Handle("/", service.Handler())
 	mux.Handle("GET "+web.HealthPath, web.Health(pool.Ping))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 
 	// The relay stops after the server, so that it still publishes what the last requests commit.
 	group, serving := errgroup.WithContext(ctx)

@@ -191,6 +191,10 @@ func TestWaitsForPostgresAndNATS(t *testing.T) {
 	if got := receive(t, nats, 1); !strings.Contains(got[0], "john.doe") {
 		t.Errorf("the stream = %q, want the user created in the outage", got)
 	}
+	if got := request(t, "GET", url+"/metrics", ""); !strings.Contains(got, `outbox_relay_leader{stream="OUTBOX",table="public.outbox"} 1`) ||
+		!strings.Contains(got, `outbox_relay_pending_events{`) || !strings.Contains(got, `outbox_relay_ready{`) || !strings.Contains(got, `outbox_relay_build_info{`) {
+		t.Errorf("GET /metrics: %s", got)
+	}
 	if err := p.end(t); err != nil {
 		t.Errorf("the producer ended with: %v", err)
 	}

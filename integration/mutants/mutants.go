@@ -87,6 +87,26 @@ func All() []Mutant {
 			Killer: Killer{"./relay", "^TestExplore$/^aba,_2_late,_pages_of_10,_2_faults", "a counterexample"},
 		},
 		{
+			Name:    "paused-by-hand",
+			Without: "a pause that a person has ordered stops nothing",
+			Edits: []Edit{{
+				File: "relay/breaker.go",
+				Old:  " && !c.stopping && !c.byHand.paused\n",
+				New:  " && !c.stopping\n",
+			}},
+			Killer: Killer{"./relay", "^TestPausedByHand$", "it publishes"},
+		},
+		{
+			Name:    "pause-asked",
+			Without: "a leader that holds as much as it may does not ask whether a pause has ended",
+			Edits: []Edit{{
+				File: "relay/byhand.go",
+				Old:  "return b.paused && !now.Before(b.askAt)",
+				New:  "return false",
+			}},
+			Killer: Killer{"./relay", "^TestPausedByHand$", "no round trip is due"},
+		},
+		{
 			Name:    "fence",
 			Without: "an ordered batch begins without the fence's header",
 			Edits: []Edit{{

@@ -168,6 +168,8 @@ func (d *doctor) examineContents(ctx context.Context, outbox *store.Outbox) {
 	switch waiting := many(found.Waiting); {
 	case found.Oldest == nil:
 		d.ok(CheckBacklog, "nothing waits")
+	case *found.Oldest > longWait && found.Pause != nil:
+		d.warn(CheckBacklog, "", "%s waiting, the first of them for %s: the outbox is paused by hand", waiting, age(*found.Oldest))
 	case *found.Oldest > longWait:
 		d.warn(CheckBacklog, "", "%s waiting, the first of them for %s: does a relay run, and what does its log say?", waiting, age(*found.Oldest))
 	default:

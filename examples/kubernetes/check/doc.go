@@ -1,5 +1,5 @@
-// Package check tests the manifests and the chart of examples/kubernetes, and the alert rules of examples/observability, with
-// neither a cluster nor a network:
+// Package check tests the manifests and the chart of examples/kubernetes, and the alert rules and the dashboard of
+// examples/observability, with neither a cluster nor a network:
 //
 //   - every object is decoded strictly into the type that Kubernetes, or the Prometheus operator, declares for it;
 //   - pods keep the Pod Security Standards' level "restricted"; selectors, ports and names fit each other;

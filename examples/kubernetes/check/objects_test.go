@@ -44,6 +44,8 @@ const (
 	chartDir  = "../chart"
 	alerts    = "../../observability/alerts.yml"
 	runbook   = "../../observability/RUNBOOK.md"
+
+	observability = "../../observability"
 )
 
 // object is what every object of Kubernetes is.

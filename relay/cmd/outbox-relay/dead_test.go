@@ -358,3 +358,21 @@ insert into outbox_dead (seq, id, topic, aggregate_type, aggregate_id, event_typ
 		t.Errorf("dead show --json 5: %v, %d bytes", err, len(full.Data))
 	}
 }
+
+// A relay removes dead letters that have been kept long enough, and no others; not where they hold their aggregates.
+func TestDeadRetain(t *testing.T) {
+	dsn, env := graveyard(t)
+	sql(t, dsn, `update outbox_dead set died_at = now() where seq = 2`)
+	env["OUTBOX_NATS_URL"], env["OUTBOX_DEAD_RETAIN"] = streamtest.Start(t).URL(), "1h"
+	relay := start(t, env)
+	if line := relay.logged("removed dead letters that were kept long enough"); line["letters"] != 2.0 {
+		t.Errorf("the log says %v", line)
+	}
+	if n := number(t, dsn, `select min(seq) from outbox_dead having count(*) = 1`); n != 2 {
+		t.Errorf("the dead letter that is left is %d, want 2", n)
+	}
+	env["OUTBOX_ON_DEAD"] = "hold"
+	got := execute(t, env)
+	expectCode(t, got, 2)
+	expectText(t, "standard error", got.stderr, "OUTBOX_DEAD_RETAIN", "exclude each other", "OUTBOX_ON_DEAD")
+}

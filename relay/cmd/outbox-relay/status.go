@@ -103,7 +103,7 @@ type status struct {
 	Held     *int64   `json:"held_aggregates"`
 	Retrying *int64   `json:"retrying_aggregates"`
 	Standbys *int     `json:"standbys"`
-	Rate     *float64 `json:"published_per_second"` // In the past minute; null if the archive is empty, as for the next.
+	Rate     *float64 `json:"published_per_second"` // In the past ten seconds; null if the archive is empty, as for the next.
 	LastAgo  *float64 `json:"last_published_seconds"`
 	Left     *float64 `json:"seconds_left"` // Until nothing is pending, at that rate, if nothing else is inserted; null if the rate is 0.
 }
@@ -274,7 +274,7 @@ func (s *status) write(w io.Writer) error {
 		fmt.Fprintf(columns, "oldest pending\tfor %s\n", age(*s.OldestPending))
 	}
 	if s.Rate != nil {
-		published := rate(*s.Rate) + " in the past minute, the last " + age(*s.LastAgo) + " ago"
+		published := rate(*s.Rate) + " in the past 10s, the last " + age(*s.LastAgo) + " ago"
 		if s.Left != nil && s.Pending.Events > 0 {
 			published += "; at that rate nothing is pending in " + age(*s.Left)
 		}
