@@ -41,8 +41,8 @@ type Store interface {
 	// Stand tells the other relays whether this one, which does not lead, could publish to stream. Its error says why this
 	// relay could not lead, as far as the database is concerned. Obstacle says why no relay can be elected; empty for nothing.
 	Stand(ctx context.Context, stream string, c store.Candidacy) (obstacle string, err error)
-	// Paused returns the pause that a person has ordered, as RoundTrip or Stand last found it; nil for none. RoundTrip asks twice
-	// a second, and whenever the request wants it.
+	// Paused returns the pause that a person has ordered, as Term.RoundTrip or Stand last found it; nil for none. RoundTrip asks
+	// twice a second, and whenever the request wants it.
 	Paused() *store.Pause
 	// Listen calls wake when there may be something to fetch, until ctx ends.
 	Listen(ctx context.Context, wake func()) error

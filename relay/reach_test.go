@@ -23,7 +23,7 @@ func TestReach(t *testing.T) {
 		"Postgres lacks a GRANT":      {postgresAnswers, fmt.Errorf("check: %w", store.ErrPrivilege), true},
 		"Postgres goes elsewhere":     {postgresAnswers, fmt.Errorf("stand: %w", store.ErrOtherStream), true},
 		"Postgres is away":            {postgresAnswers, fmt.Errorf("cannot reach Postgres: %w", io.EOF), false},
-		"Postgres does not answer":    {postgresAnswers, fmt.Errorf("exchange: %w", store.ErrNoAnswer), false},
+		"Postgres does not answer":    {postgresAnswers, fmt.Errorf("round trip: %w", store.ErrNoAnswer), false},
 		"NATS is fine":                {natsAnswers, nil, true},
 		"NATS is away":                {natsAnswers, nats.ErrNoServers, false},
 		"NATS refuses the password":   {natsAnswers, nats.ErrAuthorization, false},

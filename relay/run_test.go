@@ -119,6 +119,7 @@ var errAway = errors.New("it is away")
 // stops; and says why in each state.
 func TestRun(t *testing.T) {
 	inBubble(t, relay.Options{}, func(t *testing.T, b *bubble) {
+		t.Helper()
 		b.outbox.Fail(errAway)
 		b.stream.Fail(errors.New("no servers available"))
 		first := b.outbox.Insert(orders("a", "b", "a")...)
@@ -185,6 +186,7 @@ func TestRun(t *testing.T) {
 // A leader whose Postgres goes away campaigns, says why, and goes on in another term.
 func TestRunWithoutPostgresForAWhile(t *testing.T) {
 	inBubble(t, relay.Options{}, func(t *testing.T, b *bubble) {
+		t.Helper()
 		b.run(t)
 		b.after(t, time.Second, relay.Leading, "")
 		b.outbox.Fail(errAway)
@@ -202,6 +204,7 @@ func TestRunWithoutPostgresForAWhile(t *testing.T) {
 // An acknowledgement is lost: the relay finds in the stream what is stored, and publishes nothing twice, nor out of order.
 func TestRunWithALostAck(t *testing.T) {
 	inBubble(t, relay.Options{}, func(t *testing.T, b *bubble) {
+		t.Helper()
 		b.run(t)
 		b.after(t, time.Second, relay.Leading, "")
 		b.stream.LoseAck()
@@ -218,6 +221,7 @@ func TestRunWithALostAck(t *testing.T) {
 // The broker loses what it has acknowledged, while the relay leads and while it does not run: it comes back from the archive.
 func TestRunWithALosingBroker(t *testing.T) {
 	inBubble(t, relay.Options{}, func(t *testing.T, b *bubble) {
+		t.Helper()
 		b.run(t)
 		b.after(t, time.Second, relay.Leading, "")
 		first := b.outbox.Insert(orders("a", "b")...)
@@ -242,6 +246,7 @@ func TestRunWithALosingBroker(t *testing.T) {
 // An event that is refused for its own sake becomes a dead letter, and only its aggregate waits meanwhile.
 func TestRunWithARefusedEvent(t *testing.T) {
 	inBubble(t, relay.Options{MaxAttempts: 3, RetryBackoff: time.Second}, func(t *testing.T, b *bubble) {
+		t.Helper()
 		b.stream.Refuse(func(e *stream.Event) *stream.Error {
 			if e.Seq != 1 {
 				return nil
@@ -267,6 +272,7 @@ func TestRunWithARefusedEvent(t *testing.T) {
 // Who leads and cannot publish makes way for a standby that could, and says so.
 func TestRunMakesWay(t *testing.T) {
 	inBubble(t, relay.Options{}, func(t *testing.T, b *bubble) {
+		t.Helper()
 		b.run(t)
 		b.after(t, time.Second, relay.Leading, "")
 		b.outbox.SetStandbys(1)
@@ -277,6 +283,30 @@ func TestRunMakesWay(t *testing.T) {
 		}
 		b.stream.Fail(nil)
 		b.after(t, 20*time.Second, relay.Leading, "")
+		b.end(t)
+	})
+}
+
+// A person pauses the outbox and gives the all-clear: nothing is published meanwhile, and the status says that, and why.
+func TestRunPausedByHand(t *testing.T) {
+	inBubble(t, relay.Options{}, func(t *testing.T, b *bubble) {
+		t.Helper()
+		b.run(t)
+		b.after(t, time.Second, relay.Leading, "")
+		b.outbox.Pause("the consumers are being moved")
+		time.Sleep(5 * time.Second)
+		seqs := b.outbox.Insert(orders("a", "b")...)
+		if s := b.after(t, time.Minute, relay.Leading, ""); s.Pause == nil || s.Pause.Reason != "the consumers are being moved" || s.Published > 0 {
+			t.Errorf("while it is paused the status is %+v", s)
+		}
+		if pending := b.outbox.Pending(); !slices.Equal(pending, seqs) {
+			t.Errorf("while it is paused, pending are %v, want %v", pending, seqs)
+		}
+		b.outbox.Resume()
+		if s := b.after(t, 5*time.Second, relay.Leading, ""); s.Pause != nil || s.Published != 2 {
+			t.Errorf("after the pause the status is %+v", s)
+		}
+		b.stored(t, seqs)
 		b.end(t)
 	})
 }

@@ -64,10 +64,7 @@ func TestPause(t *testing.T) {
 	if err := person.Pause(t.Context(), "third", "bob"); err != nil {
 		t.Fatal(err)
 	}
-	term, err = relay.Begin(t.Context(), "S", "r", 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	term = begin(t, relay, "S")
 	roundTrip(fetch) // The first round trip of a term asks.
 	expectPause(t, relay, "third")
 	if _, err := person.Resume(t.Context()); err != nil {

@@ -335,7 +335,10 @@ func wakes(t *testing.T, s StoreUnderTest) {
 	woken, ended := make(chan struct{}, 100), make(chan error, 1)
 	go func() { ended <- s.Store.Listen(ctx, func() { woken <- struct{}{} }) }()
 	await(t, "wake-up once it listens", woken)
-	for deadline := time.Now().Add(patience); !roundTrip(t, term, store.Request{Sleep: store.FallAsleep, Fetch: page()}).Asleep; time.Sleep(time.Millisecond) {
+	asleep := func() bool { return roundTrip(t, term, store.Request{Sleep: store.FallAsleep, Fetch: page()}).Asleep }
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(patience); !asleep(); <-tick.C {
 		if time.Now().After(deadline) {
 			t.Fatal("the relay cannot fall asleep")
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"hash/fnv"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -30,9 +31,10 @@ type Outbox struct {
 	listened  int
 	fault     error
 	standbys  int
+	ordered   *store.Pause // What a person has ordered; nil for none.
+	paused    *store.Pause // What a relay has found of it.
 	candidacy store.Candidacy
 	reported  string
-	pause     *store.Pause
 }
 
 type row struct {
@@ -76,15 +78,8 @@ func (o *Outbox) Insert(events ...store.Event) (seqs []int64) {
 			Data: e.Data, CreatedAt: time.Now(),
 		}})
 	}
-	listeners := o.listeners
-	wakes := make([]func(), 0, len(listeners))
-	for _, wake := range listeners {
-		wakes = append(wakes, wake)
-	}
 	o.mu.Unlock()
-	for _, wake := range wakes {
-		wake()
-	}
+	o.wake()
 	return seqs
 }
 
@@ -113,33 +108,43 @@ func (o *Outbox) Fail(err error) {
 	o.fault, o.term = err, nil
 }
 
-// Pause pauses the outbox, as a person does, and Resume ends that. The relays are woken.
-func (o *Outbox) Pause(reason string) {
-	o.setPause(&store.Pause{Reason: reason, Since: time.Now(), Read: time.Now()})
-}
-
-// Resume ends a pause.
-func (o *Outbox) Resume() { o.setPause(nil) }
-
-func (o *Outbox) setPause(pause *store.Pause) {
-	o.mu.Lock()
-	o.pause = pause
-	o.mu.Unlock()
-	o.Insert() // Nothing: it wakes the relays.
-}
-
-// Paused returns the pause; nil for none.
-func (o *Outbox) Paused() *store.Pause {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.pause
-}
-
 // SetStandbys sets how many other relays could publish.
 func (o *Outbox) SetStandbys(n int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.standbys = n
+}
+
+// Pause orders a pause, as `outbox-relay pause` does, and Resume ends it.
+func (o *Outbox) Pause(reason string) {
+	o.order(&store.Pause{Reason: reason, Since: time.Now(), Read: time.Now()})
+}
+
+// Resume ends the pause.
+func (o *Outbox) Resume() { o.order(nil) }
+
+func (o *Outbox) order(pause *store.Pause) {
+	o.mu.Lock()
+	o.ordered = pause
+	o.mu.Unlock()
+	o.wake()
+}
+
+// Paused implements relay.Store.
+func (o *Outbox) Paused() *store.Pause {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.paused
+}
+
+// wake wakes whoever listens.
+func (o *Outbox) wake() {
+	o.mu.Lock()
+	wakes := slices.Collect(maps.Values(o.listeners))
+	o.mu.Unlock()
+	for _, wake := range wakes {
+		wake()
+	}
 }
 
 // Candidacy returns what Stand was told last, and Reported what Report was.
@@ -226,7 +231,7 @@ func (o *Outbox) floor() int64 {
 
 // Stand implements relay.Store.
 func (o *Outbox) Stand(ctx context.Context, _ string, c store.Candidacy) (obstacle string, err error) {
-	return "", o.call(ctx, func() error { o.candidacy = c; return nil })
+	return "", o.call(ctx, func() error { o.candidacy, o.paused = c, o.ordered; return nil })
 }
 
 // Listen implements relay.Store. Every Insert wakes it.
@@ -311,6 +316,7 @@ func (t *term) RoundTrip(ctx context.Context, request store.Request) (response s
 		if request.Fetch != nil {
 			response.Rows, response.Full = t.outbox.page(request.Fetch)
 		}
+		t.outbox.paused = t.outbox.ordered
 		response.Asleep = request.Sleep == store.FallAsleep
 		response.Floor = t.outbox.floor()
 		return nil

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/nats-io/nats.go"
 
 	"github.com/go-outbox/go-outbox/election"
 	"github.com/go-outbox/go-outbox/relay"
@@ -135,6 +136,15 @@ func TestElectors(t *testing.T) {
 			t.Helper()
 			outbox, _ := postgres(t)
 			return relay.AdvisoryLock(outbox, relay.DefaultAdvisoryLock, nil)
+		},
+		"key-value entry": func(t *testing.T) relay.Elector {
+			t.Helper()
+			url := streamtest.Start(t).URL()
+			elector, err := election.NewKeyValue(func(context.Context) (*nats.Conn, error) { return nats.Connect(url) }, election.KeyValueOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return elector
 		},
 	} {
 		t.Run(name, func(t *testing.T) { relaytest.TestElector(t, newElector) })
