@@ -10,6 +10,7 @@
 //	outbox-relay resume                            end a pause
 //	outbox-relay status                            show who leads, what is pending and what was given up
 //	outbox-relay find ID | SEQ | TYPE/ID           tell where an event is
+//	outbox-relay audit                             compare the archive with the stream
 //	outbox-relay doctor                            check all that exactly-once delivery depends on
 //	outbox-relay healthcheck [--ready]             ask the relay of this configuration how it is
 //	outbox-relay version
