@@ -83,7 +83,7 @@ func newRootCommand(p *process) *cobra.Command {
 		SuggestionsMinimumDistance: 2,
 	}
 	root.AddCommand(relay, newMigrateCommand(p), newDeadCommand(p), newReplayCommand(p), newPauseCommand(p), newResumeCommand(p), newStatusCommand(p), newFindCommand(p), newDoctorCommand(p),
-		newAuditCommand(p),
+		newAuditCommand(p), newTailCommand(p),
 		newHealthcheckCommand(p), newVersionCommand(p), newConfigTopic())
 	root.SetHelpCommand(newHelpCommand(root))
 	root.SetOut(p.stdout)

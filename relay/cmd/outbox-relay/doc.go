@@ -11,6 +11,7 @@
 //	outbox-relay status                            show who leads, what is pending and what was given up
 //	outbox-relay find ID | SEQ | TYPE/ID           tell where an event is
 //	outbox-relay audit                             compare the archive with the stream
+//	outbox-relay tail                              follow what is stored in the stream
 //	outbox-relay doctor                            check all that exactly-once delivery depends on
 //	outbox-relay healthcheck [--ready]             ask the relay of this configuration how it is
 //	outbox-relay version
@@ -46,5 +47,5 @@
 // else: 0 if nothing failed and, with strict = true, there is no warning either.
 //
 // Results go to standard output; logs, and errors as "outbox-relay: …", to standard error. Payloads are shown by
-// outbox-relay dead show, and nowhere else.
+// outbox-relay dead show and outbox-relay tail --data, and nowhere else.
 package main
