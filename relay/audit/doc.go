@@ -31,6 +31,11 @@
 //
 // If the stream is replaced, or loses messages that were read, the audit ends with ErrReplaced: run it again.
 //
+// # Again and again
+//
+// Watch audits all of the archive at intervals, and tells of each violation once. The outbox-relay command does so with
+// relay.audit_interval, while it leads.
+//
 // # Memory
 //
 // An event takes 56 bytes. If the archive has more than two million events, they are compared in shares of that size, each

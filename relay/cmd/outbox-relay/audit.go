@@ -11,7 +11,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/go-outbox/go-outbox/config"
+	"github.com/go-outbox/go-outbox/relay"
 	"github.com/go-outbox/go-outbox/relay/audit"
+	"github.com/go-outbox/go-outbox/store"
 	"github.com/go-outbox/go-outbox/stream"
 	"github.com/go-outbox/go-outbox/stream/history"
 )
@@ -96,6 +98,27 @@ func dial(ctx context.Context, c config.Config, name string) (*history.Reader, s
 	}
 	reader, err := history.Dial(ctx, connect, setup)
 	return reader, setup, err
+}
+
+// audit audits while the relay leads, until ctx ends.
+func (s *service) audit(ctx context.Context, outbox *store.Outbox, c relay.Config) {
+	connect, setup, _ := c.Target() // The relay has been made of it.
+	connect.Name = "outbox-relay audit"
+	audit.Watch(ctx, audit.WatchOptions{
+		Options: audit.Options{Stream: setup.Stream},
+		Archive: outbox,
+		Dial: func(ctx context.Context) (audit.Stream, func(), error) {
+			reader, err := history.Dial(ctx, connect, setup)
+			if err != nil {
+				return nil, nil, err
+			}
+			return reader, reader.Close, nil
+		},
+		Interval: s.config.Relay.AuditInterval,
+		Due:      func() bool { return s.status().State == relay.Leading },
+		Logger:   s.log,
+		Hooks:    s.audits,
+	})
 }
 
 func violationCount(n int) string {

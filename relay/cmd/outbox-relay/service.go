@@ -18,6 +18,7 @@ import (
 	"github.com/go-outbox/go-outbox/config"
 	"github.com/go-outbox/go-outbox/relay"
 	"github.com/go-outbox/go-outbox/relay/admin"
+	"github.com/go-outbox/go-outbox/relay/audit"
 	"github.com/go-outbox/go-outbox/relay/metrics"
 	"github.com/go-outbox/go-outbox/stream/embedded"
 )
@@ -85,6 +86,7 @@ type service struct {
 	log        *slog.Logger
 	natsLog    *slog.Logger
 	registerer prometheus.Registerer // Of metrics with this outbox's labels.
+	audits     audit.Hooks
 	metrics    http.Handler
 	started    time.Time
 
@@ -113,6 +115,11 @@ func newService(c config.Config, p *process) (*service, error) {
 		registerer: labelled,
 		metrics:    promhttp.HandlerFor(registry, promhttp.HandlerOpts{}),
 		started:    time.Now(),
+	}
+	if c.Relay.AuditInterval > 0 {
+		if s.audits, err = metrics.Audit(labelled); err != nil {
+			return nil, err
+		}
 	}
 	if err := metrics.State(labelled, s.status); err != nil {
 		return nil, err
@@ -167,6 +174,12 @@ func (s *service) run(ctx context.Context) (err error) {
 		return err
 	}
 	s.relay.Store(r)
+	if interval := s.config.Relay.AuditInterval; interval > 0 {
+		var auditing sync.WaitGroup
+		auditing.Go(func() { s.audit(ctx, r.Outbox(), c) })
+		defer auditing.Wait()
+		defer abort()
+	}
 	return r.Run(ctx)
 }
 
