@@ -37,6 +37,11 @@
 // that the stream no longer has, whatever its duplicate window: the relay begins another term, in which it
 // reads the stream back from before the oldest of them on. So the leader is interrupted for a moment.
 //
+// # Tracing
+//
+// If OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is set, a running relay sends spans of the events that
+// carry a trace context there, over OTLP/HTTP: see package relay/tracing.
+//
 // # Exit codes
 //
 //	0  stopped as asked, or done

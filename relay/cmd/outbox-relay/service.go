@@ -89,6 +89,7 @@ type service struct {
 	audits     audit.Hooks
 	metrics    http.Handler
 	started    time.Time
+	lookupEnv  func(name string) (value string, ok bool)
 
 	relay atomic.Pointer[relay.Relay] // Nil until the embedded server runs.
 }
@@ -115,6 +116,7 @@ func newService(c config.Config, p *process) (*service, error) {
 		registerer: labelled,
 		metrics:    promhttp.HandlerFor(registry, promhttp.HandlerOpts{}),
 		started:    time.Now(),
+		lookupEnv:  p.lookupEnv,
 	}
 	if c.Relay.AuditInterval > 0 {
 		if s.audits, err = metrics.Audit(labelled); err != nil {
@@ -162,6 +164,11 @@ func (s *service) run(ctx context.Context) (err error) {
 		defer broker.Close()
 		embeddedURL = broker.ClientURL()
 	}
+	stopTracing, err := s.startTracing(ctx)
+	if err != nil {
+		return err
+	}
+	defer stopTracing()
 	c := relayConfig(s.config, embeddedURL)
 	c.Logger, c.Hooks = s.log, s.hooks
 	r, err := relay.New(c)
