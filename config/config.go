@@ -210,6 +210,10 @@ type Relay struct {
 	// Not with OnDeadHold. Default 0: until a person decides.
 	DeadRetain time.Duration
 
+	// AuditInterval is how often the leader compares the archive with the stream:
+	// see package relay/audit. 0 never does.
+	AuditInterval time.Duration
+
 	// AckTimeout is how long the broker may take to acknowledge. Default 5s.
 	AckTimeout time.Duration
 

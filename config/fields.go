@@ -294,6 +294,11 @@ func Fields() []Field {
 			kind: duration(func(c *Config) *time.Duration { return &c.Relay.DeadRetain }, 0, 10*365*day),
 		},
 		{
+			Key: "relay.audit_interval", Env: "OUTBOX_AUDIT_INTERVAL",
+			Doc:  "How often the leader compares the archive with the stream, as outbox-relay audit does, for log and metrics. \"0s\" never does.",
+			kind: duration(func(c *Config) *time.Duration { return &c.Relay.AuditInterval }, 0, 30*day),
+		},
+		{
 			Key: "relay.ack_timeout", Env: "OUTBOX_ACK_TIMEOUT",
 			Doc:  "How long the broker may take to acknowledge.",
 			kind: duration(func(c *Config) *time.Duration { return &c.Relay.AckTimeout }, 100*time.Millisecond, time.Minute),

@@ -19,6 +19,9 @@ type Hooks struct {
 	Resigned func(EndReason)
 	// Published tells of events that the stream acknowledged, some at a time.
 	Published func(Published)
+	// Stored tells of each event that the stream acknowledged, for tracing: see package tracing. An event that is found in the
+	// stream when it is read back is not told of.
+	Stored func(Stored)
 	// Refused tells of an event that the broker refused for a reason of the event's own.
 	Refused func(Refused)
 	// Paused tells that publishing is not possible and why, Resumed that it is again. Paused may be called

@@ -363,6 +363,7 @@ func (t *term) collect(ctx context.Context) {
 			}
 		}
 		if o.Err == nil {
+			t.tellStored(o)
 			stored.Events++
 			if o.Duplicate {
 				stored.Duplicates++

@@ -24,6 +24,10 @@
 //	outbox_relay_recovered_total        counter    events found in the stream then, and settled without publishing
 //	outbox_relay_lost_total             counter    events that the broker had acknowledged and lost: they were put back
 //	                                               from the archive, and published again
+//	outbox_relay_audited_events_total   counter    archived events that were compared with the stream, each once an audit;
+//	                                               with relay.audit_interval only (Audit)
+//	outbox_relay_violations_total{kind}  counter   events that an audit found "missing", stored "twice" or out of "order",
+//	                                               each once; with relay.audit_interval only
 //	outbox_relay_publish_lag_seconds    histogram  for how long each acknowledged event had been in the outbox
 //	outbox_relay_round_trips_total      counter    round trips to the outbox
 //	outbox_relay_fetched_total          counter    rows read from the outbox

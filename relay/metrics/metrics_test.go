@@ -208,7 +208,7 @@ func TestTwoRelaysNeedTheirOwnLabels(t *testing.T) {
 func TestEveryMetricIsDocumented(t *testing.T) {
 	registry, _ := register(t)
 	status := func() relay.Status { return relay.Status{Conditions: map[string]bool{"archive": true}} }
-	if err := errors.Join(metrics.Tables(registry, &reader{}), metrics.State(registry, status), metrics.Build(registry, "")); err != nil {
+	if err := errors.Join(metrics.Tables(registry, &reader{}), metrics.State(registry, status), metrics.Build(registry, ""), auditMetrics(registry)); err != nil {
 		t.Fatal(err)
 	}
 	problems, err := testutil.GatherAndLint(registry)
@@ -269,4 +269,9 @@ func expect(t *testing.T, registry *prometheus.Registry, lines ...string) {
 			t.Errorf("metrics lack the line %q:\n%s", line, recorder.Body)
 		}
 	}
+}
+
+func auditMetrics(registry *prometheus.Registry) error {
+	_, err := metrics.Audit(registry)
+	return err
 }

@@ -190,10 +190,16 @@ func (h *History) fencedAt(ctx context.Context, conn *nats.Conn, sequence uint64
 	if absent {
 		sequence = info.State.LastSeq
 	}
+	gaps, consumed := removals(&info.Config)
 	return Fence{
 		Sequence: sequence, Absent: absent, Subject: subject, Last: info.State.LastSeq, Created: info.Created, First: info.State.FirstSeq,
-		Gaps: info.Config.MaxMsgsPerSubject > 0, Holes: info.State.NumDeleted > 0, Consumed: info.Config.Retention != jetstream.LimitsPolicy,
+		Gaps: gaps, Holes: info.State.NumDeleted > 0, Consumed: consumed,
 	}, nil
+}
+
+// removals tells what a stream removes besides its oldest messages: see Fence.
+func removals(c *jetstream.StreamConfig) (gaps, consumed bool) {
+	return c.MaxMsgsPerSubject > 0, c.Retention != jetstream.LimitsPolicy
 }
 
 // fenceRetry is the pause after another fence came before ours.

@@ -38,8 +38,11 @@ type readBack struct {
 	sub      *nats.Subscription
 	status   chan nats.Status // Tells that the connection was lost.
 	silence  *time.Timer
+	pending  uint64        // How many messages were to come when reading began.
+	quiet    time.Duration // For how long none may come until next gives up; 0 for any time.
 
-	batch  int    // How many messages a request may ask for.
+	ahead  int    // How many messages are asked for ahead,
+	batch  int    // and how many a request may ask for.
 	wanted int    // How many messages were asked for and have not come.
 	last   uint64 // The consumer's own number of the message that came last.
 }
@@ -48,6 +51,10 @@ const (
 	scanAhead    = 4000 // How many messages are asked for ahead,
 	scanBatch    = 1000 // how many in one request,
 	scanRequests = 256  // and in how many requests at once: the server takes 512.
+
+	// The same with payloads, each of which may have megabytes.
+	scanAheadData = 64
+	scanBatchData = 32
 
 	// A request says how long it stays open, and how often the server must confirm
 	// that it still knows the request.
@@ -73,11 +80,19 @@ func interrupted(format string, args ...any) error {
 	return fmt.Errorf("%w: "+format, append([]any{errInterrupted}, args...)...)
 }
 
-// readBackFrom begins to read after a sequence; filter is empty for all subjects.
+// readBackFrom begins to read after a sequence, headers only; filter is empty for all subjects.
 func (h *History) readBackFrom(ctx context.Context, conn *nats.Conn, above uint64, filter string) (*readBack, error) {
+	return h.readFrom(ctx, conn, above, filter, false)
+}
+
+// readFrom is readBackFrom, with payloads if data is set.
+func (h *History) readFrom(ctx context.Context, conn *nats.Conn, above uint64, filter string, data bool) (*readBack, error) {
 	r := &readBack{
 		conn: conn, stream: h.setup.Stream, api: h.connect.API(), name: nuid.Next(),
-		messages: make(chan *nats.Msg, 2*scanAhead), silence: time.NewTimer(scanSilence),
+		messages: make(chan *nats.Msg, 2*scanAhead), silence: time.NewTimer(scanSilence), ahead: scanAhead, batch: scanBatch,
+	}
+	if data {
+		r.ahead, r.batch = scanAheadData, scanBatchData
 	}
 	h.mu.Lock()
 	limits := h.config.ConsumerLimits
@@ -88,7 +103,7 @@ func (h *History) readBackFrom(ctx context.Context, conn *nats.Conn, above uint6
 		OptStartSeq:       above + 1,
 		AckPolicy:         jetstream.AckNonePolicy,
 		FilterSubject:     filter,
-		HeadersOnly:       true,
+		HeadersOnly:       !data,
 		InactiveThreshold: scanIdle,
 		MemoryStorage:     true,
 		Replicas:          1,
@@ -105,14 +120,14 @@ func (h *History) readBackFrom(ctx context.Context, conn *nats.Conn, above uint6
 		if err != nil {
 			return 0, err
 		}
+		r.pending = consumer.CachedInfo().NumPending
 		return consumer.CachedInfo().Config.MaxRequestBatch, nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	r.batch = scanBatch
 	if most > 0 {
-		r.batch = min(scanBatch, most) // The server's max_request_batch.
+		r.batch = min(r.batch, most) // The server's max_request_batch.
 	}
 	err = await.Done(ctx, func() (err error) {
 		r.inbox = conn.NewInbox()
@@ -128,11 +143,11 @@ func (h *History) readBackFrom(ctx context.Context, conn *nats.Conn, above uint6
 
 // pull asks for more messages if few are on the way.
 func (r *readBack) pull(ctx context.Context) error {
-	if r.wanted > scanAhead/2 || r.wanted > r.batch*scanRequests/2 {
+	if r.wanted > r.ahead/2 || r.wanted > r.batch*scanRequests/2 {
 		return nil
 	}
 	n := 0
-	for ; r.wanted+r.batch <= scanAhead && r.wanted < r.batch*scanRequests; r.wanted += r.batch {
+	for ; r.wanted+r.batch <= r.ahead && r.wanted < r.batch*scanRequests; r.wanted += r.batch {
 		n++
 	}
 	request, err := json.Marshal(map[string]any{"batch": r.batch, "expires": scanExpires, "idle_heartbeat": scanHeartbeat})
@@ -151,6 +166,7 @@ func (r *readBack) pull(ctx context.Context) error {
 
 // next returns the next message and its sequence.
 func (r *readBack) next(ctx context.Context) (*nats.Msg, uint64, error) {
+	var since time.Time // When something else than a message came first.
 	for {
 		if err := r.pull(ctx); err != nil {
 			return nil, 0, err
@@ -162,6 +178,12 @@ func (r *readBack) next(ctx context.Context) (*nats.Msg, uint64, error) {
 		case msg.Reply == "":
 			if err := r.told(msg); err != nil {
 				return nil, 0, err
+			}
+			switch now := time.Now(); {
+			case since.IsZero():
+				since = now
+			case r.quiet > 0 && now.Sub(since) >= r.quiet:
+				return nil, 0, errQuiet
 			}
 			continue
 		}

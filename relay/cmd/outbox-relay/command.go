@@ -83,6 +83,7 @@ func newRootCommand(p *process) *cobra.Command {
 		SuggestionsMinimumDistance: 2,
 	}
 	root.AddCommand(relay, newMigrateCommand(p), newDeadCommand(p), newReplayCommand(p), newPauseCommand(p), newResumeCommand(p), newStatusCommand(p), newFindCommand(p), newDoctorCommand(p),
+		newAuditCommand(p), newTailCommand(p),
 		newHealthcheckCommand(p), newVersionCommand(p), newConfigTopic())
 	root.SetHelpCommand(newHelpCommand(root))
 	root.SetOut(p.stdout)
@@ -101,7 +102,8 @@ func newRootCommand(p *process) *cobra.Command {
 
 // settings says where a relay's settings come from. The list of them is several screens long: a topic of its own.
 const settings = `Settings are read from the file that ` + config.PathEnv + ` names (default ` + config.DefaultPath + `), then from OUTBOX_…
-variables of the environment, which win. outbox-relay help config explains every one of them.`
+variables of the environment, which win. outbox-relay help config explains every one of them.
+Traces are sent to where OTEL_EXPORTER_OTLP_ENDPOINT says, if it is set.`
 
 // newConfigTopic returns the help on the settings. It cannot be run.
 func newConfigTopic() *cobra.Command {

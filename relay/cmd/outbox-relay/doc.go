@@ -10,6 +10,8 @@
 //	outbox-relay resume                            end a pause
 //	outbox-relay status                            show who leads, what is pending and what was given up
 //	outbox-relay find ID | SEQ | TYPE/ID           tell where an event is
+//	outbox-relay audit                             compare the archive with the stream
+//	outbox-relay tail                              follow what is stored in the stream
 //	outbox-relay doctor                            check all that exactly-once delivery depends on
 //	outbox-relay healthcheck [--ready]             ask the relay of this configuration how it is
 //	outbox-relay version
@@ -35,6 +37,11 @@
 // that the stream no longer has, whatever its duplicate window: the relay begins another term, in which it
 // reads the stream back from before the oldest of them on. So the leader is interrupted for a moment.
 //
+// # Tracing
+//
+// If OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is set, a running relay sends spans of the events that
+// carry a trace context there, over OTLP/HTTP: see package relay/tracing.
+//
 // # Exit codes
 //
 //	0  stopped as asked, or done
@@ -45,5 +52,5 @@
 // else: 0 if nothing failed and, with strict = true, there is no warning either.
 //
 // Results go to standard output; logs, and errors as "outbox-relay: …", to standard error. Payloads are shown by
-// outbox-relay dead show, and nowhere else.
+// outbox-relay dead show and outbox-relay tail --data, and nowhere else.
 package main

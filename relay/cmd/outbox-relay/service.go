@@ -18,6 +18,7 @@ import (
 	"github.com/go-outbox/go-outbox/config"
 	"github.com/go-outbox/go-outbox/relay"
 	"github.com/go-outbox/go-outbox/relay/admin"
+	"github.com/go-outbox/go-outbox/relay/audit"
 	"github.com/go-outbox/go-outbox/relay/metrics"
 	"github.com/go-outbox/go-outbox/stream/embedded"
 )
@@ -85,8 +86,10 @@ type service struct {
 	log        *slog.Logger
 	natsLog    *slog.Logger
 	registerer prometheus.Registerer // Of metrics with this outbox's labels.
+	audits     audit.Hooks
 	metrics    http.Handler
 	started    time.Time
+	lookupEnv  func(name string) (value string, ok bool)
 
 	relay atomic.Pointer[relay.Relay] // Nil until the embedded server runs.
 }
@@ -113,6 +116,12 @@ func newService(c config.Config, p *process) (*service, error) {
 		registerer: labelled,
 		metrics:    promhttp.HandlerFor(registry, promhttp.HandlerOpts{}),
 		started:    time.Now(),
+		lookupEnv:  p.lookupEnv,
+	}
+	if c.Relay.AuditInterval > 0 {
+		if s.audits, err = metrics.Audit(labelled); err != nil {
+			return nil, err
+		}
 	}
 	if err := metrics.State(labelled, s.status); err != nil {
 		return nil, err
@@ -155,6 +164,11 @@ func (s *service) run(ctx context.Context) (err error) {
 		defer broker.Close()
 		embeddedURL = broker.ClientURL()
 	}
+	stopTracing, err := s.startTracing(ctx)
+	if err != nil {
+		return err
+	}
+	defer stopTracing()
 	c := relayConfig(s.config, embeddedURL)
 	c.Logger, c.Hooks = s.log, s.hooks
 	r, err := relay.New(c)
@@ -167,6 +181,12 @@ func (s *service) run(ctx context.Context) (err error) {
 		return err
 	}
 	s.relay.Store(r)
+	if interval := s.config.Relay.AuditInterval; interval > 0 {
+		var auditing sync.WaitGroup
+		auditing.Go(func() { s.audit(ctx, r.Outbox(), c) })
+		defer auditing.Wait()
+		defer abort()
+	}
 	return r.Run(ctx)
 }
 
