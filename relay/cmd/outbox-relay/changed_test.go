@@ -117,3 +117,36 @@ func TestChangedStream(t *testing.T) {
 		})
 	}
 }
+
+// Servers that take nothing for the stream, although it is there, are named with what to do.
+func TestNobodyTakesTheEvents(t *testing.T) {
+	const nobody = "nobody takes what is sent to"
+	for name, tt := range map[string]struct{ config, user, want, doctor string }{
+		"mapped": {config: `jetstream: enabled, mappings: { "outbox.>": "shop.>" }`, want: nobody + ` the subjects of stream "OUTBOX"`, doctor: nobody},
+		"not imported": {user: "relay:relay@", want: nobody + ` the subjects of stream "OUTBOX"`, doctor: nobody, config: `
+			jetstream: enabled
+			accounts {
+				HUB { jetstream: enabled, users [ { user: hub, password: hub } ], exports [ { service: "$JS.API.>", response: stream } ] }
+				APP { users [ { user: relay, password: relay } ], imports [ { service: { account: HUB, subject: "$JS.API.>" } } ] }
+			}`},
+		"no headers": {config: "jetstream: enabled, no_header_support: true", want: "takes no headers", doctor: "takes no headers"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dsn := storetest.NewDatabase(t)
+			url := strings.Replace(natsServer(t, tt.config, "").ClientURL(), "://", "://"+tt.user, 1)
+			env := environment{"OUTBOX_DATABASE_DSN": dsn, "OUTBOX_NATS_URL": url}
+			relay := start(t, env)
+			relay.logged("tables are up to date")
+			insert(t, dsn, "users", "User", "1", "UserCreated", "x")
+			relay.stderr.await(t, "the reason", func(text string) bool {
+				return strings.Contains(strings.ReplaceAll(text, `\"`, `"`), tt.want)
+			})
+			d := diagnose(t, env)
+			expectCode(t, d.result, 1)
+			if len(d.failures(tt.doctor)) == 0 {
+				t.Errorf("doctor says %q", d.failures(""))
+			}
+		})
+	}
+}
