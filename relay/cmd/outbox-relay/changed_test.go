@@ -147,6 +147,10 @@ func TestNobodyTakesTheEvents(t *testing.T) {
 			if len(d.failures(tt.doctor)) == 0 {
 				t.Errorf("doctor says %q", d.failures(""))
 			}
+			time.Sleep(3 * time.Second) // In which nothing else may be told.
+			if said := strings.Count(relay.stderr.String(), `"WARN"`); said > 3 {
+				t.Errorf("that is told %d times:\n%.3000s", said, relay.stderr)
+			}
 		})
 	}
 }
