@@ -95,7 +95,7 @@ func (c *core) verified(v verification, now time.Time) (trouble *stream.Error) {
 	switch {
 	case errors.As(v.err, &lost), errors.As(v.err, &unfit):
 		c.markInDoubt()
-		return stream.Classify(v.err)
+		trouble = stream.Classify(v.err)
 	case v.err != nil: // Whatever is wrong, publishing will tell.
 	default:
 		d.state = v.state
@@ -103,7 +103,7 @@ func (c *core) verified(v verification, now time.Time) (trouble *stream.Error) {
 			c.checkpoints.seen(v.state.Last, now, false)
 		}
 	}
-	return nil
+	return trouble
 }
 
 // forget takes note that the stream has been read back: what it looked like before does not count any more.
