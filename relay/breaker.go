@@ -95,9 +95,10 @@ func (c *core) lostConnection(fault *stream.Error) {
 }
 
 // proceeds reports whether the half-open breaker may be closed before an event is stored: the stream has been read back, if
-// that was needed, and there was no trouble, or there is no event to try first, as also while it is paused by hand.
+// that was needed, and there was no trouble, or there is no event to try first: the outbox has been looked into since and has
+// none, or it is paused by hand.
 func (c *core) proceeds() bool {
-	return c.circuit.breaker == breakerHalfOpen && !c.doubt && (c.circuit.troubles == 0 || c.heldRows == 0 || c.byHand.paused)
+	return c.circuit.breaker == breakerHalfOpen && !c.doubt && (c.circuit.troubles == 0 || c.byHand.paused || c.heldRows == 0 && !c.more && c.trip == nil)
 }
 
 // resume closes the breaker, and reports whether publishing had been paused for a reason.

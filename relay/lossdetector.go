@@ -77,9 +77,9 @@ func (c *core) verify(now time.Time) bool {
 	return true
 }
 
-// verified takes the result of the attempt under way. If the broker has lost something it returns what the caller is to pause
-// for.
-func (c *core) verified(v verification, now time.Time) (lost *stream.LostError) {
+// verified takes the result of the attempt under way. If the broker has lost something, or somebody has changed the stream so
+// that it cannot be used, it returns what the caller is to pause for.
+func (c *core) verified(v verification, now time.Time) (trouble *stream.Error) {
 	d := &c.detector
 	d.verifying = false
 	if d.void {
@@ -91,9 +91,11 @@ func (c *core) verified(v verification, now time.Time) (lost *stream.LostError) 
 		d.due = now.Add(verifyBusy)
 	}
 	d.failed = v.err != nil
+	lost, unfit := (*stream.LostError)(nil), (*stream.UnfitError)(nil)
 	switch {
-	case errors.As(v.err, &lost):
+	case errors.As(v.err, &lost), errors.As(v.err, &unfit):
 		c.markInDoubt()
+		trouble = stream.Classify(v.err)
 	case v.err != nil: // Whatever is wrong, publishing will tell.
 	default:
 		d.state = v.state
@@ -101,7 +103,7 @@ func (c *core) verified(v verification, now time.Time) (lost *stream.LostError) 
 			c.checkpoints.seen(v.state.Last, now, false)
 		}
 	}
-	return lost
+	return trouble
 }
 
 // forget takes note that the stream has been read back: what it looked like before does not count any more.
@@ -124,7 +126,7 @@ func (t *term) verify(ctx context.Context, now time.Time) {
 // verified takes the result of the attempt under way.
 func (t *term) verified(ctx context.Context, v verification) {
 	now := time.Now()
-	if lost := t.core.verified(v, now); lost != nil {
-		t.pause(ctx, stream.Classify(lost), now)
+	if trouble := t.core.verified(v, now); trouble != nil {
+		t.pause(ctx, trouble, now)
 	}
 }

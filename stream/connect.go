@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"os"
 	"slices"
@@ -122,16 +123,51 @@ func Connect(ctx context.Context, opts ConnectOptions) (*nats.Conn, error) {
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		return nil, Classify(fmt.Errorf("connect to NATS at %s: %w%s", RedactURL(urls), err, opts.connectHint(err, urls)))
+		return nil, Classify(fmt.Errorf("connect to NATS at %s: %w%s", RedactURL(urls), opts.eachServer(err), opts.connectHint(err, urls)))
 	}
 	return nc, nil
 }
 
+// eachServer says why each server was of no use. Of several, in random order, nats.go says only why the last one was not, and
+// not even that if it refused the connection.
+func (o ConnectOptions) eachServer(err error) error {
+	failures := o.Dialer.Failures()
+	switch {
+	case len(failures) > 1 && Classify(err).Fault == FaultWeather && !isAny(err, context.Canceled, context.DeadlineExceeded):
+		return &serversError{fmt.Sprintf("%v (%s)", nats.ErrNoServers, strings.Join(failures, "; ")), err}
+	case len(failures) > 0 && errors.Is(err, nats.ErrNoServers):
+		return fmt.Errorf("%w (%s)", err, strings.Join(failures, "; "))
+	}
+	return withoutPort(err)
+}
+
+// withoutPort leaves out our own port, which is another one at each attempt: the same trouble has the same text.
+func withoutPort(err error) error {
+	op, ok := errors.AsType[*net.OpError](err)
+	if !ok || op.Source == nil {
+		return err
+	}
+	return &serversError{strings.Replace(err.Error(), op.Source.String()+"->", "", 1), err}
+}
+
+// serversError says why servers were of no use, in words that are the same at each attempt.
+type serversError struct {
+	text string
+	last error
+}
+
+func (e *serversError) Error() string { return e.text }
+func (e *serversError) Unwrap() error { return e.last }
+
 // connectHint says what else may be the reason why a connection failed.
 func (o ConnectOptions) connectHint(err error, urls string) string {
+	silent := func(failure string) bool { return strings.HasSuffix(failure, wire.Mute) }
+	failures := o.Dialer.Failures()
 	switch {
 	case o.TLSFirst && is[tls.RecordHeaderError](err):
 		return ": the server does not begin with TLS: leave out nats_tls_first (ConnectOptions.TLSFirst)"
+	case !o.TLSFirst && len(failures) > 1 && slices.ContainsFunc(failures, silent) && !o.Dialer.Trust.WebSocket:
+		return ": one that says nothing is frozen, or no NATS server, or wants TLS first (handshake_first): then set nats_tls_first (ConnectOptions.TLSFirst)"
 	case !o.TLSFirst && o.Dialer.Mute() && !o.Dialer.Trust.WebSocket:
 		return ": the server took the connection and said nothing: it is frozen, or no NATS server, or wants TLS first (handshake_first): then set nats_tls_first (ConnectOptions.TLSFirst)"
 	}

@@ -169,7 +169,7 @@ func TestConnectWithoutAServerIsWeather(t *testing.T) {
 	listener := listen(t)
 	addr := listener.Addr().String()
 	listener.Close()
-	refuses(t, ConnectOptions{URL: "nats://u:s3cret@" + addr}, FaultWeather, "no servers available", "s3cret")
+	refuses(t, ConnectOptions{URL: "nats://u:s3cret@" + addr}, FaultWeather, "no servers available for connection ("+addr+": connection refused)", "s3cret")
 
 	// Something listens there, but says nothing.
 	silent := listen(t)
@@ -178,6 +178,26 @@ func TestConnectWithoutAServerIsWeather(t *testing.T) {
 	refuses(t, ConnectOptions{URL: "nats://" + silent.Addr().String()}, FaultWeather, "timeout")
 	if took := time.Since(start); took > 2*wire.ConnectTimeout {
 		t.Errorf("gave up after %v, want about %v", took, wire.ConnectTimeout)
+	}
+}
+
+// nats.go tells why the last of several servers was of no use, or of none of them.
+func TestConnectTellsOfEachServer(t *testing.T) {
+	refusing, silent := listen(t), listen(t)
+	gone := refusing.Addr().String()
+	refusing.Close()
+	defer silent.Close()
+	addr := silent.Addr().String()
+	for _, urls := range []string{gone + "," + addr + ",no.such.host.invalid", addr + ",no.such.host.invalid," + gone, "no.such.host.invalid," + gone + "," + addr} {
+		_, err := Connect(t.Context(), ConnectOptions{URL: urls})
+		if err == nil {
+			t.Fatal("it is connected")
+		}
+		for _, want := range []string{gone + ": connection refused", addr + ": the server took the connection and said nothing", "no.such.host.invalid:4222: no such host"} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: got %v, want %q", urls, err, want)
+			}
+		}
 	}
 }
 

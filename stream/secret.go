@@ -40,7 +40,7 @@ func (o ConnectOptions) NotConnected(reason error) *Error {
 	if urls, err := o.servers(); err == nil {
 		where = RedactURL(urls)
 	}
-	return Classify(fmt.Errorf("not connected to NATS at %s: %w%s", where, reason, o.loginHint(reason, where)))
+	return Classify(fmt.Errorf("not connected to NATS at %s: %w%s", where, withoutPort(reason), o.loginHint(reason, where)))
 }
 
 // takeLogin removes user and password, or the token, from URLs, and returns them. It

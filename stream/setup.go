@@ -167,16 +167,36 @@ func (s Setup) Ensure(ctx context.Context, js jetstream.JetStream) (Report, erro
 	}
 
 	report := Report{Info: str.CachedInfo(), Created: created}
-	obstacles := s.obstacles(report.Info.Config)
 	found := s.warnings(report.Info.Config)
 	report.Warnings = found
+	err = s.Check(report.Info.Config)
 	switch {
-	case len(obstacles) > 0:
-		return report, s.refusal("%s", strings.Join(obstacles, "; "))
+	case err != nil:
+		return report, err
 	case s.Strict && len(found) > 0:
 		return report, s.refusal("%s: %w", strings.Join(found.texts(), "; "), ErrRefused)
 	}
 	return report, nil
+}
+
+// An UnfitError says why a stream cannot be used as it is configured: it would not store events, not acknowledge them, or
+// the relay would not find them again.
+type UnfitError struct {
+	// Reason says what is in the way, and what to do.
+	Reason string
+}
+
+// Error returns the reason.
+func (e *UnfitError) Error() string { return e.Reason }
+
+// Check returns nil if a stream with this configuration can be used. Otherwise the error is an *Error with FaultSetup and has
+// an *UnfitError in its chain.
+func (s Setup) Check(config jetstream.StreamConfig) error {
+	s = s.OrDefault()
+	if obstacles := s.obstacles(config); len(obstacles) > 0 {
+		return s.refusal("%w", &UnfitError{strings.Join(obstacles, "; ")})
+	}
+	return nil
 }
 
 // create creates the stream, or finds out that another relay has just done so.

@@ -48,13 +48,17 @@ func whole(text string) (n int, ok bool) {
 	return n, err == nil && n >= 0
 }
 
-// CheckServer returns an error that names the server's version if it is too old. A
-// version of unknown form counts as new. The error is an *Error with FaultSetup.
+// CheckServer returns an error that names the server's version if it is too old, and one
+// if the server takes no headers. A version of unknown form counts as new. The error is an *Error with FaultSetup.
 func CheckServer(conn *nats.Conn) error {
 	version := conn.ConnectedServerVersion()
 	if r, ok := releaseOf(version); ok && r.before(oldestServer) {
 		return setupFault(fmt.Errorf("nats-server at %s is version %.40s, and %v is the oldest that works: upgrade it, all servers of a cluster",
 			RedactURL(conn.ConnectedUrl()), version, oldestServer))
+	}
+	if !conn.HeadersSupported() {
+		return setupFault(fmt.Errorf("nats-server at %s takes no headers, by which the relay knows what is stored: allow them there (no_header_support: false)",
+			RedactURL(conn.ConnectedUrl())))
 	}
 	return nil
 }

@@ -198,8 +198,8 @@ func All() []Mutant {
 			Without: "what a look at the stream finds is ignored",
 			Edits: []Edit{{
 				File: "relay/lossdetector.go",
-				Old:  "case errors.As(v.err, &lost):",
-				New:  "case false && errors.As(v.err, &lost):",
+				Old:  "case errors.As(v.err, &lost), errors.As(v.err, &unfit):",
+				New:  "case false && errors.As(v.err, &lost), errors.As(v.err, &unfit):",
 			}},
 			Killer: Killer{"./relay", "^TestLossWhileIdle$", "0 times after the loss"},
 		},

@@ -132,6 +132,7 @@ func (d *doctor) examinePublishing(ctx context.Context, conn *nats.Conn, setup s
 	if found.NoAck {
 		return // Nothing would be answered; the stream's check has said so.
 	}
+	unheard := ""
 	permitted := func(subject string) bool {
 		msg := nats.NewMsg(subject)
 		msg.Header.Set(jetstream.ExpectedStreamHeader, "outbox-relay doctor") // No stream has such a name.
@@ -139,6 +140,9 @@ func (d *doctor) examinePublishing(ctx context.Context, conn *nats.Conn, setup s
 			_, err := conn.RequestMsgWithContext(ctx, msg)
 			return err
 		})
+		if errors.Is(err, nats.ErrNoResponders) {
+			unheard = subject
+		}
 		return !errors.Is(err, nats.ErrPermissionViolation)
 	}
 	// A stream that removes what was consumed has no such messages.
@@ -157,6 +161,11 @@ func (d *doctor) examinePublishing(ctx context.Context, conn *nats.Conn, setup s
 	if subject := setup.Template.Subject(&somebody); !permitted(subject) {
 		d.warn(check, fmt.Sprintf("let the relay's NATS user publish to %s, unless it may for the topics that there are", setup.Template.StreamSubject()),
 			"an event for %s would be refused", subject)
+		return
+	}
+	if unheard != "" {
+		d.fail(check, "remove the account's mapping of these subjects (mappings), or import them from the stream's account, unless the stream has no leader just now",
+			"nobody takes what is sent to %s, although stream %q listens there", unheard, found.Name)
 		return
 	}
 	d.ok(check, "permitted: the relay can send events, and what it writes for itself")

@@ -57,7 +57,8 @@ type Answer struct {
 // that says that nobody listens is a jetstream.ErrNoStreamResponse.
 func Read(msg *nats.Msg, ours string) (Answer, *stream.Error) {
 	if len(msg.Data) == 0 && msg.Header.Get("Status") == "503" {
-		return Answer{}, stream.Classify(jetstream.ErrNoStreamResponse)
+		return Answer{}, stream.Classify(fmt.Errorf("nobody takes what is sent to the subjects of stream %q: it has no leader just now; or the account maps the subjects to others (mappings), or does not import them from the stream's account: %w",
+			ours, jetstream.ErrNoStreamResponse))
 	}
 	var a Answer
 	if err := json.Unmarshal(msg.Data, &a); err != nil {

@@ -34,7 +34,8 @@ type State struct {
 // stream has acknowledged. With the zero State only that is compared.
 //
 // Its error is a *stream.LostError if the stream must be read back, and a *stream.Error if the
-// stream's state could not be read.
+// stream's state could not be read. If somebody has changed the stream so that it cannot be used,
+// there is a *stream.UnfitError in the chain of the latter.
 func (h *History) Verify(ctx context.Context, previous State, acked uint64) (state State, err error) {
 	ctx, done := h.connection.Ask(ctx)
 	defer done(&err)
@@ -78,7 +79,7 @@ func (h *History) Verify(ctx context.Context, previous State, acked uint64) (sta
 	if state.identity, err = h.identity(ctx, conn, state.Last); err != nil {
 		return State{}, err
 	}
-	return state, nil
+	return state, h.setup.Check(info.Config)
 }
 
 // info asks for the stream's state. Its error is a *stream.Error.

@@ -44,6 +44,10 @@ func (l *limits) refused(fault *stream.Error) *stream.Error {
 func (l *limits) refusedMessage(fault *stream.Error, of sizes) *stream.Error {
 	l.asksAccount = l.asksAccount || fault.OfAccount()
 	if fault.Code == stream.CodeMessageTooLarge {
+		if size := int64(of.data) + int64(of.head); l.maxMessage <= 0 || size <= l.maxMessage {
+			// Somebody has lowered the limit meanwhile, perhaps below what any event has. Verify and Open will know it.
+			fault.Permanent = false
+		}
 		fault.Err = &sizeError{data: int(of.data), head: int(of.head), limit: limitStream, most: max(l.maxMessage, 0), cause: fault.Err}
 	}
 	return l.capacity.Explain(fault)

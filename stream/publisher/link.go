@@ -3,6 +3,7 @@ package publisher
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -62,12 +63,47 @@ func (p *Publisher) connected(ctx context.Context) (*nats.Conn, error) {
 		now.reason = err
 	case now.closed: // nats.go has given it up, after an error that it does not know.
 		return p.connect(ctx)
+	case now.connected && !p.alive(ctx, conn):
+		return p.connect(ctx)
 	case now.connected:
 		return conn, nil
 	case now.reason == nil:
 		now.reason = nats.ErrDisconnected
 	}
 	return nil, p.options.Connect.NotConnected(now.reason)
+}
+
+const (
+	// quietFor is for how long a server may have sent nothing before Open doubts that it is there.
+	quietFor = time.Second
+	// pongPatience bounds the wait for the answer to a PING: a part of the least time that an Open has.
+	pongPatience = 500 * time.Millisecond
+)
+
+// alive reports whether the server is still there. A path that has begun to lose everything, such as one whose NAT forgot the
+// connection, breaks nothing: nats.go notices that by its pings, after 10 to 15 s, and Open is what follows when an answer
+// did not come. The connection is closed if it is of no use.
+func (p *Publisher) alive(ctx context.Context, conn *nats.Conn) bool {
+	p.mu.Lock()
+	dialer := p.link.dialer
+	p.mu.Unlock()
+	if dialer == nil || dialer.Quiet() < quietFor {
+		return true
+	}
+	asking, cancel := context.WithTimeout(ctx, pongPatience)
+	defer cancel()
+	_, err := await.Call(asking, func() (struct{}, error) { return struct{}{}, conn.FlushWithContext(asking) })
+	if err == nil || ctx.Err() != nil {
+		return true
+	}
+	p.mu.Lock()
+	if p.link.dialer == dialer {
+		p.link = link{} // So that nobody hears of the end of this connection as if it were news.
+	}
+	p.mu.Unlock()
+	dialer.Close()
+	go conn.Close() // It waits for the network.
+	return false
 }
 
 // connect makes a connection. Its error is a *stream.Error.

@@ -22,8 +22,8 @@ import (
 type guardedConn struct {
 	net.Conn
 
-	valid func() bool // Asked before each write; nil for always.
-	heard atomic.Bool // The server has sent something.
+	valid func() bool  // Asked before each write; nil for always.
+	heard atomic.Int64 // When the server sent something last, in Unix nanoseconds; 0 for never.
 }
 
 // How long the network may take.
@@ -39,8 +39,8 @@ func (g *guardedConn) forbidden() bool { return g.valid != nil && !g.valid() }
 
 func (g *guardedConn) Read(b []byte) (int, error) {
 	n, err := g.Conn.Read(b)
-	if n > 0 && !g.heard.Load() {
-		g.heard.Store(true)
+	if n > 0 {
+		g.heard.Store(time.Now().UnixNano())
 	}
 	return n, err
 }

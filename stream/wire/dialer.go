@@ -2,9 +2,14 @@ package wire
 
 import (
 	"context"
+	"errors"
+	"maps"
 	"math/rand/v2"
 	"net"
+	"os"
+	"slices"
 	"sync"
+	"time"
 )
 
 // A Dialer makes the network connections of one nats.Conn, the first one and those
@@ -16,10 +21,12 @@ type Dialer struct {
 
 	valid func() bool // Asked before each write; nil for always.
 
-	mu    sync.Mutex         // Protects the fields below.
-	conn  *Conn              // The latest; nil before there was one.
-	abort context.CancelFunc // Ends a Dial; nil before the first.
-	gone  bool               // It was closed, for good.
+	mu     sync.Mutex         // Protects the fields below.
+	conn   *Conn              // The latest; nil before there was one.
+	server string             // Its address, as it was dialed.
+	failed map[string]string  // Why other servers were of no use at the latest attempt, by address.
+	abort  context.CancelFunc // Ends a Dial; nil before the first.
+	gone   bool               // It was closed, for good.
 }
 
 // NewDialer returns a dialer whose connections ask valid before each write, and write
@@ -35,12 +42,18 @@ func (d *Dialer) Dial(network, address string) (net.Conn, error) {
 	d.mu.Lock()
 	d.abort = cancel
 	gone, former := d.gone, d.conn
+	if former != nil && d.server != address && former.heard.Load() == 0 {
+		d.fail(d.server, Mute)
+	}
 	d.mu.Unlock()
 	if gone {
 		return nil, net.ErrClosed
 	}
 	conn, err := dial(ctx, network, address)
 	if err != nil {
+		d.mu.Lock()
+		d.fail(address, reasonOf(err))
+		d.mu.Unlock()
 		return nil, err
 	}
 	wrapped := NewConn(conn, d.valid)
@@ -51,7 +64,8 @@ func (d *Dialer) Dial(network, address string) (net.Conn, error) {
 		_ = conn.Close() // Nothing was sent on it.
 		return nil, net.ErrClosed
 	}
-	d.conn = wrapped
+	d.conn, d.server = wrapped, address
+	delete(d.failed, address)
 	return wrapped, nil
 }
 
@@ -106,11 +120,69 @@ func dial(ctx context.Context, network, address string) (net.Conn, error) {
 	return nil, err
 }
 
+// Mute is why a server is of no use that takes a connection, and sends no INFO on it.
+const Mute = "the server took the connection and said nothing"
+
+// fail notes why a server is of no use. The caller holds mu.
+func (d *Dialer) fail(address, reason string) {
+	if d.failed == nil {
+		d.failed = make(map[string]string)
+	}
+	d.failed[address] = reason
+}
+
+// reasonOf is what is wrong, without the addresses that package net adds.
+func reasonOf(err error) string {
+	if op, ok := errors.AsType[*net.OpError](err); ok && !op.Timeout() {
+		err = op.Err
+	}
+	if call, ok := errors.AsType[*os.SyscallError](err); ok {
+		err = call.Err
+	}
+	if lookup, ok := errors.AsType[*net.DNSError](err); ok {
+		return lookup.Err
+	}
+	if timeout, ok := err.(net.Error); ok && timeout.Timeout() { //nolint:errorlint // Only this one's text would name addresses.
+		return "no answer within " + ConnectTimeout.String()
+	}
+	return err.Error()
+}
+
+// Failures tells why each server was of no use, as "address: reason", in the order of
+// the addresses. A server that said something is not among them.
+func (d *Dialer) Failures() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	all := maps.Clone(d.failed)
+	if d.conn != nil && d.conn.heard.Load() == 0 {
+		if all == nil {
+			all = make(map[string]string)
+		}
+		all[d.server] = Mute
+	}
+	list := make([]string, 0, len(all))
+	for _, address := range slices.Sorted(maps.Keys(all)) {
+		list = append(list, address+": "+all[address])
+	}
+	return list
+}
+
 // Mute reports whether a server took the latest connection and said nothing.
 func (d *Dialer) Mute() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.conn != nil && !d.conn.heard.Load()
+	return d.conn != nil && d.conn.heard.Load() == 0
+}
+
+// Quiet returns for how long the server of the latest connection has sent nothing; 0 if
+// it never sent anything.
+func (d *Dialer) Quiet() time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.conn == nil || d.conn.heard.Load() == 0 {
+		return 0
+	}
+	return time.Since(time.Unix(0, d.conn.heard.Load()))
 }
 
 // Close closes the connection at once, and ends every Dial, now and later.
