@@ -150,6 +150,22 @@ func (w *world) change(edit func(*jetstream.StreamConfig)) {
 	}
 }
 
+// forget makes the stream forget the ids of all messages.
+func (w *world) forget() {
+	w.t.Helper()
+	const window = 100 * time.Millisecond
+	w.change(func(c *jetstream.StreamConfig) { c.Duplicates = window })
+	time.Sleep(window) // It knows them again after a restart only if they are younger.
+	w.nats.Restart()
+	w.await("JetStream answers again", func() bool {
+		js, err := jetstream.New(w.nats.Conn(w.t))
+		if err == nil {
+			_, err = js.Stream(w.t.Context(), "OUTBOX")
+		}
+		return err == nil
+	})
+}
+
 // message returns the message of the event with this seq.
 func (w *world) message(seq int) *jetstream.RawStreamMsg {
 	w.t.Helper()
@@ -180,17 +196,14 @@ func (w *world) remove(seq int) *jetstream.RawStreamMsg {
 	return msg
 }
 
-// publish publishes a message again, once the stream has forgotten its id.
+// publish publishes a message again, whose id the stream has forgotten.
 func (w *world) publish(msg *jetstream.RawStreamMsg) {
 	w.t.Helper()
 	js, _ := w.js()
-	w.await("the message is stored again", func() bool {
-		ack, err := js.PublishMsg(w.t.Context(), &nats.Msg{Subject: msg.Subject, Header: msg.Header, Data: msg.Data})
-		if err != nil {
-			w.t.Fatal(err)
-		}
-		return !ack.Duplicate
-	})
+	ack, err := js.PublishMsg(w.t.Context(), &nats.Msg{Subject: msg.Subject, Header: msg.Header, Data: msg.Data})
+	if err != nil || ack.Duplicate {
+		w.t.Fatalf("the message is not stored again: %+v, %v", ack, err)
+	}
 }
 
 // replay puts the whole archive back.
@@ -276,7 +289,7 @@ func TestNamesWhatIsWrong(t *testing.T) {
 		t.Fatalf("before anything is wrong: %+v", r)
 	}
 	w.stop() // It would put back what is dropped, and the audit is to see it.
-	w.change(func(c *jetstream.StreamConfig) { c.Duplicates = 100 * time.Millisecond })
+	w.forget()
 	w.remove(77)
 	w.publish(w.message(500))
 	w.publish(w.remove(events - aggregates)) // The last but one of its aggregate: it is after the last one now.
@@ -307,131 +320,131 @@ func TestNamesWhatIsWrong(t *testing.T) {
 
 // Nothing of what is as it should be is named.
 func TestNamesNothingElse(t *testing.T) {
-	for name, test := range map[string]func(t *testing.T, w *world){
-		"limits of the stream": func(t *testing.T, w *world) {
+	for name, test := range map[string]func(w *world){
+		"limits of the stream": func(w *world) {
 			w.insert(100, 10)
 			w.settled(100)
 			w.change(func(c *jetstream.StreamConfig) { c.MaxMsgs = 30 })
 			if r := w.audit(audit.Options{}); r.Total() != 0 || r.Unchecked < 70 {
-				t.Errorf("unchecked are %d, want 70 or more; named are %q", r.Unchecked, named(r))
+				w.t.Errorf("unchecked are %d, want 70 or more; named are %q", r.Unchecked, named(r))
 			}
 		},
-		"a purge": func(t *testing.T, w *world) {
+		"a purge": func(w *world) {
 			w.insert(100, 10)
 			w.settled(100)
 			_, s := w.js()
-			if err := s.Purge(t.Context()); err != nil {
-				t.Fatal(err)
+			if err := s.Purge(w.t.Context()); err != nil {
+				w.t.Fatal(err)
 			}
 			if r := w.audit(audit.Options{}); r.Total() != 0 || r.Unchecked != 100 {
-				t.Errorf("unchecked are %d, want 100; named are %q", r.Unchecked, named(r))
+				w.t.Errorf("unchecked are %d, want 100; named are %q", r.Unchecked, named(r))
 			}
 		},
-		"some messages a subject": func(t *testing.T, w *world) {
+		"some messages a subject": func(w *world) {
 			w.insert(100, 10)
 			w.settled(100)
 			w.stop()
 			w.change(func(c *jetstream.StreamConfig) { c.MaxMsgsPerSubject = 1 })
 			if r := w.audit(audit.Options{}); r.Total() != 0 || r.Unchecked != 90 {
-				t.Errorf("unchecked are %d, want 90; named are %q", r.Unchecked, named(r))
+				w.t.Errorf("unchecked are %d, want 90; named are %q", r.Unchecked, named(r))
 			}
 		},
-		"a dead letter requeued": func(t *testing.T, w *world) {
+		"a dead letter requeued": func(w *world) {
 			w.sql(`insert into outbox (topic, aggregate_type, aggregate_id, event_type, data, headers) values ('orders', 'Order', '1', 'OrderPaid', '', '{"Nats-Reserved": "x"}')`)
 			w.insert(20, 2)
 			w.settled(20)
 			w.await("it is a dead letter", func() bool { return w.number(`select count(*) from outbox_dead`) == 1 })
-			expect(t, w.audit(audit.Options{}))
+			expect(w.t, w.audit(audit.Options{}))
 			w.sql(`update outbox_dead set headers = null`)
 			outbox, err := w.config.Outbox()
 			if err != nil {
-				t.Fatal(err)
+				w.t.Fatal(err)
 			}
-			if _, err := outbox.Requeue(t.Context(), store.DeadKey{Seq: 1}); err != nil {
-				t.Fatal(err)
+			if _, err := outbox.Requeue(w.t.Context(), store.DeadKey{Seq: 1}); err != nil {
+				w.t.Fatal(err)
 			}
 			w.settled(21)
 			r := w.audit(audit.Options{})
-			expect(t, r)
+			expect(w.t, r)
 			if r.Late != 1 {
-				t.Errorf("%d events are late, want 1", r.Late)
+				w.t.Errorf("%d events are late, want 1", r.Late)
 			}
 		},
-		"replay with new ids": func(t *testing.T, w *world) {
+		"replay with new ids": func(w *world) {
 			w.insert(100, 10)
 			w.settled(100)
 			w.replay(true)
 			w.settled(200)
-			expect(t, w.audit(audit.Options{}))
+			expect(w.t, w.audit(audit.Options{}))
 		},
-		"replay with the old ids": func(t *testing.T, w *world) {
+		"replay with the old ids": func(w *world) {
 			w.insert(100, 10)
 			w.settled(100)
 			w.replay(false)
 			w.settled(100)
 			r := w.audit(audit.Options{})
-			expect(t, r)
+			expect(w.t, r)
 			if r.Events != 100 {
-				t.Errorf("compared %d events, want 100", r.Events)
+				w.t.Errorf("compared %d events, want 100", r.Events)
 			}
 		},
-		"a replayed event that the stream had not": func(t *testing.T, w *world) {
+		"a replayed event that the stream had not": func(w *world) {
 			w.insert(100, 10)
 			w.settled(100)
-			w.change(func(c *jetstream.StreamConfig) { c.Duplicates = 100 * time.Millisecond })
+			w.stop()
+			w.forget()
 			w.remove(50)
-			expect(t, w.audit(audit.Options{}), "missing 50")
-			removed := time.Now()
-			w.await("the stream has forgotten the id", func() bool { return time.Since(removed) > time.Second })
+			expect(w.t, w.audit(audit.Options{}), "missing 50")
 			w.replay(false)
+			w.start()
 			w.settled(100)
 			r := w.audit(audit.Options{})
-			expect(t, r)
+			expect(w.t, r)
 			if r.Late != 1 {
-				t.Errorf("%d events are late, want 1", r.Late)
+				w.t.Errorf("%d events are late, want 1", r.Late)
 			}
 		},
-		"the archive is emptied": func(t *testing.T, w *world) {
+		"the archive is emptied": func(w *world) {
 			w.insert(100, 10)
 			w.settled(100)
 			w.sql(`truncate outbox_published_0`)
 			w.insert(10, 10)
 			w.settled(10)
 			if r := w.audit(audit.Options{}); r.Total() != 0 || r.Events != 10 {
-				t.Errorf("compared %d events, want 10; named are %q", r.Events, named(r))
+				w.t.Errorf("compared %d events, want 10; named are %q", r.Events, named(r))
 			}
 		},
-		"another outbox in the stream": func(t *testing.T, w *world) {
+		"another outbox in the stream": func(w *world) {
 			other := w.beside()
 			other.insert(50, 10)
 			w.insert(50, 10)
 			w.settled(50)
 			other.settled(50)
-			expect(t, w.audit(audit.Options{}))
-			expect(t, other.audit(audit.Options{}))
+			expect(w.t, w.audit(audit.Options{}))
+			expect(w.t, other.audit(audit.Options{}))
 		},
-		"the stream is deleted, and comes back": func(t *testing.T, w *world) {
+		"the stream is deleted, and comes back": func(w *world) {
 			w.insert(100, 10)
 			w.settled(100)
 			js, _ := w.js()
-			if err := js.DeleteStream(t.Context(), "OUTBOX"); err != nil {
-				t.Fatal(err)
+			if err := js.DeleteStream(w.t.Context(), "OUTBOX"); err != nil {
+				w.t.Fatal(err)
 			}
 			w.await("the audit names nothing", func() bool {
 				r, err := w.tryAudit(audit.Options{Patience: patience})
 				if err != nil { // The stream is not there, or it was replaced meanwhile.
 					return false
 				}
-				expect(t, r)
+				expect(w.t, r)
 				return true
 			})
 			w.settled(100)
 			if r := w.audit(audit.Options{}); r.Total() != 0 || r.Events != 100 {
-				t.Errorf("compared %d events, want 100; named are %q", r.Events, named(r))
+				w.t.Errorf("compared %d events, want 100; named are %q", r.Events, named(r))
 			}
 		},
 	} {
-		t.Run(name, func(t *testing.T) { test(t, newWorld(t)) })
+		t.Run(name, func(t *testing.T) { test(newWorld(t)) })
 	}
 }
 

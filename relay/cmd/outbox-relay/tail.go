@@ -67,10 +67,11 @@ type tail struct {
 func (t *tail) run(ctx context.Context) error {
 	for {
 		err := t.follow(ctx)
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // It was asked to stop.
+		}
 		fault, isFault := errors.AsType[*stream.Error](err)
 		switch {
-		case ctx.Err() != nil:
-			return nil
 		case errors.Is(err, jetstream.ErrStreamNotFound):
 			t.say("the stream does not exist; waiting until it does")
 		case isFault:
@@ -153,7 +154,7 @@ type tailEvent struct {
 // show writes a message, if it is asked for.
 func (t *tail) show(m *history.Message) error {
 	event, eventErr := stream.Decode(m.Msg.Header, m.Msg.Data)
-	if (t.topic != "" || t.eventType != "") && (eventErr != nil || t.topic != "" && event.Topic != t.topic || t.eventType != "" && event.EventType != t.eventType) {
+	if !t.wants(&event, eventErr == nil) {
 		return nil
 	}
 	headers := maps.Clone(m.Msg.Header)
@@ -174,6 +175,14 @@ func (t *tail) show(m *history.Message) error {
 		return writeJSON(t.p.stdout, shown)
 	}
 	return t.write(&shown, m.Msg.Data, eventErr)
+}
+
+// wants reports whether a message is asked for; known tells that it carries the event.
+func (t *tail) wants(event *stream.Event, known bool) bool {
+	if t.topic == "" && t.eventType == "" {
+		return true
+	}
+	return known && (t.topic == "" || event.Topic == t.topic) && (t.eventType == "" || event.EventType == t.eventType)
 }
 
 // sizeOf returns the size of a message's payload.

@@ -78,10 +78,10 @@ func TestOneTrace(t *testing.T) {
 	tracer := provider.Tracer("test")
 	expectCode(t, execute(t, environment{"OUTBOX_DATABASE_DSN": dsn}, "migrate"), 0)
 
+	conn := connect(t, dsn)
 	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx, span := tracer.Start(r.Context(), "POST /orders")
 		defer span.End()
-		conn := connect(t, dsn)
 		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 			event := store.Event{Topic: "orders", AggregateType: "Order", AggregateID: "17", EventType: "OrderPaid", Data: []byte("secret")}
 			tracing.Inject(ctx, &event)
