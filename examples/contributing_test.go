@@ -173,7 +173,7 @@ func members(of ast.Expr) (names []string) {
 	return names
 }
 
-// testFunctions returns the names of all tests of the module.
+// testFunctions returns the names of all tests of the module, and of the suites in its kits.
 func testFunctions(t *testing.T) map[string]bool {
 	t.Helper()
 	found := make(map[string]bool)
@@ -183,7 +183,7 @@ func testFunctions(t *testing.T) map[string]bool {
 			return err
 		case entry.IsDir() && file != ".." && (strings.HasPrefix(entry.Name(), ".") || slices.Contains([]string{"testdata", "bin", "data"}, entry.Name())):
 			return fs.SkipDir
-		case entry.IsDir() || !strings.HasSuffix(file, "_test.go"):
+		case entry.IsDir() || !strings.HasSuffix(file, ".go"): // Suites of a kit are in files without _test.
 			return nil
 		}
 		for _, declaration := range testFunction.FindAllStringSubmatch(read(t, file), -1) {
