@@ -53,23 +53,26 @@ func (s Setup) hint(e *Error) string {
 
 // CheckInbox returns an error if the server has refused our subscription to the inbox,
 // where answers come: nothing that we ask is answered on this connection. The error is
-// an *Error with FaultSetup, and says what to permit.
+// an *Error with FaultSetup, and says what to permit, or which limit to raise.
 func CheckInbox(conn *nats.Conn) error {
-	if !inboxDenied(conn) {
+	if !inboxRefused(conn) {
 		return nil
 	}
 	return noInbox(conn, conn.LastError())
 }
 
-// inboxDenied reports whether the server has refused our subscription to the inbox,
+// inboxRefused reports whether the server has refused our subscription to the inbox,
 // where answers come.
-func inboxDenied(conn *nats.Conn) bool {
+func inboxRefused(conn *nats.Conn) bool {
 	err := conn.LastError()
-	return isAny(err, nats.ErrPermissionViolation) && strings.Contains(strings.ToLower(err.Error()), "subscription to \""+strings.ToLower(inboxPrefix(conn))+".")
+	return isAny(err, nats.ErrMaxSubscriptionsExceeded) || isAny(err, nats.ErrPermissionViolation) && strings.Contains(strings.ToLower(err.Error()), "subscription to \""+strings.ToLower(inboxPrefix(conn))+".")
 }
 
-// noInbox is the error of a connection whose inbox was denied.
+// noInbox is the error of a connection whose inbox was refused.
 func noInbox(conn *nats.Conn, err error) error {
+	if isAny(conn.LastError(), nats.ErrMaxSubscriptionsExceeded) {
+		return setupFault(fmt.Errorf("no answer can reach us, since the server allows our user or account no more subscriptions: raise the limit (max_subscriptions of the server, subs of the user or account), the relay needs ten: %w", err))
+	}
 	return setupFault(fmt.Errorf("no answer can reach us, since our user may not subscribe to %s.>: permit that, or set nats_inbox_prefix (ConnectOptions.InboxPrefix) to what it may subscribe to: %w", inboxPrefix(conn), err))
 }
 

@@ -403,7 +403,7 @@ func (s Setup) explain(ctx context.Context, js jetstream.JetStream, err error) *
 		e.Err = fmt.Errorf("stream %q: JetStream does not answer: it is just starting, or not enabled on the server or for this account, or the stream is in another JetStream domain: then set nats_domain (ConnectOptions.Domain): %w", s.Stream, err)
 	case e.Code == int(jetstream.JSErrCodeJetStreamNotEnabled), e.Code == int(jetstream.JSErrCodeJetStreamNotEnabledForAccount):
 		e.Err = fmt.Errorf("stream %q: JetStream is not enabled on the server or for this account: %w", s.Stream, err)
-	case inboxDenied(js.Conn()):
+	case inboxRefused(js.Conn()):
 		e = Classify(fmt.Errorf("stream %q: %w", s.Stream, noInbox(js.Conn(), err)))
 	case e.Code == 10065:
 		owner := "another stream"

@@ -310,6 +310,30 @@ func TestAnyAggregate(t *testing.T) {
 	}
 }
 
+// A deadlock with others is no fault of an event's: it is not parked for it.
+func TestDeadlocksCountAsNoAttempt(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.exec(`create table account (id int primary key, balance int default 0); insert into account values (0), (1)`)
+	config := w.config()
+	config.MaxAttempts = 1
+	config.Handle = func(ctx context.Context, tx pgx.Tx, e consumer.Event) error {
+		for _, id := range []int64{e.Seq % 2, (e.Seq + 1) % 2} {
+			if _, err := tx.Exec(ctx, `update account set balance = balance + 1 where id = $1`, id); err != nil {
+				return err
+			}
+			time.Sleep(time.Millisecond) // So that others come between.
+		}
+		return journal(ctx, tx, e)
+	}
+	w.publish(1, 20, 10)
+	c, _ := w.start(config)
+	w.await(20)
+	if s := c.Status(); s.Parked > 0 || s.Retries > 0 {
+		t.Errorf("got %+v, want that nothing failed", s)
+	}
+}
+
 // Savepoints are the handler's own, and what it does inside of them is undone or committed as it says.
 func TestSavepoints(t *testing.T) {
 	t.Parallel()

@@ -64,7 +64,8 @@
 //
 //   - The handler returns an error or panics: the transaction is rolled back, and the event is tried again after RetryBackoff,
 //     doubling to RetryBackoffMax. With MaxAttempts, or if the error is [Permanent], it is parked: the aggregate goes on.
-//   - Postgres is away, or ends a connection: tried again, and no attempt is counted. Whether a commit that was cut off has
+//   - Postgres is away, ends a connection, or rolls a transaction back because of a deadlock or a serialization failure: tried
+//     again, and no attempt is counted. Whether a commit that was cut off has
 //     taken place, the inbox tells.
 //   - The broker is away: the consumer waits. The read-ahead is bounded by MaxPending messages; once a failing event has so
 //     many younger ones behind it, all lanes wait for it.

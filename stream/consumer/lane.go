@@ -194,10 +194,12 @@ func (l *lane) apply(ctx context.Context, attempt int, messages ...*message) err
 			}
 			event := Event{Event: m.event, Sequence: m.sequence, Subject: m.Subject(), Attempt: attempt}
 			err := l.call(ctx, tx, event)
-			if tx.conn.IsClosed() { // By Postgres or the network: whatever the handler says, that is why.
+			switch {
+			case tx.conn.IsClosed(): // By Postgres or the network: whatever the handler says, that is why.
 				return errors.Join(errors.New("the connection to Postgres was lost"), err)
-			}
-			if err != nil {
+			case rolledBack(err):
+				return err
+			case err != nil:
 				return &handlerError{err}
 			}
 		}
@@ -215,6 +217,13 @@ func (l *lane) apply(ctx context.Context, attempt int, messages ...*message) err
 		}
 	}
 	return nil
+}
+
+// rolledBack reports whether Postgres has rolled back a transaction because of others at the same time: a deadlock, or a
+// serialization failure. That is no fault of the event, and it may be tried again at once.
+func rolledBack(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && strings.HasPrefix(pg.Code, "40")
 }
 
 // call calls the handler.
