@@ -424,6 +424,7 @@ func insert(t *testing.T, dsn, topic, aggregateType, aggregateID, eventType, dat
 func sql(t *testing.T, dsn, statement string, args ...any) {
 	t.Helper()
 	conn := connect(t, dsn)
+	defer func() { _ = conn.Close(t.Context()) }() // As in number.
 	if _, err := conn.Exec(t.Context(), statement, args...); err != nil {
 		t.Fatal(err)
 	}
