@@ -129,6 +129,7 @@ func TestStrangeNames(t *testing.T) {
 			script := s.CommandWith(s.settings, "migrate", "--print")
 			harness.Pause(t.Context(), time.Second)
 			s.relay.Kill()
+			s.traffic.Stop() // Otherwise they block each other, as Postgres says.
 			if schema != "public" {
 				s.Exec(s.conn, `drop schema `+pgx.Identifier{schema}.Sanitize()+` cascade`)
 				if _, err := s.conn.PgConn().Exec(t.Context(), script).ReadAll(); err != nil {

@@ -228,11 +228,16 @@ func (t *Traffic) Honest(id string) bool {
 	return t.byID[id] != nil
 }
 
+// Stop stops the producer.
+func (t *Traffic) Stop() {
+	t.stop()
+	t.done.Wait()
+}
+
 // Audit stops the producer and waits until all honest events are stored, but no longer than within. It returns what is missing,
 // stored twice or out of order.
 func (t *Traffic) Audit(within time.Duration) (faults []string) {
-	t.stop()
-	t.done.Wait()
+	t.Stop()
 	for deadline := time.Now().Add(within); t.Arrived() < t.committed && time.Now().Before(deadline); {
 		Pause(t.Context(), 20*time.Millisecond)
 	}

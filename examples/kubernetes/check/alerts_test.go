@@ -236,6 +236,7 @@ func TestAlertsFire(t *testing.T) {
 		"an id is repeated":      {`outbox_relay_repeated_ids_total{job="shop", instance="a"} 0x50 1x10`, []string{"OutboxRepeatedIDs"}},
 		"a row is kept":          {`outbox_relay_kept_rows_total{job="shop", instance="a"} 0x50 1x10`, []string{"OutboxKeptRows"}},
 		"the broker forgot":      {`outbox_relay_lost_total{job="shop", instance="a"} 0x50 5x10`, []string{"OutboxBrokerLostEvents"}},
+		"an audit found one":     {`outbox_relay_violations_total{job="shop", instance="a", kind="missing"} 0x50 1x10`, []string{"OutboxClaimBroken"}},
 		"a condition is broken":  {`outbox_relay_condition{job="shop", instance="a", check="duplicate_window"} 1x40 0x20`, []string{"OutboxConditionBroken"}},
 		"one relay only":         {`outbox_relay_leader{job="shop", instance="a"} 1x60`, []string{"OutboxNoStandby"}},
 		"a standby is not ready": {
