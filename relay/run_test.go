@@ -243,7 +243,7 @@ func TestRunWithALosingBroker(t *testing.T) {
 	})
 }
 
-// An event that is refused for its own sake becomes a dead letter, and only its aggregate waits meanwhile.
+// An event that the broker refuses becomes a dead letter. Only its aggregate waits until then.
 func TestRunWithARefusedEvent(t *testing.T) {
 	inBubble(t, relay.Options{MaxAttempts: 3, RetryBackoff: time.Second}, func(t *testing.T, b *bubble) {
 		t.Helper()

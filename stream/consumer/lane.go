@@ -132,10 +132,11 @@ func (l *lane) insist(ctx, work context.Context, m *message) bool {
 		} else {
 			err = l.apply(work, attempts+1, m)
 		}
-		if err == nil && m.stale && giveUp == nil {
+		switch {
+		case err != nil:
+		case m.stale && giveUp == nil: // The inbox has just said so.
 			continue
-		}
-		if err == nil {
+		default:
 			return true
 		}
 		if failed, ok := errors.AsType[*handlerError](err); ok {
